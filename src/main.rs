@@ -1,2 +1,44 @@
-//! stub
-fn main() {}
+//! The `divvy` command. Modules in the order of the flow, from the driver to the spec that engines read:
+//!
+//! - `cli`, `commands`: what was typed; one verb a file
+//! - `nvml`: the driver's management library, and all unsafe code
+//! - `discover`: 1. the machine, or a simulated one -> `Host`
+//! - `plan`: 2. `Host` -> `Plan`: devices, their names and nodes; pure
+//! - `spec`: 3. `Plan` -> CDI spec
+//! - `failure`: errors with hints, exit statuses
+//!
+//! What happens when a container starts is in the crate `hooks`; the CDI format is in the crate `cdi`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+mod commands;
+mod discover;
+mod failure;
+mod nvml;
+mod plan;
+mod spec;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    log(cli.debug);
+    match commands::run(cli) {
+        Ok(status) => status,
+        Err(error) if is_closed_pipe(&error) => failure::Status::Done,
+        Err(error) => failure::report(&error),
+    }
+    .into()
+}
+
+fn log(debug: bool) {
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+}
+
+/// `divvy list | head` ends well.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io_error = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io_error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

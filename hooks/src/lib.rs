@@ -1,1 +1,17 @@
-//! stub
+//! What happens at the file system of a container when it starts. The binary `divvy-hook` is a thin shell around
+//! this library; the command `divvy` uses it for the hook's command line and for glibc's library cache.
+//!
+//! Images are hostile: nothing here executes what an image brought, and every path inside a container goes through
+//! [`rootfs`]. The modules in the order of the flow:
+//!
+//! - [`args`]: the hook's command line, written into the CDI spec and read back when the container starts
+//! - [`state`]: what the engine says on standard input, and where the container's root is
+//! - [`rootfs`]: reading and writing below that root, and nowhere else
+//! - [`ldcache`]: glibc's `ld.so.cache`, as pure functions on bytes
+//! - [`create_container`]: the one pass over the root before the container's first program runs
+
+pub mod args;
+pub mod create_container;
+pub mod ldcache;
+pub mod rootfs;
+pub mod state;

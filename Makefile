@@ -1,0 +1,47 @@
+# make help lists the targets. `make demo` and `make test` install what they need and say so.
+SHELL := /bin/bash
+BUILD := .build
+BIN := $(BUILD)/bin
+ARCH := $(shell uname -m)
+MUSL := $(ARCH)-unknown-linux-musl
+GNU := $(ARCH)-unknown-linux-gnu
+# Where what is built goes, for the scripts and tests that run it.
+export DIVVY_BUILD := $(abspath $(BUILD))
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## divvy and the static divvy-hook, into .build/bin
+	@packaging/build.sh $(BIN)
+
+.PHONY: install
+install: ## copy them to /usr/local/bin (after make build, as root)
+	@install -D -m 755 -t $(or $(PREFIX),/usr/local)/bin $(BIN)/divvy $(BIN)/divvy-hook
+	@echo "installed divvy and divvy-hook in $(or $(PREFIX),/usr/local)/bin"
+
+.PHONY: demo
+demo: ## GPUs in real Podman containers on a simulated host
+	@packaging/build.sh $(BIN)
+	@demo/demo.sh
+
+.PHONY: test
+test: ## every test; ends with "N passed, N failed, N skipped"
+	@tests/run.sh
+
+.PHONY: check
+check: ## formatting, lints, dependency policy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo deny check bans licenses sources
+
+.PHONY: bench
+bench: ## system calls and times, paired in one run
+	@packaging/build.sh $(BIN)
+	@tests/bench.sh
+
+.PHONY: clean
+clean: ## remove what was built, trees and images too
+	cargo clean
+	rm -rf $(BUILD)

@@ -1,0 +1,348 @@
+//! Puts a spec file into a spec directory: whole or not at all, readable by every engine, one writer at a time.
+//! The file is made beside its place and renamed over it, because Docker sees only renames inside the directory.
+//!
+//! The exclusive flock(2) on the directory itself closes two races: a writer that clears away another's temporary
+//! file as stale, and two writers of which the one that compared first replaces the other's newer file. It leaves
+//! nothing behind. Whatever goes wrong before the rename, the old file stays as it was.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use thiserror::Error;
+
+/// Engines, rootless ones too, must be able to read what was written.
+const DIRECTORY_MODE: u32 = 0o755;
+const FILE_MODE: u32 = 0o644;
+/// How long another writer is waited for. A write takes milliseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+/// Engines read hidden files too, if they end in `.json` or `.yaml`.
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// What [`write()`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// There was no such file.
+    Created,
+    /// There was one, and it has given way.
+    Replaced,
+    /// There was the same one; it was left alone, so that no engine reads it again.
+    Unchanged,
+}
+
+/// Why a spec file was not written. Only with [`WriteError::SyncDirectory`] is the new file in place.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// Engines read nothing but `*.json` and `*.yaml`.
+    #[error("no engine reads {}: the name of a spec file ends in .json or .yaml", path.display())]
+    FileName {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// The directory is missing, and so is the one it belongs in; only one is ever made.
+    #[error("{} does not exist, so {} cannot be made in it", parent.display(), path.display())]
+    ParentMissing {
+        /// The spec directory.
+        path: PathBuf,
+        /// The directory above it.
+        parent: PathBuf,
+    },
+    /// The directory is missing and could not be made.
+    #[error("cannot make the directory {}", path.display())]
+    CreateDirectory {
+        /// The spec directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The directory is there and could not be opened or read.
+    #[error("cannot open the directory {}", path.display())]
+    OpenDirectory {
+        /// The spec directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The directory could not be locked.
+    #[error("cannot lock the directory {}", path.display())]
+    Lock {
+        /// The spec directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody has held the lock for ten seconds.
+    #[error("another writer holds the directory {}", path.display())]
+    Busy {
+        /// The spec directory.
+        path: PathBuf,
+    },
+    /// In the file's place is something that is not a file.
+    #[error("{} is a {found} and will not be replaced", path.display())]
+    NotAFile {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// What it is: `symbolic link`, `directory` and so on.
+        found: &'static str,
+    },
+    /// The file could not be looked at.
+    #[error("cannot examine {}", path.display())]
+    Examine {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A temporary file that a killed writer left could not be removed.
+    #[error("cannot remove the stale {}", path.display())]
+    RemoveStale {
+        /// The temporary file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The new file could not be made beside its place.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The new file could not be put in its place.
+    #[error("cannot replace {}", path.display())]
+    Rename {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is in place, but may be gone after a power cut.
+    #[error("{} is written, but cannot be made safe on disk", path.display())]
+    SyncDirectory {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl WriteError {
+    /// The kind of the underlying error, where there is one: `ReadOnlyFilesystem`, `StorageFull`, `QuotaExceeded`
+    /// and `PermissionDenied` each ask for another hint.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        let source = std::error::Error::source(self)?;
+        source.downcast_ref::<io::Error>().map(io::Error::kind)
+    }
+}
+
+/// Makes `contents` the spec file at `path`, mode 0644, in one step for every reader, and safe on disk.
+///
+/// A missing directory is made, mode 0755 whatever the umask, but not the one above it. A file that already has
+/// these contents and this mode is left alone. Waits up to ten seconds for another writer.
+///
+/// # Errors
+/// See [`WriteError`]. The old file is untouched and no temporary file stays.
+pub fn write(path: &Path, contents: &[u8]) -> Result<Written, WriteError> {
+    let file_name = spec_file_name(path)?;
+    let directory_path = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // Held to the end: closing it lets the lock go.
+    let directory = open_directory(directory_path)?;
+    lock(&directory, directory_path, LOCK_TIMEOUT)?;
+
+    let written = compare(path, contents)?;
+    remove_stale(directory_path, file_name)?;
+    if written != Written::Unchanged {
+        replace(path, directory_path, file_name, contents)?;
+        directory.sync_all().map_err(|source| WriteError::SyncDirectory { path: path.to_owned(), source })?;
+    }
+    Ok(written)
+}
+
+fn spec_file_name(path: &Path) -> Result<&OsStr, WriteError> {
+    // "dir/x.json/" and "dir/x.json/." have the file name x.json, but ask for a directory.
+    let is_plain = |name: &OsStr| path.as_os_str().as_bytes().ends_with(name.as_bytes());
+    match (path.file_name(), path.extension().and_then(OsStr::to_str)) {
+        (Some(name), Some("json" | "yaml")) if is_plain(name) => Ok(name),
+        _ => Err(WriteError::FileName { path: path.to_owned() }),
+    }
+}
+
+fn open_directory(path: &Path) -> Result<File, WriteError> {
+    let open = || OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create_directory(path)?,
+        opened => {
+            return opened.map_err(|source| WriteError::OpenDirectory { path: path.to_owned(), source });
+        }
+    }
+    open().map_err(|source| WriteError::OpenDirectory { path: path.to_owned(), source })
+}
+
+fn create_directory(path: &Path) -> Result<(), WriteError> {
+    let failed = |source| WriteError::CreateDirectory { path: path.to_owned(), source };
+    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        Ok(()) => {}
+        // Another writer was faster, and sets the mode.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(source) => {
+            return Err(match path.parent() {
+                Some(parent) if source.kind() == io::ErrorKind::NotFound && !parent.exists() => {
+                    WriteError::ParentMissing { path: path.to_owned(), parent: parent.to_owned() }
+                }
+                _ => failed(source),
+            });
+        }
+    }
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits();
+    let made = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    made.set_permissions(Permissions::from_mode(DIRECTORY_MODE)).map_err(failed)
+}
+
+fn lock(directory: &File, path: &Path, timeout: Duration) -> Result<(), WriteError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(source)) => {
+                return Err(WriteError::Lock { path: path.to_owned(), source });
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(WriteError::Busy { path: path.to_owned() });
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
+        }
+    }
+}
+
+/// What a write is going to do to the file.
+fn compare(path: &Path, contents: &[u8]) -> Result<Written, WriteError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Written::Created),
+        Err(source) => return Err(WriteError::Examine { path: path.to_owned(), source }),
+    };
+    if let Some(found) = not_a_file(metadata.file_type()) {
+        return Err(WriteError::NotAFile { path: path.to_owned(), found });
+    }
+    let same = metadata.permissions().mode() & 0o7777 == FILE_MODE
+        && metadata.len() == contents.len() as u64
+        // What cannot be read is not known to be the same; replacing it does not need reading it.
+        && read_at_most(path, contents.len()).is_ok_and(|old| old == contents);
+    Ok(if same { Written::Unchanged } else { Written::Replaced })
+}
+
+fn read_at_most(path: &Path, length: usize) -> io::Result<Vec<u8>> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let mut contents = Vec::with_capacity(length + 1);
+    file.take(length as u64 + 1).read_to_end(&mut contents)?;
+    Ok(contents)
+}
+
+fn not_a_file(found: fs::FileType) -> Option<&'static str> {
+    match found {
+        found if found.is_file() => None,
+        found if found.is_symlink() => Some("symbolic link"),
+        found if found.is_dir() => Some("directory"),
+        found if found.is_fifo() => Some("FIFO"),
+        found if found.is_socket() => Some("socket"),
+        _ => Some("device node"),
+    }
+}
+
+fn temporary_prefix(file_name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(file_name);
+    prefix.push(".");
+    prefix
+}
+
+/// Removes what writers of this file left that were killed: under the lock, no living one has any.
+fn remove_stale(directory: &Path, file_name: &OsStr) -> Result<(), WriteError> {
+    let prefix = temporary_prefix(file_name);
+    let unreadable = |source| WriteError::OpenDirectory { path: directory.to_owned(), source };
+    for entry in fs::read_dir(directory).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let name = entry.file_name();
+        let is_ours = name.as_bytes().starts_with(prefix.as_bytes())
+            && name.as_bytes().ends_with(TEMPORARY_SUFFIX.as_bytes())
+            && entry.file_type().is_ok_and(|found| found.is_file());
+        if is_ours {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|source| WriteError::RemoveStale { path, source })?;
+        }
+    }
+    Ok(())
+}
+
+fn replace(path: &Path, directory: &Path, file_name: &OsStr, contents: &[u8]) -> Result<(), WriteError> {
+    let failed = |source| WriteError::Write { path: path.to_owned(), source };
+    // Dropped on any error below, it removes itself.
+    let mut temporary = tempfile::Builder::new()
+        .prefix(&temporary_prefix(file_name))
+        .suffix(TEMPORARY_SUFFIX)
+        .tempfile_in(directory)
+        .map_err(failed)?;
+    let file = temporary.as_file_mut();
+    file.write_all(contents).map_err(failed)?;
+    file.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    match temporary.persist(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(WriteError::Rename { path: path.to_owned(), source: error.error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_engines_read_are_taken() {
+        for (path, good) in [
+            ("x.json", true),
+            ("/etc/cdi/x.yaml", true),
+            ("a/.hidden.json", true),
+            ("a/x.y.json", true),
+            ("x", false),
+            ("x.yml", false),
+            ("x.JSON", false),
+            ("x.json.tmp", false),
+            (".json", false),
+            ("x.json/", false),
+            ("x.json/.", false),
+            ("x.json/..", false),
+            ("", false),
+            ("/", false),
+        ] {
+            assert_eq!(spec_file_name(Path::new(path)).is_ok(), good, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_held_directory_is_waited_for_and_then_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let holder = open_directory(directory.path()).unwrap();
+        lock(&holder, directory.path(), Duration::ZERO).unwrap();
+
+        let other = open_directory(directory.path()).unwrap();
+        let error = lock(&other, directory.path(), Duration::from_millis(30)).unwrap_err();
+        let message = format!("another writer holds the directory {}", directory.path().display());
+        assert_eq!((error.to_string(), error.io_kind()), (message, None));
+
+        drop(holder);
+        lock(&other, directory.path(), Duration::ZERO).unwrap();
+    }
+}

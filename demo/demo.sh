@@ -1,0 +1,129 @@
+#!/bin/bash
+# demo.sh: shows GPUs in real Podman containers on a simulated host, and fails if a container gets anything else
+# than it was promised. Everything happens in a throw-away machine below .build (tests/machine/), which is gone
+# when this ends, in whatever way. Run it with `make demo`, which builds divvy first.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+machines=$here/../tests/machine
+export DIVVY_BUILD=${DIVVY_BUILD:-$(realpath -m "$here/../.build")}
+suite=trixie
+name=demo
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
+else
+    bold='' dim='' green='' red='' plain=''
+fi
+
+step() {
+    number=$((${number:-0} + 1))
+    printf '\n%s%s/6  %s%s\n' "$bold" "$number" "$1" "$plain"
+}
+
+note() {
+    printf '%s     %s%s\n' "$dim" "$1" "$plain"
+}
+
+fail() {
+    printf '%s     FAILED: %s%s\n' "$red" "$1" "$plain" >&2
+    exit 1
+}
+
+# Runs a script of tests/machine/ as root.
+root() {
+    local script=$1
+    shift
+    $sudo "$machines/$script" "$@"
+}
+
+# Shows a command as it would be typed, runs it in the machine, shows what it prints and keeps that in $output.
+try() {
+    local status=0
+    printf '     %s$ %s%s\n' "$bold" "$*" "$plain"
+    output=$(root in.sh "$name" sh -c "$*" 2>&1 </dev/null) || status=$?
+    [ -z "$output" ] || sed 's/^/       /' <<<"$output"
+    [ $status = 0 ] || fail "the command ended with status $status"
+}
+
+# Compares what the last command printed, line by line in any order, with what it must be.
+expect() {
+    local what=$1 wanted
+    shift
+    wanted=$(printf '%s\n' "$@" | sort)
+    [ "$(sort <<<"$output")" = "$wanted" ] || {
+        printf 'expected:\n%s\n' "$wanted" | sed 's/^/       /' >&2
+        fail "not so: $what"
+    }
+    printf '     %s✓%s %s\n' "$green" "$plain" "$what"
+}
+
+cleanup() {
+    local status=$?
+    trap - EXIT INT TERM
+    root down.sh "$name" || status=1
+    exit $status
+}
+
+printf '%sdivvy%s: GPUs for containers, by name. No GPU is needed here: the host is simulated, Podman is real.\n' \
+    "$bold" "$plain"
+for program in divvy divvy-hook; do
+    [ -x "$DIVVY_BUILD/bin/$program" ] || fail "there is no $DIVVY_BUILD/bin/$program: run make build"
+done
+sudo=
+if [ "$(id -u)" != 0 ]; then
+    echo "Namespaces and mounts need root, so some steps run with sudo; it may ask for your password."
+    sudo="sudo env DIVVY_BUILD=$DIVVY_BUILD"
+    $sudo true
+fi
+
+step "Packages that this needs"
+$sudo "$machines/install.sh"
+note "all there; Podman itself is not installed on this host"
+
+step "Debian $suite with Podman, unpacked below .build, and a container image"
+[ -e "$DIVVY_BUILD/trees/$suite/.tree" ] || note "about half a minute; the next demo finds it there"
+root tree.sh "$suite"
+root images.sh
+
+step "A machine that looks like a lab host: 8 x A100, GPU 0 cut by MIG"
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+root up.sh "$suite" "$name"
+root in.sh "$name" sh -ec '
+    install /divvy/divvy /divvy/divvy-hook /usr/bin/
+    podman import --quiet --change "CMD /bin/sh" /images/glibc.tar debian >/dev/null'
+try "divvy sim a100-lab /sim"
+try "cp -a /sim/dev/. /dev/ && cp -a /sim/usr/. /usr/ && cp -a /sim/etc/. /etc/"
+try "divvy list --host sim:a100-lab"
+
+step "The CDI spec, which Podman and Docker read"
+try "divvy generate --host sim:a100-lab --output /var/run/cdi/divvy.json"
+
+control='/dev/nvidiactl /dev/nvidia-uvm /dev/nvidia-uvm-tools /dev/nvidia-modeset'
+nodes="find /dev -name 'nvidia*' -type c"
+
+step "A container with the MIG device 0:1"
+try "podman run --detach --name mig --cap-add MKNOD --device nvidia.com/gpu=0:1 debian sleep 600 >/dev/null"
+try "podman exec mig $nodes"
+expect "its GPU, its two MIG capabilities and the control nodes; no other GPU, no other instance" \
+    $control /dev/nvidia0 /dev/nvidia-caps/nvidia-cap30 /dev/nvidia-caps/nvidia-cap31
+try "podman exec mig probe load libcuda.so.1"
+expect "the host's CUDA driver is where programs look for it" \
+    "libcuda.so.1: /lib/x86_64-linux-gnu/libcuda.so.1"
+try "podman exec mig probe read /dev/nvidia0 /dev/nvidia-caps/nvidia-cap31"
+expect "it may open them: \"no such device\" is all that a node without a GPU behind it can answer" \
+    "/dev/nvidia0: ENXIO" "/dev/nvidia-caps/nvidia-cap31: ENXIO"
+try "podman exec mig probe mknod /tmp/neighbour 242 32"
+expect "its root makes the neighbour's capability node itself, and may not open it" "/tmp/neighbour: EPERM"
+
+step "A container with the whole GPU 1"
+try "podman run --detach --name whole --cap-add MKNOD --device nvidia.com/gpu=1 debian sleep 600 >/dev/null"
+try "podman exec whole $nodes"
+expect "GPU 1 and the control nodes" $control /dev/nvidia1
+try "podman exec whole probe load libcuda.so.1"
+expect "the driver" "libcuda.so.1: /lib/x86_64-linux-gnu/libcuda.so.1"
+try "podman exec whole probe mknod /tmp/gpu2 195 2"
+expect "GPU 2 is not its own" "/tmp/gpu2: EPERM"
+
+printf '\n%sAll of this held.%s On a machine with a GPU: make build, sudo make install, sudo divvy generate.\n' \
+    "$bold" "$plain"

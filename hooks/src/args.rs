@@ -1,0 +1,326 @@
+//! The command line of `divvy-hook`, defined once for both ends: `divvy generate` writes it into the CDI spec, the
+//! hook reads it when a container starts. Writing and reading are exact inverses.
+//! A spec is written by the administrator, yet it lives longer than the hook that came with it: whatever does not
+//! parse is refused by name, and nothing is guessed.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use thiserror::Error;
+
+/// Why a word of the command line is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// A path in the container does not begin with `/`.
+    #[error("{path:?} is not an absolute path")]
+    Relative {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A path in the container holds `..`, or names no file.
+    #[error("{path:?} does not name a file without .. on the way")]
+    NotPlain {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A character that would break the command line, a link or a line of `ld.so.conf`.
+    #[error("{word:?} holds a control character or is not UTF-8")]
+    Character {
+        /// What was given.
+        word: String,
+    },
+    /// A name or a link's target is empty.
+    #[error("{word:?} leaves out a name")]
+    Empty {
+        /// What was given.
+        word: String,
+    },
+    /// A soname, library file name or link target with a character that it may not have.
+    #[error("{name:?} may not hold {character:?}")]
+    Separator {
+        /// The name.
+        name: String,
+        /// The character.
+        character: char,
+    },
+    /// A link without `=`.
+    #[error("{word:?} is not of the form TARGET=PATH")]
+    Form {
+        /// What was given.
+        word: String,
+    },
+}
+
+/// Links a container to its share of a GPU. Container engines run this; a CDI spec says how.
+#[derive(Debug, Parser)]
+#[command(name = "divvy-hook", version, max_term_width = 100)]
+pub struct Command {
+    /// The phase of the container's start.
+    #[command(subcommand)]
+    pub phase: Phase,
+}
+
+/// The phases, by the names that OCI gives them.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Phase {
+    /// Link the driver's libraries and enter them in the library cache
+    CreateContainer(CreateContainer),
+}
+
+/// What the hook does at `createContainer`; one per spec, whatever the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct CreateContainer {
+    /// A library file in the container, and the soname to find it by if that is not the file's name
+    #[arg(long = "library", value_name = "PATH[=SONAME]")]
+    pub libraries: Vec<Library>,
+    /// A further symbolic link to make in the container
+    #[arg(long = "link", value_name = "TARGET=PATH")]
+    pub links: Vec<Link>,
+}
+
+/// A driver library that the spec mounts into the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Library {
+    /// The absolute path of the file in the container.
+    pub path: PathBuf,
+    /// The name that programs ask the loader for; the file's own name if there is no other.
+    pub soname: String,
+}
+
+/// A symbolic link to make in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// What the link says, relative to its own directory or absolute.
+    pub target: String,
+    /// The absolute path of the link in the container.
+    pub path: PathBuf,
+}
+
+impl Command {
+    /// Reads a whole command line, the program's name first.
+    ///
+    /// # Errors
+    /// What clap says, help and version among them.
+    pub fn parse_words<I, T>(words: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<OsString> + Clone,
+    {
+        Self::try_parse_from(words)
+    }
+}
+
+impl CreateContainer {
+    /// The words that follow the program's name, as they stand in a CDI hook's `args` after the first.
+    pub fn to_args(&self) -> Vec<String> {
+        let libraries = self.libraries.iter().map(|library| format!("--library={library}"));
+        let links = self.links.iter().map(|link| format!("--link={link}"));
+        std::iter::once("create-container".to_owned()).chain(libraries).chain(links).collect()
+    }
+}
+
+impl Library {
+    /// A library that the hook will accept.
+    ///
+    /// # Errors
+    /// When the path is not absolute and plain, or a name holds `/` or `=`.
+    pub fn new(path: impl Into<PathBuf>, soname: impl Into<String>) -> Result<Self, Error> {
+        let (path, soname) = (path.into(), soname.into());
+        let file_name = plain_path(&path)?;
+        // Without `=` in either name the last one of a word parts them.
+        for name in [file_name, soname.as_str()] {
+            plain_name(name, &['/', '='])?;
+        }
+        Ok(Self { path, soname })
+    }
+
+    /// The name of the library file.
+    pub fn file_name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// The directory of the library file.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+}
+
+impl Link {
+    /// A link that the hook will accept.
+    ///
+    /// # Errors
+    /// When the path is not absolute and plain, or the target is empty or holds `=`.
+    pub fn new(target: impl Into<String>, path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let (target, path) = (target.into(), path.into());
+        plain_path(&path)?;
+        plain_name(&target, &['='])?;
+        Ok(Self { target, path })
+    }
+}
+
+impl std::fmt::Display for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if self.soname == self.file_name() { Ok(()) } else { write!(f, "={}", self.soname) }
+    }
+}
+
+impl FromStr for Library {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        match word.rsplit_once('=') {
+            // A `=` before the last `/` belongs to a directory's name.
+            Some((path, soname)) if !soname.contains('/') => Self::new(path, soname),
+            _ => {
+                let file_name = word.rsplit('/').next().unwrap_or_default();
+                Self::new(word, file_name)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.target, self.path.display())
+    }
+}
+
+impl FromStr for Link {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        let (target, path) = word.split_once('=').ok_or_else(|| Error::Form { word: word.to_owned() })?;
+        Self::new(target, path)
+    }
+}
+
+/// Refuses a path that is not absolute, not UTF-8, or could mean another place than it says; gives its last name.
+fn plain_path(path: &Path) -> Result<&str, Error> {
+    let text = path
+        .to_str()
+        .filter(|text| !text.contains(char::is_control))
+        .ok_or_else(|| Error::Character { word: path.to_string_lossy().into_owned() })?;
+    if !path.is_absolute() {
+        return Err(Error::Relative { path: path.to_owned() });
+    }
+    // std's components() would skip `.` and `//`; a path in a spec says what it means.
+    if text.split('/').skip(1).any(|name| matches!(name, "" | "." | "..")) {
+        return Err(Error::NotPlain { path: path.to_owned() });
+    }
+    Ok(text.rsplit('/').next().unwrap_or_default())
+}
+
+fn plain_name(name: &str, refused: &[char]) -> Result<(), Error> {
+    if name.is_empty() || name == "." || name == ".." {
+        return Err(Error::Empty { word: name.to_owned() });
+    }
+    if name.contains(char::is_control) {
+        return Err(Error::Character { word: name.to_owned() });
+    }
+    match refused.iter().find(|&&character| name.contains(character)) {
+        Some(&character) => Err(Error::Separator { name: name.to_owned(), character }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIR: &str = "/usr/lib/x86_64-linux-gnu";
+
+    fn parse(words: &[String]) -> CreateContainer {
+        let line = std::iter::once("divvy-hook".to_owned()).chain(words.iter().cloned());
+        match Command::parse_words(line).unwrap().phase {
+            Phase::CreateContainer(request) => request,
+        }
+    }
+
+    #[test]
+    fn the_hook_reads_what_the_generator_writes() {
+        let request = CreateContainer {
+            libraries: vec![
+                Library::new(format!("{DIR}/libcuda.so.580.126.09"), "libcuda.so.1").unwrap(),
+                Library::new(format!("{DIR}/libnvidia-glcore.so.580.126.09"), "libnvidia-glcore.so.580.126.09").unwrap(),
+                Library::new("/opt/a=b c/libx.so", "libx.so").unwrap(),
+                Library::new("/opt/a=b/liby.so.1.2", "liby.so.1").unwrap(),
+            ],
+            links: vec![
+                Link::new("libcuda.so.1", format!("{DIR}/libcuda.so")).unwrap(),
+                Link::new("../card0", "/dev/dri/by-path/pci-0=card").unwrap(),
+                Link::new("-odd", "/a").unwrap(),
+            ],
+        };
+        let words = request.to_args();
+        assert_eq!(
+            words,
+            [
+                "create-container",
+                "--library=/usr/lib/x86_64-linux-gnu/libcuda.so.580.126.09=libcuda.so.1",
+                "--library=/usr/lib/x86_64-linux-gnu/libnvidia-glcore.so.580.126.09",
+                "--library=/opt/a=b c/libx.so",
+                "--library=/opt/a=b/liby.so.1.2=liby.so.1",
+                "--link=libcuda.so.1=/usr/lib/x86_64-linux-gnu/libcuda.so",
+                "--link=../card0=/dev/dri/by-path/pci-0=card",
+                "--link=-odd=/a",
+            ]
+        );
+        assert_eq!(parse(&words), request);
+        assert_eq!(parse(&["create-container".to_owned()]), CreateContainer::default());
+    }
+
+    #[test]
+    fn odd_libraries_are_refused() {
+        for (word, error) in [
+            ("", r#""" is not an absolute path"#),
+            ("libcuda.so.1", r#""libcuda.so.1" is not an absolute path"#),
+            ("lib/libcuda.so.1=libcuda.so", r#""lib/libcuda.so.1" is not an absolute path"#),
+            ("/", r#""/" does not name a file without .. on the way"#),
+            ("/lib/", r#""/lib/" does not name a file without .. on the way"#),
+            ("/lib//libx.so", r#""/lib//libx.so" does not name a file without .. on the way"#),
+            ("/lib/./libx.so", r#""/lib/./libx.so" does not name a file without .. on the way"#),
+            ("/lib/../libx.so", r#""/lib/../libx.so" does not name a file without .. on the way"#),
+            ("/lib/..", r#""/lib/.." does not name a file without .. on the way"#),
+            ("/lib/libx.so=", r#""" leaves out a name"#),
+            ("/lib/libx.so=..", r#"".." leaves out a name"#),
+            ("/lib/libx.so=a\0b", r#""a\0b" holds a control character or is not UTF-8"#),
+            ("/lib/lib\nx.so", r#""/lib/lib\nx.so" holds a control character or is not UTF-8"#),
+            ("/lib/libx.so=a=b", r#""libx.so=a" may not hold '='"#),
+        ] {
+            assert_eq!(word.parse::<Library>().unwrap_err().to_string(), error, "{word:?}");
+        }
+        let slash = Library::new("/lib/libx.so.2", "a/libx.so").unwrap_err();
+        assert_eq!(slash.to_string(), r#""a/libx.so" may not hold '/'"#);
+        let equals = Library::new("/lib/libx=.so", "libx.so").unwrap_err();
+        assert_eq!(equals.to_string(), r#""libx=.so" may not hold '='"#);
+    }
+
+    #[test]
+    fn odd_links_are_refused() {
+        for (word, error) in [
+            ("", r#""" is not of the form TARGET=PATH"#),
+            ("libcuda.so", r#""libcuda.so" is not of the form TARGET=PATH"#),
+            ("=/lib/libcuda.so", r#""" leaves out a name"#),
+            ("libcuda.so.1=", r#""" is not an absolute path"#),
+            ("libcuda.so.1=libcuda.so", r#""libcuda.so" is not an absolute path"#),
+            ("a=/lib/../libcuda.so", r#""/lib/../libcuda.so" does not name a file without .. on the way"#),
+            ("a=/", r#""/" does not name a file without .. on the way"#),
+        ] {
+            assert_eq!(word.parse::<Link>().unwrap_err().to_string(), error, "{word:?}");
+        }
+    }
+
+    #[test]
+    fn a_flag_of_a_newer_spec_is_refused() {
+        use clap::error::ErrorKind::{InvalidSubcommand, UnknownArgument};
+        for (words, kind) in [
+            (&["divvy-hook", "create-container", "--cuda-compat=580"][..], UnknownArgument),
+            (&["divvy-hook", "create-runtime"][..], InvalidSubcommand),
+        ] {
+            assert_eq!(Command::parse_words(words).unwrap_err().kind(), kind, "{words:?}");
+        }
+    }
+}

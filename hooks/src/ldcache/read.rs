@@ -1,0 +1,133 @@
+//! Reading a library cache, trusting none of it.
+
+use std::cmp::Ordering;
+
+use super::{
+    Cache, ENTRY, EXTENSION_HEADER, EXTENSION_MAGIC, Entry, Error, GENERATOR, GLIBC_HWCAPS, HEADER, LIMIT,
+    LITTLE_ENDIAN, MAGIC, OLD_ENTRY, OLD_HEADER, OLD_MAGIC, SECTION, compare,
+};
+
+/// `PATH_MAX`: no name or path of a library is longer.
+const STRING_LIMIT: usize = 4096;
+
+impl<'a> Cache<'a> {
+    /// Reads a cache. Sections of the extension directory that glibc does not know yet are left out: they might hold
+    /// offsets that writing would have to move.
+    ///
+    /// # Errors
+    /// Whatever the loader would reject, and what would mislead it: a string outside the file, entries out of order.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+        if bytes.len() > LIMIT {
+            return Err(Error::TooLarge { limit: LIMIT });
+        }
+        let file = File(bytes);
+        let base = file.start()?;
+        let table = File(&bytes[base..]);
+        if !matches!(table.0.get(28).map(|flags| flags & 3), Some(0 | LITTLE_ENDIAN)) {
+            return Err(Error::ByteOrder);
+        }
+        let count = table.u32("the number of libraries", 20)?;
+        // Offsets of strings count from the table, those of the extensions from the file.
+        let mut strings = Strings { table, spent: 0 };
+        // Checked before anything is reserved for them.
+        let entries = table.slice("the list of libraries", HEADER, count.saturating_mul(ENTRY))?;
+        let entries = entries.chunks_exact(ENTRY).map(|entry| strings.entry(File(entry)));
+        let entries = entries.collect::<Result<Vec<_>, _>>()?;
+        let descends = |pair: &[Entry<'_>]| compare(pair[0].name, pair[1].name) != Ordering::Less;
+        if let Some(index) = entries.windows(2).position(|pair| !descends(pair)) {
+            return Err(Error::Unsorted { index: index + 1 });
+        }
+        let mut cache = Self { entries, hwcaps: Vec::new(), generator: b"" };
+        match table.u32("the place of the extensions", 32)? {
+            0 => {}
+            at => cache.read_extensions(file, at, &mut strings)?,
+        }
+        Ok(cache)
+    }
+
+    fn read_extensions(&mut self, file: File<'a>, at: usize, strings: &mut Strings<'a>) -> Result<(), Error> {
+        let malformed = Error::Extension { offset: at };
+        if at % 4 != 0 || file.u32("the extension directory", at)? != EXTENSION_MAGIC as usize {
+            return Err(malformed);
+        }
+        let count = file.u32("the extension directory", at + 4)?;
+        let sections =
+            file.slice("the extension directory", at + EXTENSION_HEADER, count.saturating_mul(SECTION))?;
+        for section in sections.chunks_exact(SECTION).map(File) {
+            let [tag, offset, size] = [0, 8, 12].map(|at| section.u32("an extension", at).unwrap_or_default());
+            let data = file.slice("an extension", offset, size)?;
+            if tag == GENERATOR as usize {
+                self.generator = data;
+            } else if tag == GLIBC_HWCAPS as usize {
+                let names = data.chunks_exact(4).map(|at| strings.at(File(at).u32("a subdirectory", 0)?));
+                self.hwcaps = names.collect::<Result<_, _>>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes to read from at any offset.
+#[derive(Clone, Copy)]
+struct File<'a>(&'a [u8]);
+
+impl<'a> File<'a> {
+    /// Where the newer format begins: at once, or aligned to 8 bytes behind the older one.
+    fn start(self) -> Result<usize, Error> {
+        let at = if self.0.starts_with(OLD_MAGIC) {
+            let count = self.u32("the number of libraries", OLD_HEADER - 4)?;
+            let size = count.saturating_mul(OLD_ENTRY);
+            self.slice("the older list of libraries", OLD_HEADER, size)?;
+            (OLD_HEADER + size).next_multiple_of(8)
+        } else {
+            0
+        };
+        match self.0.get(at..) {
+            Some(rest) if rest.starts_with(MAGIC) => Ok(at),
+            _ => Err(Error::Magic),
+        }
+    }
+
+    fn slice(self, what: &'static str, offset: usize, size: usize) -> Result<&'a [u8], Error> {
+        let end = offset.checked_add(size);
+        end.and_then(|end| self.0.get(offset..end)).ok_or(Error::Truncated { what, offset })
+    }
+
+    /// A number, widened for use as an offset or a count.
+    fn u32(self, what: &'static str, offset: usize) -> Result<usize, Error> {
+        let bytes = self.slice(what, offset, 4)?;
+        Ok(bytes.iter().rev().fold(0, |value, &byte| value << 8 | usize::from(byte)))
+    }
+}
+
+/// The strings of a cache, with what reading them has come to: entries may share a string, and without a bound a small
+/// file could stand for a very large one.
+struct Strings<'a> {
+    table: File<'a>,
+    spent: usize,
+}
+
+impl<'a> Strings<'a> {
+    fn at(&mut self, offset: usize) -> Result<&'a [u8], Error> {
+        let rest = self.table.slice("a string", offset, 1).and(Ok(&self.table.0[offset..]))?;
+        let rest = &rest[..rest.len().min(STRING_LIMIT)];
+        let length = rest.iter().position(|&byte| byte == 0).ok_or(Error::Unterminated { offset })?;
+        self.spent += length + 1;
+        if self.spent > LIMIT {
+            return Err(Error::TooLarge { limit: LIMIT });
+        }
+        Ok(&rest[..length])
+    }
+
+    fn entry(&mut self, entry: File<'_>) -> Result<Entry<'a>, Error> {
+        const WHAT: &str = "a library";
+        let word = |at| entry.u32(WHAT, at);
+        Ok(Entry {
+            flags: word(0)? as u32,
+            name: self.at(word(4)?)?,
+            path: self.at(word(8)?)?,
+            osversion: word(12)? as u32,
+            hwcap: word(16)? as u64 | (word(20)? as u64) << 32,
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! Writing below the root: each change is made under another name in the handle of its directory and renamed into
+//! place, so that a container never sees half of it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, readlinkat, renameat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use super::{Change, Error, Root, errno_of, failed, kind, open_in, writing};
+
+/// As many links, and missing directories, as are followed in one path; the kernel's limit on links
+/// (path_resolution(7)).
+const STEPS: usize = 40;
+const TEMPORARY_NAMES: u32 = 64;
+/// What is written is `ld.so.cache` and `ld.so.conf`, which everyone reads.
+const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
+const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
+
+impl Root {
+    /// Makes the directory `path`, and those above it, where they are missing.
+    ///
+    /// # Errors
+    /// [`Error::ForeignMount`]; what the calls said.
+    pub fn create_directory(&self, path: &Path) -> Result<(), Error> {
+        self.directory(path, STEPS).map(drop)
+    }
+
+    /// Puts a symbolic link to `target` at `path`, in the place of a file or another link, and makes the directories
+    /// above it.
+    ///
+    /// # Errors
+    /// [`Error::Directory`]; [`Error::ForeignMount`]; what the calls said.
+    pub fn symlink(&self, target: &str, path: &Path) -> Result<Change, Error> {
+        let place = self.place(path)?;
+        if let Some(present) = place.in_the_way()?
+            && readlinkat(&present, "").is_ok_and(|present| present == target)
+        {
+            return Ok(Change::None);
+        }
+        let create = |name: &OsStr| symlinkat(target, &place.directory, name);
+        let (temporary, ()) = place.create("symlinkat", create)?;
+        place.fill_from(&temporary)?;
+        Ok(Change::Made)
+    }
+
+    /// Puts a file of mode 0644 that holds `content` at `path`, in the place of whatever file or link is there, and
+    /// makes the directories above it. It is not synced: after a crash the next start writes it again.
+    ///
+    /// # Errors
+    /// [`Error::Directory`]; [`Error::ForeignMount`]; what the calls said.
+    pub fn replace(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
+        let place = self.place(path)?;
+        place.in_the_way()?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(flags).mode(FILE_MODE).resolve(writing());
+        let (temporary, handle) = place.create("openat2", |name| open_in(&place.directory, name, how))?;
+        if let Err((call, errno)) = write(handle, content) {
+            place.discard(&temporary);
+            return Err(failed(call, path, errno));
+        }
+        place.fill_from(&temporary)
+    }
+
+    fn place<'a>(&self, path: &'a Path) -> Result<Place<'a>, Error> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(failed("openat2", path, Errno::EINVAL));
+        };
+        let directory = self.directory(parent, STEPS).map_err(|error| match error {
+            Error::ForeignMount { .. } => Error::ForeignMount { path: path.to_owned() },
+            error => error,
+        })?;
+        Ok(Place { directory, name, path })
+    }
+
+    /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet.
+    fn directory(&self, path: &Path, steps: usize) -> Result<OwnedFd, Error> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let how = OpenHow::new().flags(flags).resolve(writing());
+        match self.openat2(path, how) {
+            Err(Error::Call { source: Errno::ENOENT, .. }) => {}
+            result => return result,
+        }
+        let steps = steps.checked_sub(1).ok_or_else(|| failed("openat2", path, Errno::ELOOP))?;
+        let (parent, name) = split(path).ok_or_else(|| failed("openat2", path, Errno::ENOENT))?;
+        let directory = self.directory(parent, steps)?;
+        match mkdirat(&directory, name, DIRECTORY_MODE) {
+            Ok(()) => self.openat2(path, how),
+            Err(Errno::EEXIST) => match readlinkat(&directory, name) {
+                // An absolute target takes the place of the whole path, as it does for the kernel.
+                Ok(target) => self.directory(&parent.join(target), steps),
+                Err(_) => self.openat2(path, how),
+            },
+            Err(errno) => Err(failed("mkdirat", path, errno)),
+        }
+    }
+}
+
+/// Splits off the last name of a path, be it `..`, which a link's target may hold and only the kernel can resolve.
+fn split(path: &Path) -> Option<(&Path, &OsStr)> {
+    let mut components = path.components();
+    let name = components.next_back()?.as_os_str();
+    let parent = components.as_path();
+    if parent.as_os_str().is_empty() { None } else { Some((parent, name)) }
+}
+
+/// A name in a directory that is held open.
+struct Place<'a> {
+    directory: OwnedFd,
+    name: &'a OsStr,
+    /// What both come from, for messages.
+    path: &'a Path,
+}
+
+impl Place<'_> {
+    /// The file or link that a rename would replace, if there is one and it may be replaced.
+    fn in_the_way(&self) -> Result<Option<OwnedFd>, Error> {
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(writing());
+        let present = match open_in(&self.directory, self.name, how) {
+            Ok(present) => present,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::EXDEV) => return Err(self.foreign_mount()),
+            Err(errno) => return Err(failed("openat2", self.path, errno)),
+        };
+        let stat = fstat(&present).map_err(|errno| failed("fstat", self.path, errno))?;
+        if kind(&stat) == SFlag::S_IFDIR {
+            return Err(Error::Directory { path: self.path.to_owned() });
+        }
+        Ok(Some(present))
+    }
+
+    /// Runs `create` with names beside this one until one is free: two hooks may be at work in a root that containers
+    /// share.
+    fn create<T>(
+        &self,
+        call: &'static str,
+        create: impl Fn(&OsStr) -> Result<T, Errno>,
+    ) -> Result<(OsString, T), Error> {
+        for number in 0..TEMPORARY_NAMES {
+            let mut name = OsString::from(".");
+            name.push(self.name);
+            name.push(format!(".divvy-{number}"));
+            match create(&name) {
+                Ok(made) => return Ok((name, made)),
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(failed(call, self.path, errno)),
+            }
+        }
+        Err(failed(call, self.path, Errno::EEXIST))
+    }
+
+    fn fill_from(&self, temporary: &OsStr) -> Result<(), Error> {
+        renameat(&self.directory, temporary, &self.directory, self.name).map_err(|errno| {
+            self.discard(temporary);
+            match errno {
+                // Mounted there since it was looked at.
+                Errno::EBUSY => self.foreign_mount(),
+                errno => failed("renameat", self.path, errno),
+            }
+        })
+    }
+
+    fn discard(&self, temporary: &OsStr) {
+        // The failure that led here is the one to report.
+        let _ = unlinkat(&self.directory, temporary, UnlinkatFlags::NoRemoveDir);
+    }
+
+    fn foreign_mount(&self) -> Error {
+        Error::ForeignMount { path: self.path.to_owned() }
+    }
+}
+
+fn write(handle: OwnedFd, content: &[u8]) -> Result<(), (&'static str, Errno)> {
+    // The caller's umask or a default ACL may have taken bits away.
+    fchmod(&handle, FILE_MODE).map_err(|errno| ("fchmod", errno))?;
+    File::from(handle).write_all(content).map_err(|error| ("write", errno_of(&error)))
+}

@@ -1,0 +1,113 @@
+//! What can be typed. Words and flags follow nvidia-ctk where it has them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Share NVIDIA GPUs between containers, by name, on the engine you already run
+#[derive(Debug, Parser)]
+#[command(name = "divvy", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done, 1 failed, 2 usage, 7 written but incomplete.")]
+pub struct Cli {
+    /// Print errors only
+    #[arg(long, global = true, conflicts_with = "debug")]
+    pub quiet: bool,
+    /// Print what is read and decided
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write the CDI spec that names this machine's GPUs and MIG devices
+    Generate(GenerateArgs),
+    /// Show the devices that containers can ask for
+    List(ListArgs),
+    /// Lay a simulated host out as real files and device nodes
+    Sim(SimArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which machine.
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// A simulated host instead of this machine: sim:a100-lab or sim:h100x8
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Where the driver's libraries and programs lie, if not in /
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub driver_root: PathBuf,
+    /// Where /dev lies, if not in / (default: the driver root)
+    #[arg(long, value_name = "DIR")]
+    pub dev_root: Option<PathBuf>,
+}
+
+/// Options of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The machine
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// File to write, - for standard output
+    /// [default: /var/run/cdi/divvy.json, - with --host]
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
+    pub output: Option<PathBuf>,
+    /// Format of the spec [default: by the file's ending, else json]
+    #[arg(long, value_enum)]
+    pub format: Option<SpecFormat>,
+    /// Show what would be written and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Make the device nodes that are missing in /dev (needs root)
+    #[arg(long, conflicts_with = "host")]
+    pub create_device_nodes: bool,
+    /// The hook that engines call [default: divvy-hook beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub hook_path: Option<PathBuf>,
+}
+
+/// Formats of a spec. Engines read both with the same parser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SpecFormat {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// Options of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The machine
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// Format of the listing
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: ListFormat,
+}
+
+/// Formats of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Options of `sim`.
+#[derive(Debug, Args)]
+pub struct SimArgs {
+    /// The host: a100-lab or h100x8
+    pub name: String,
+    /// A directory that is empty or not there yet
+    pub dir: PathBuf,
+}

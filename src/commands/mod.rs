@@ -1,0 +1,90 @@
+//! One verb a file. Each discovers, plans and prints through the modules of the flow and decides nothing itself.
+
+mod completions;
+mod generate;
+mod list;
+mod sim;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command, HostArgs};
+use crate::discover::sim::SimHost;
+use crate::discover::{self, Roots, Source};
+use crate::failure::{Failure, Status};
+use crate::plan::Plan;
+
+/// Runs the verb that was typed.
+pub fn run(cli: Cli) -> Result<Status> {
+    match cli.command {
+        Command::Generate(args) => generate::run(&args, cli.quiet),
+        Command::List(args) => list::run(&args, cli.quiet),
+        Command::Sim(args) => sim::run(&args, cli.quiet),
+        Command::Completions { shell } => completions::run(shell),
+    }
+}
+
+impl HostArgs {
+    fn roots(&self) -> Result<Roots> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path)
+                .map_err(|error| anyhow::Error::new(error).context(format!("resolve {}", path.display())))
+        };
+        let driver = absolute(&self.driver_root)?;
+        let dev = self.dev_root.as_ref().map(absolute).transpose()?.unwrap_or_else(|| driver.clone());
+        Ok(Roots { driver, dev })
+    }
+
+    fn source(&self) -> Result<Source> {
+        let Some(name) = &self.host else { return Ok(Source::Live(self.roots()?)) };
+        Ok(Source::Sim(sim_host(name)?))
+    }
+}
+
+fn sim_host(name: &str) -> Result<SimHost> {
+    SimHost::parse(name).ok_or_else(|| {
+        Failure::new(anyhow::anyhow!("there is no simulated host {name:?}"))
+            .hint(format!("choose one of {}", discover::sim::names()))
+            .status(Status::Usage)
+            .into()
+    })
+}
+
+/// Problems and notes of a plan, on standard error.
+fn print_problems(plan: &Plan, quiet: bool) {
+    for problem in &plan.problems {
+        eprintln!("warning: {} {}", problem.what, problem.why);
+    }
+    // One mend often serves several problems.
+    let mut hints: Vec<&str> = Vec::new();
+    for problem in &plan.problems {
+        if !hints.contains(&problem.hint.as_str()) {
+            hints.push(&problem.hint);
+        }
+    }
+    for hint in hints {
+        eprintln!("hint: {hint}");
+    }
+    if !quiet {
+        for note in &plan.notes {
+            eprintln!("note: {note}");
+        }
+    }
+}
+
+/// A machine without a device is an error everywhere: an empty spec makes engines fail without a reason.
+fn require_devices(plan: &Plan) -> Result<()> {
+    if !plan.devices.is_empty() {
+        return Ok(());
+    }
+    let (what, hint) = if plan.problems.is_empty() && plan.notes.is_empty() {
+        (
+            "the driver is loaded and sees no GPU",
+            "`lspci -d 10de:` lists NVIDIA's devices on the PCI bus; a GPU that is bound to vfio-pci is not the driver's",
+        )
+    } else {
+        ("no GPU or MIG device can be given to a container", "the lines above say what is missing")
+    };
+    Err(Failure::new(anyhow::anyhow!(what)).hint(hint).into())
+}

@@ -1,0 +1,94 @@
+//! `divvy sim HOST DIR`: lays a simulated host out as real files, links and device nodes, so that real engines
+//! run containers on it without a GPU. The nodes carry the driver's real numbers and have no driver behind them:
+//! opening one gives ENXIO where the device cgroup allows it and EPERM where it does not.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::sim_host;
+use crate::cli::SimArgs;
+use crate::discover::create::make_node;
+use crate::discover::files::join_root;
+use crate::discover::sim::{Entry, Tree, shared_object};
+use crate::failure::{Failure, Status};
+
+/// Runs the verb.
+pub fn run(args: &SimArgs, quiet: bool) -> Result<Status> {
+    let host = sim_host(&args.name)?;
+    let dir = std::path::absolute(&args.dir)?;
+    require_empty(&dir)?;
+    // Beside the target and renamed at the end, so that a half-made host is never taken for a whole one.
+    let name = dir.file_name().context("the directory needs a name")?.to_string_lossy().into_owned();
+    let scratch = dir.with_file_name(format!(".{name}.{}", std::process::id()));
+    let tree = host.tree();
+    lay_out(&tree, &scratch).and_then(|()| Ok(fs::rename(&scratch, &dir)?)).inspect_err(|_| {
+        let _ = fs::remove_dir_all(&scratch);
+    })?;
+    if !quiet {
+        println!("sim:{}: {} files and nodes in {}", host.name, tree.entries().count(), dir.display());
+    }
+    Ok(Status::Done)
+}
+
+fn require_empty(dir: &Path) -> Result<()> {
+    let count = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        entries => entries.with_context(|| format!("look into {}", dir.display()))?.count(),
+    };
+    if count == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(anyhow::anyhow!("{} is not empty", dir.display()))
+        .hint("name a directory that is empty or not there yet")
+        .status(Status::Usage)
+        .into())
+}
+
+fn lay_out(tree: &Tree, dir: &Path) -> Result<()> {
+    fs::create_dir(dir).with_context(|| format!("make {}", dir.display()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    for (path, entry) in tree.entries() {
+        let path = join_root(dir, path);
+        make_parents(&path, dir)?;
+        lay_out_entry(entry, &path).map_err(|error| explain(error, &path))?;
+    }
+    Ok(())
+}
+
+/// 0755 whatever the umask: users without privileges read a host too.
+fn make_parents(path: &Path, root: &Path) -> Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    if parent.exists() || parent == root {
+        return Ok(());
+    }
+    make_parents(parent, root)?;
+    fs::create_dir(parent)?;
+    Ok(fs::set_permissions(parent, fs::Permissions::from_mode(0o755))?)
+}
+
+fn lay_out_entry(entry: &Entry, path: &Path) -> io::Result<()> {
+    let file = |contents: &[u8], mode: u32| {
+        fs::write(path, contents)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    match entry {
+        Entry::Text(text) => file(text.as_bytes(), 0o644),
+        Entry::Program(script) => file(script.as_bytes(), 0o755),
+        Entry::SharedObject(soname) => file(&shared_object(soname), 0o644),
+        Entry::Link(target) => symlink(target, path),
+        Entry::Node(node) => make_node(path, node),
+    }
+}
+
+fn explain(error: io::Error, path: &Path) -> anyhow::Error {
+    let denied = error.kind() == io::ErrorKind::PermissionDenied;
+    let failure = anyhow::Error::new(error).context(format!("make {}", path.display()));
+    if !denied {
+        return failure;
+    }
+    Failure::new(failure).hint("run as root: only root makes device nodes").into()
+}

@@ -1,0 +1,162 @@
+//! Where discovery reads files: this machine, or a simulated host's tree. The two answer alike, so that
+//! everything above this trait is the same code for both.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+
+/// A character device as it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Device number, major part.
+    pub major: u32,
+    /// Device number, minor part.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Reads of one host. Paths are absolute; those of driver files and device nodes are without the driver root
+/// and device root, as a container sees them.
+pub trait Files {
+    /// A small text file under /proc or /sys (at most 1 MiB).
+    fn kernel_text(&self, path: &Path) -> io::Result<String>;
+    /// File names in a directory of the driver root, sorted.
+    fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// The file a driver path leads to after all links, within the driver root.
+    fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf>;
+    /// Whole contents of a file in the driver root (at most 16 MiB).
+    fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// DT_SONAME of a shared library in the driver root; none if it has none.
+    fn soname(&self, path: &Path) -> io::Result<Option<String>>;
+    /// The character device at a path in the device root. `InvalidData` if something else stands there.
+    fn node(&self, path: &Path) -> io::Result<Node>;
+}
+
+/// This machine: driver files under `driver_root`, nodes under `dev_root`, /proc and /sys as they are.
+#[derive(Debug)]
+pub struct Live {
+    driver_root: File,
+    dev_root: PathBuf,
+}
+
+impl Live {
+    /// Opens the driver root; its paths, absolute links included, are resolved inside it.
+    pub fn open(driver_root: &Path, dev_root: &Path) -> io::Result<Self> {
+        Ok(Self { driver_root: File::open(driver_root)?, dev_root: dev_root.to_path_buf() })
+    }
+
+    fn open_driver_file(&self, path: &Path, flags: OFlag) -> io::Result<File> {
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        Ok(openat2(self.driver_root.as_fd(), path, how)?.into())
+    }
+}
+
+impl Files for Live {
+    fn kernel_text(&self, path: &Path) -> io::Result<String> {
+        let mut text = String::new();
+        File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let handle = self.open_driver_file(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        let mut names = Vec::new();
+        for entry in nix::dir::Dir::from_fd(handle.into())?.iter() {
+            // A name that is not UTF-8 is no driver file.
+            if let Ok(name) = entry?.file_name().to_str()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
+        let real = handle_path(&self.open_driver_file(path, OFlag::O_PATH)?)?;
+        let root = handle_path(&self.driver_root)?;
+        let inside = real.strip_prefix(&root).map_err(|_| io::ErrorKind::NotFound)?;
+        Ok(Path::new("/").join(inside))
+    }
+
+    fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open_driver_file(path, OFlag::O_RDONLY)?.take(16 << 20).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn soname(&self, path: &Path) -> io::Result<Option<String>> {
+        let file = self.open_driver_file(path, OFlag::O_RDONLY)?;
+        elf_soname(&object::ReadCache::new(file))
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    fn node(&self, path: &Path) -> io::Result<Node> {
+        let metadata = std::fs::metadata(join_root(&self.dev_root, path))?;
+        if !metadata.file_type().is_char_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a character device"));
+        }
+        let number = metadata.rdev();
+        Ok(Node {
+            major: device_part(nix::sys::stat::major(number)),
+            minor: device_part(nix::sys::stat::minor(number)),
+            mode: metadata.permissions().mode() & 0o7777,
+        })
+    }
+}
+
+/// Where an open handle's file lies, by the kernel's word.
+fn handle_path(handle: &File) -> io::Result<PathBuf> {
+    use std::os::fd::AsRawFd;
+    std::fs::read_link(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+}
+
+/// Linux device numbers are 12 and 20 bits wide; nix hands them out in 64.
+fn device_part(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// `path` (absolute) below `root`.
+pub fn join_root(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// DT_SONAME of a 64-bit shared library (ELF gABI, "Dynamic Section"), reading only the headers, the dynamic
+/// section and the string. None where the file is no shared library or carries no name.
+fn elf_soname<'data, R: object::ReadRef<'data>>(data: R) -> Result<Option<String>, object::Error> {
+    type Header = object::elf::FileHeader64<object::Endianness>;
+    let header = Header::parse(data)?;
+    let endian = header.endian()?;
+    let segments = header.program_headers(endian, data)?;
+    let Some(dynamic) = segments.iter().find_map(|s| s.dynamic(endian, data).transpose()).transpose()? else {
+        return Ok(None);
+    };
+    let value = |tag: object::elf::DynamicTag| {
+        dynamic.iter().find(|d| d.d_tag(endian) == tag).map(|d| d.d_val(endian))
+    };
+    let (Some(strings), Some(name)) = (value(object::elf::DT_STRTAB), value(object::elf::DT_SONAME)) else {
+        return Ok(None);
+    };
+    // DT_STRTAB is an address; the segment that holds it says where it lies in the file.
+    let address = strings.saturating_add(name);
+    let Some((offset, end)) = segments.iter().find_map(|segment| {
+        let start = segment.p_vaddr(endian);
+        let inside = address.checked_sub(start).filter(|at| *at < segment.p_filesz(endian))?;
+        (segment.p_type(endian) == object::elf::PT_LOAD)
+            .then(|| (segment.p_offset(endian) + inside, segment.p_offset(endian) + segment.p_filesz(endian)))
+    }) else {
+        return Ok(None);
+    };
+    let name = data.read_bytes_at_until(offset..end, 0).unwrap_or_default();
+    Ok(Some(OsStr::from_bytes(name).to_string_lossy().into_owned()).filter(|name| !name.is_empty()))
+}

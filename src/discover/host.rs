@@ -1,0 +1,197 @@
+//! What a host has, as the planner and the listings see it. Plain data: discovery fills it, nobody else does.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::files::Node;
+pub use crate::nvml::facts::{ComputeMode, FailedGpu, FailedMigDevice, Placement};
+
+/// One machine with NVIDIA GPUs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// Driver version, as `580.126.09`.
+    pub driver_version: String,
+    /// The newest CUDA version the driver serves, as `13.0`.
+    pub cuda_version: Option<String>,
+    /// GPUs by NVML index.
+    pub gpus: Vec<Gpu>,
+    /// GPUs that are there and did not answer.
+    pub failed: Vec<FailedGpu>,
+    /// /dev/nvidiactl and the like: what every container with a GPU needs.
+    pub control_nodes: Vec<ControlNode>,
+    /// The driver's files for containers.
+    #[serde(skip)]
+    pub driver_files: DriverFiles,
+}
+
+/// One physical GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// NVML index.
+    pub index: u32,
+    /// `GPU-` and 36 characters.
+    pub uuid: String,
+    /// Minor number; /proc/driver/nvidia names its capabilities by it.
+    pub minor: Option<u32>,
+    /// PCI address, as sysfs writes it: `0000:10:1c.0`.
+    pub pci_address: Option<String>,
+    /// Product name.
+    pub model: Option<String>,
+    /// Total memory, bytes.
+    pub memory_bytes: Option<u64>,
+    /// Streaming multiprocessors.
+    pub sms: Option<u32>,
+    /// CUDA compute capability, as `8.0`.
+    pub compute_capability: Option<String>,
+    /// Who may open contexts.
+    pub compute_mode: Option<ComputeMode>,
+    /// Whether it is cut by MIG.
+    pub mig_mode: MigMode,
+    /// Its MIG devices.
+    pub mig_devices: Vec<MigDevice>,
+    /// MIG devices that are there and did not answer.
+    pub mig_failed: Vec<FailedMigDevice>,
+    /// /dev/nvidia<minor>; none where the minor is unknown.
+    pub node: Option<DeviceNode>,
+}
+
+/// MIG mode of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigMode {
+    /// The GPU has no MIG.
+    Unsupported,
+    /// It has, and is whole.
+    Disabled,
+    /// It is given out in MIG devices only.
+    Enabled,
+}
+
+/// One compute instance inside one GPU instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MigDevice {
+    /// NVML MIG index on its GPU; indices have holes.
+    pub index: u32,
+    /// `MIG-` and 36 characters.
+    pub uuid: String,
+    /// GPU instance id.
+    pub gpu_instance: u32,
+    /// Compute instance id, within its GPU instance.
+    pub compute_instance: u32,
+    /// Profile, as `1c.2g.10gb`; none where the driver does not name it.
+    pub profile: Option<String>,
+    /// Memory slices of the GPU instance.
+    pub placement: Option<Placement>,
+    /// Memory of the GPU instance, bytes (compute instances of one GPU instance share it).
+    pub memory_bytes: Option<u64>,
+    /// Streaming multiprocessors of the compute instance.
+    pub sms: Option<u32>,
+    /// Access capability of the GPU instance.
+    pub gpu_instance_capability: Capability,
+    /// Access capability of the compute instance.
+    pub compute_instance_capability: Capability,
+}
+
+/// A MIG capability: opening its node is what permits the use of the instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capability {
+    /// /dev/nvidia-caps/nvidia-cap<minor>
+    Node(DeviceNode),
+    /// The driver lists no minor for it.
+    Unlisted {
+        /// The capability's name below /proc/driver/nvidia/capabilities: `gpu0/mig/gi2/access`.
+        name: String,
+    },
+}
+
+/// A device node that a container needs, and what was found in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceNode {
+    /// Path in the container, and below the device root.
+    pub path: PathBuf,
+    /// Major number by /proc/devices; none where the kernel does not list the driver.
+    #[serde(skip)]
+    pub major: Option<u32>,
+    /// Minor number.
+    pub minor: u32,
+    /// Permission bits for a node that has to be made.
+    #[serde(skip)]
+    pub create_mode: u32,
+    /// What is there.
+    pub found: Found,
+}
+
+/// What stands at a device node's path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// The node, with these permission bits.
+    Present(u32),
+    /// Nothing.
+    Missing,
+    /// Something else, in words.
+    Wrong(String),
+}
+
+impl DeviceNode {
+    /// Judges what was found at the node's path against the numbers it should have.
+    pub fn judge(&self, answer: std::io::Result<Node>) -> Found {
+        match answer {
+            Ok(node) if self.major.is_none_or(|major| major == node.major) && node.minor == self.minor => {
+                Found::Present(node.mode)
+            }
+            Ok(node) => Found::Wrong(format!(
+                "it is device {}:{}, the driver has {}:{}",
+                node.major,
+                node.minor,
+                self.major.unwrap_or(node.major),
+                self.minor
+            )),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Missing,
+            Err(error) => Found::Wrong(error.to_string()),
+        }
+    }
+}
+
+/// A node that belongs to the driver as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlNode {
+    /// The node.
+    #[serde(flatten)]
+    pub node: DeviceNode,
+    /// CUDA does not start without it.
+    pub required: bool,
+    /// The kernel module that brings it.
+    pub module: &'static str,
+}
+
+/// The driver's files that containers get, as paths without the driver root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DriverFiles {
+    /// Shared libraries.
+    pub libraries: Vec<DriverLibrary>,
+    /// Programs and data, mounted where they lie.
+    pub files: Vec<DriverFile>,
+}
+
+/// One shared library of the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverLibrary {
+    /// The file, links resolved.
+    pub path: PathBuf,
+    /// DT_SONAME, or the file's name where it has none.
+    pub soname: String,
+    /// The development link beside it (`libcuda.so`) where the host has one.
+    pub development_link: Option<String>,
+}
+
+/// One other file of the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverFile {
+    /// Where the container sees it.
+    pub path: PathBuf,
+    /// The file itself, links resolved.
+    pub real_path: PathBuf,
+}

@@ -1,0 +1,207 @@
+//! 1. The machine, or a simulated one -> `Host`. One NVML session tells the facts, /proc the capability minors,
+//! /dev what stands there, the driver root its files. Nothing is judged fatal here but the absence of a driver;
+//! what is missing is recorded in the `Host` for the planner to name.
+//!
+//! - `host`: the result
+//! - `files`: where files are read, a live or a simulated machine
+//! - `nodes`: device numbers, device nodes, MIG capabilities
+//! - `driver`: the driver's version and files
+//! - `create`: makes missing device nodes
+//! - `sim`: the built-in simulated hosts
+
+pub mod create;
+pub mod driver;
+pub mod files;
+pub mod host;
+mod nodes;
+pub mod sim;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tracing::debug;
+
+use crate::failure::Failure;
+use crate::nvml::{self, facts};
+use files::{Files, Live};
+use host::{Capability, Gpu, Host, MigDevice, MigMode};
+use nodes::Numbers;
+
+/// Which machine to discover.
+#[derive(Debug)]
+pub enum Source {
+    /// This one.
+    Live(Roots),
+    /// A built-in simulated host.
+    Sim(sim::SimHost),
+}
+
+/// Where a live machine's driver and device nodes lie.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// Prefix of driver libraries and programs, `/` unless the driver is in a container or an image.
+    pub driver: PathBuf,
+    /// Prefix of /dev.
+    pub dev: PathBuf,
+}
+
+/// Discovers a host.
+pub fn discover(source: &Source) -> Result<Host> {
+    match source {
+        Source::Live(roots) => {
+            let files = Live::open(&roots.driver, &roots.dev)
+                .with_context(|| format!("open the driver root {}", roots.driver.display()))?;
+            let library = driver::nvml_library(&files, &roots.driver);
+            debug!("NVML from {}", library.display());
+            let facts = nvml::read(&library).map_err(|error| explain_start(error, &roots.driver))?;
+            assemble(facts, &files)
+        }
+        Source::Sim(sim) => assemble(sim.facts(), &sim.tree()),
+    }
+}
+
+fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {
+    use nvml::StartError as E;
+    let hint = match &error {
+        E::Library { .. } if driver_root != Path::new("/") => {
+            format!("--driver-root {} must hold the driver's libraries", driver_root.display())
+        }
+        E::Library { .. } => {
+            "install the NVIDIA driver (its package holds libnvidia-ml.so.1), or try --host sim:a100-lab to see divvy without a GPU".into()
+        }
+        E::DriverNotLoaded => {
+            "load it with `modprobe nvidia`; if that fails, `dmesg` and `lspci -d 10de:` tell whether the machine has a GPU and what the module says".into()
+        }
+        E::VersionMismatch => "the driver was upgraded while the old module stayed loaded: reboot, or unload and load the nvidia modules".into(),
+        E::NoPermission => "run as root, or let your user open /dev/nvidiactl".into(),
+        E::Other { .. } => "`nvidia-smi` should fail in the same way; its message or `dmesg` may say more".into(),
+    };
+    Failure::new(error).hint(hint).into()
+}
+
+/// Facts and files of one machine -> Host. The same code for live and simulated machines.
+fn assemble(facts: facts::Facts, files: &dyn Files) -> Result<Host> {
+    let numbers = Numbers::read(files);
+    let driver_version = driver::version(files, facts.driver_version.as_deref())?;
+    let driver_files = driver::files(files, &driver_version);
+    let gpus = facts.gpus.into_iter().map(|gpu| assemble_gpu(gpu, files, &numbers)).collect();
+    Ok(Host {
+        driver_version,
+        cuda_version: facts.cuda_version.map(|v| format!("{}.{}", v / 1000, v % 1000 / 10)),
+        gpus,
+        failed: facts.failed,
+        control_nodes: numbers.control_nodes(files),
+        driver_files,
+    })
+}
+
+fn assemble_gpu(gpu: facts::GpuFacts, files: &dyn Files, numbers: &Numbers) -> Gpu {
+    let pci_address = gpu.pci_address.as_deref().map(sysfs_address);
+    let minor = gpu.minor.or_else(|| driver::minor_from_proc(files, pci_address.as_deref()?));
+    let mig_mode = match &gpu.mig {
+        None => MigMode::Unsupported,
+        Some(mig) if mig.enabled => MigMode::Enabled,
+        Some(_) => MigMode::Disabled,
+    };
+    let mig = gpu.mig.unwrap_or_default();
+    let mig_devices =
+        mig.devices.into_iter().map(|device| assemble_mig_device(device, minor, files, numbers)).collect();
+    Gpu {
+        index: gpu.index,
+        uuid: gpu.uuid,
+        minor,
+        pci_address,
+        model: gpu.name,
+        memory_bytes: gpu.memory_bytes,
+        sms: gpu.cores.zip(gpu.compute_capability).and_then(|(cores, cc)| sm_count(cores, cc)),
+        compute_capability: gpu.compute_capability.map(|(major, minor)| format!("{major}.{minor}")),
+        compute_mode: gpu.compute_mode,
+        mig_mode,
+        mig_devices,
+        mig_failed: mig.failed,
+        node: minor.map(|minor| numbers.gpu_node(files, minor)),
+    }
+}
+
+fn assemble_mig_device(
+    device: facts::MigDeviceFacts,
+    gpu_minor: Option<u32>,
+    files: &dyn Files,
+    numbers: &Numbers,
+) -> MigDevice {
+    let capability = |compute_instance: Option<u32>| match gpu_minor {
+        Some(minor) => numbers.capability(files, minor, device.gpu_instance, compute_instance),
+        None => Capability::Unlisted { name: format!("gpu?/mig/gi{}/access", device.gpu_instance) },
+    };
+    MigDevice {
+        index: device.index,
+        profile: profile(&device),
+        gpu_instance_capability: capability(None),
+        compute_instance_capability: capability(Some(device.compute_instance)),
+        uuid: device.uuid,
+        gpu_instance: device.gpu_instance,
+        compute_instance: device.compute_instance,
+        placement: device.placement,
+        memory_bytes: device.memory_mib.map(|mib| mib << 20),
+        sms: device.multiprocessors,
+    }
+}
+
+/// The profile as the driver names it. There is no table of profiles to fall behind: a MIG device of a profile
+/// that nobody has heard of keeps its UUID and index, and has no profile if the driver names none.
+fn profile(device: &facts::MigDeviceFacts) -> Option<String> {
+    let (_, profile) = device.name.as_deref()?.rsplit_once(" MIG ")?;
+    Some(profile.trim().to_owned()).filter(|profile| !profile.is_empty())
+}
+
+/// NVML writes an eight-digit domain and capitals, sysfs and /proc four digits and small letters.
+fn sysfs_address(nvml: &str) -> String {
+    let address = nvml.to_ascii_lowercase();
+    match address.split_once(':') {
+        Some((domain, rest)) if domain.len() == 8 && domain.starts_with("0000") => {
+            format!("{}:{rest}", &domain[4..])
+        }
+        _ => address,
+    }
+}
+
+/// SMs of a whole GPU. NVML tells cores; how many make an SM is fixed by the compute capability
+/// (CUDA C++ Programming Guide, "Compute Capabilities"). An unknown one costs this fact.
+fn sm_count(cores: u32, (major, minor): (u32, u32)) -> Option<u32> {
+    let per_sm = match (major, minor) {
+        (5, _) => 128,
+        (6, 0) => 64,
+        (6, _) => 128,
+        (7, _) => 64,
+        (8, 0) => 64,
+        (8, _) | (9, _) | (10, _) | (11, _) | (12, _) => 128,
+        _ => return None,
+    };
+    (cores % per_sm == 0).then_some(cores / per_sm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sm_counts_by_compute_capability() {
+        for (cores, cc, sms) in [
+            (6912, (8, 0), Some(108)),
+            (16896, (9, 0), Some(132)),
+            (7424, (8, 9), Some(58)),
+            (2560, (7, 5), Some(40)),
+            (6913, (8, 0), None),
+            (100, (99, 0), None),
+        ] {
+            assert_eq!(sm_count(cores, cc), sms, "{cores} {cc:?}");
+        }
+    }
+
+    #[test]
+    fn pci_addresses_as_sysfs_writes_them() {
+        assert_eq!(sysfs_address("00000000:10:1C.0"), "0000:10:1c.0");
+        assert_eq!(sysfs_address("0000:10:1C.0"), "0000:10:1c.0");
+        assert_eq!(sysfs_address("00010000:10:1C.0"), "00010000:10:1c.0");
+    }
+}

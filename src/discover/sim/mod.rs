@@ -1,0 +1,82 @@
+//! Simulated hosts: the NVML facts of a real machine as data, and the files and device nodes that its driver
+//! would show. Discovery reads them through the same code as a live machine; `divvy sim` lays them out as real
+//! files for engines to use.
+//!
+//! - `tree`: the files and nodes of a host, built from its facts
+//! - `elf`: loadable shared objects without functions
+
+mod elf;
+mod tree;
+
+pub use tree::{Entry, Tree, shared_object};
+
+use crate::nvml::facts::Facts;
+
+/// One built-in host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimHost {
+    /// Name after `sim:`.
+    pub name: &'static str,
+    /// One line for listings.
+    pub about: &'static str,
+    facts: &'static str,
+    /// Major number of the nvidia-caps driver, which the kernel assigns anew at each boot.
+    caps_major: u32,
+    /// Major number of nvidia-uvm, likewise.
+    uvm_major: u32,
+}
+
+/// Every built-in host.
+pub const HOSTS: [SimHost; 2] = [
+    SimHost {
+        name: "a100-lab",
+        about: "8 x A100-SXM4-40GB, GPU 0 cut by MIG",
+        facts: include_str!("a100-lab.json"),
+        caps_major: 242,
+        uvm_major: 511,
+    },
+    SimHost {
+        name: "h100x8",
+        about: "8 x H100 80GB, whole",
+        facts: include_str!("h100x8.json"),
+        caps_major: 235,
+        uvm_major: 511,
+    },
+];
+
+impl SimHost {
+    /// The host of this name, with or without its `sim:`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.strip_prefix("sim:").unwrap_or(name);
+        HOSTS.into_iter().find(|host| host.name == name)
+    }
+
+    /// What its NVML would say.
+    pub fn facts(&self) -> Facts {
+        // Built in and read by a test; a host whose data does not parse is a host without facts.
+        serde_json::from_str(self.facts).unwrap_or_default()
+    }
+
+    /// Its files and nodes.
+    pub fn tree(&self) -> Tree {
+        Tree::of(&self.facts(), self.caps_major, self.uvm_major)
+    }
+}
+
+/// `sim:a100-lab, sim:h100x8`, for messages.
+pub fn names() -> String {
+    HOSTS.map(|host| format!("sim:{}", host.name)).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_host_has_facts() {
+        for host in HOSTS {
+            let facts: Facts = serde_json::from_str(host.facts).unwrap();
+            assert_eq!(facts.gpus.len(), 8, "{}", host.name);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The files and device nodes of a simulated host, built from its facts: /proc/driver/nvidia, capability
+//! minors, /dev, the driver's libraries and programs. Numbers follow a real lab host (A100, driver 580).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use super::elf::shared_object;
+use crate::discover::files::{Files, Node};
+use crate::nvml::facts::{Facts, GpuFacts};
+
+#[cfg(target_arch = "aarch64")]
+const LIB: &str = "/usr/lib/aarch64-linux-gnu";
+#[cfg(not(target_arch = "aarch64"))]
+const LIB: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// Libraries of a driver: stem, SONAME version (none: the SONAME is the file's name), whether `.so` exists.
+const LIBRARIES: [(&str, Option<&str>, bool); 27] = [
+    ("libEGL_nvidia", Some("0"), false),
+    ("libGLESv1_CM_nvidia", Some("1"), false),
+    ("libGLESv2_nvidia", Some("2"), false),
+    ("libGLX_nvidia", Some("0"), false),
+    ("libcuda", Some("1"), true),
+    ("libcudadebugger", Some("1"), false),
+    ("libnvcuvid", Some("1"), true),
+    ("libnvidia-allocator", Some("1"), true),
+    ("libnvidia-cfg", Some("1"), true),
+    ("libnvidia-eglcore", None, false),
+    ("libnvidia-encode", Some("1"), true),
+    ("libnvidia-fbc", Some("1"), true),
+    ("libnvidia-glcore", None, false),
+    ("libnvidia-glsi", None, false),
+    ("libnvidia-glvkspirv", None, false),
+    ("libnvidia-gpucomp", None, false),
+    ("libnvidia-ml", Some("1"), true),
+    ("libnvidia-ngx", Some("1"), false),
+    ("libnvidia-nvvm", Some("4"), true),
+    ("libnvidia-opencl", Some("1"), false),
+    ("libnvidia-opticalflow", Some("1"), true),
+    ("libnvidia-pkcs11-openssl3", None, false),
+    ("libnvidia-ptxjitcompiler", Some("1"), true),
+    ("libnvidia-rtcore", None, false),
+    ("libnvidia-tls", None, false),
+    ("libnvoptix", Some("1"), false),
+    ("vdpau/libvdpau_nvidia", Some("1"), false),
+];
+
+/// One entry of the tree; directories are implied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A text file.
+    Text(String),
+    /// An executable script.
+    Program(String),
+    /// A shared object without functions, by SONAME.
+    SharedObject(String),
+    /// A symbolic link.
+    Link(String),
+    /// A character device.
+    Node(Node),
+}
+
+/// All files of a simulated host, by absolute path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tree(BTreeMap<PathBuf, Entry>);
+
+impl Tree {
+    /// Builds the tree that goes with the facts.
+    pub(super) fn of(facts: &Facts, caps_major: u32, uvm_major: u32) -> Self {
+        let mut tree = Self::default();
+        let version = facts.driver_version.as_deref().unwrap_or_default();
+        tree.driver_files(version);
+        tree.control(version, caps_major, uvm_major);
+        for gpu in &facts.gpus {
+            tree.gpu(gpu, caps_major);
+        }
+        tree
+    }
+
+    /// Paths and entries in path order.
+    pub fn entries(&self) -> impl Iterator<Item = (&Path, &Entry)> {
+        self.0.iter().map(|(path, entry)| (path.as_path(), entry))
+    }
+
+    fn put(&mut self, path: impl Into<PathBuf>, entry: Entry) {
+        self.0.insert(path.into(), entry);
+    }
+
+    fn text(&mut self, path: impl Into<PathBuf>, text: impl Into<String>) {
+        self.put(path, Entry::Text(text.into()));
+    }
+
+    fn node(&mut self, path: impl Into<PathBuf>, major: u32, minor: u32, mode: u32) {
+        self.put(path, Entry::Node(Node { major, minor, mode }));
+    }
+
+    fn driver_files(&mut self, version: &str) {
+        for (stem, soname_version, plain) in LIBRARIES {
+            let path = format!("{LIB}/{stem}.so.{version}");
+            let stem_name = stem.rsplit_once('/').map_or(stem, |(_, name)| name);
+            let file_name = format!("{stem_name}.so.{version}");
+            let soname = soname_version.map_or(file_name.clone(), |v| format!("{stem_name}.so.{v}"));
+            if let Some(v) = soname_version {
+                self.put(format!("{LIB}/{stem}.so.{v}"), Entry::Link(file_name));
+            }
+            if plain {
+                self.put(format!("{LIB}/{stem}.so"), Entry::Link(soname.clone()));
+            }
+            self.put(path, Entry::SharedObject(soname));
+        }
+        for program in ["nvidia-smi", "nvidia-debugdump", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"]
+        {
+            let script =
+                format!("#!/bin/sh\necho '{program}: this is a simulated host, there is no GPU behind it'\n");
+            self.put(format!("/usr/bin/{program}"), Entry::Program(script));
+        }
+        self.text("/etc/OpenCL/vendors/nvidia.icd", "libnvidia-opencl.so.1\n");
+        let egl =
+            "{ \"file_format_version\": \"1.0.0\", \"ICD\": { \"library_path\": \"libEGL_nvidia.so.0\" } }\n";
+        self.text("/usr/share/glvnd/egl_vendor.d/10_nvidia.json", egl);
+    }
+
+    fn control(&mut self, version: &str, caps_major: u32, uvm_major: u32) {
+        self.text(
+            "/proc/devices",
+            format!(
+                "Character devices:\n  1 mem\n195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n{caps_major} nvidia-caps\n{uvm_major} nvidia-uvm\n\nBlock devices:\n259 blkext\n"
+            ),
+        );
+        self.text(
+            "/proc/driver/nvidia/version",
+            format!("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\n"),
+        );
+        self.text("/sys/module/nvidia/version", format!("{version}\n"));
+        self.text(
+            "/proc/driver/nvidia/params",
+            "ModifyDeviceFiles: 1\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\n",
+        );
+        self.text("/proc/driver/nvidia-caps/mig-minors", mig_minors());
+        self.text("/proc/driver/nvidia/capabilities/mig/config", capability_file(1, 0o400));
+        self.text("/proc/driver/nvidia/capabilities/mig/monitor", capability_file(2, 0o444));
+        self.node("/dev/nvidia-caps/nvidia-cap1", caps_major, 1, 0o400);
+        self.node("/dev/nvidia-caps/nvidia-cap2", caps_major, 2, 0o444);
+        self.node("/dev/nvidiactl", 195, 255, 0o666);
+        self.node("/dev/nvidia-modeset", 195, 254, 0o666);
+        self.node("/dev/nvidia-uvm", uvm_major, 0, 0o666);
+        self.node("/dev/nvidia-uvm-tools", uvm_major, 1, 0o666);
+    }
+
+    fn gpu(&mut self, gpu: &GpuFacts, caps_major: u32) {
+        let minor = gpu.minor.unwrap_or(gpu.index);
+        self.node(format!("/dev/nvidia{minor}"), 195, minor, 0o666);
+        let address = gpu.pci_address.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let address = address.strip_prefix("0000").unwrap_or(&address);
+        self.text(
+            format!("/proc/driver/nvidia/gpus/{address}/information"),
+            format!(
+                "Model: \t\t {}\nGPU UUID: \t {}\nBus Location: \t {address}\nDevice Minor: \t {minor}\n",
+                gpu.name.as_deref().unwrap_or_default(),
+                gpu.uuid
+            ),
+        );
+        for device in gpu.mig.iter().flat_map(|mig| &mig.devices) {
+            let instance =
+                format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{}", device.gpu_instance);
+            let gi = gpu_instance_minor(minor, device.gpu_instance);
+            let ci = gi + 1 + device.compute_instance;
+            let access = [
+                (format!("{instance}/access"), gi),
+                (format!("{instance}/ci{}/access", device.compute_instance), ci),
+            ];
+            for (path, cap) in access {
+                self.text(path, capability_file(cap, 0o444));
+                self.node(format!("/dev/nvidia-caps/nvidia-cap{cap}"), caps_major, cap, 0o444);
+            }
+        }
+    }
+
+    /// Follows links within the tree; a directory is a prefix of some path.
+    fn real_path(&self, path: &Path) -> Option<PathBuf> {
+        match self.0.get(path) {
+            Some(Entry::Link(target)) => self.real_path(&path.parent()?.join(target)),
+            Some(_) => Some(path.to_path_buf()),
+            None => self.names(path).next().map(|_| path.to_path_buf()),
+        }
+    }
+
+    fn names(&self, dir: &Path) -> impl Iterator<Item = &str> {
+        let first_part = |rest: &'_ Path| rest.components().next().map(|part| part.as_os_str().to_owned());
+        let mut last = None;
+        self.0.keys().filter_map(move |path| {
+            let rest = path.strip_prefix(dir).ok()?;
+            let name = first_part(rest)?;
+            if last.as_ref() == Some(&name) {
+                return None;
+            }
+            last = Some(name);
+            rest.components().next()?.as_os_str().to_str()
+        })
+    }
+
+    fn get(&self, path: &Path) -> io::Result<&Entry> {
+        self.0.get(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// The driver's layout of capability minors: 32 GPUs of 15 GPU instances of 8 compute instances.
+fn gpu_instance_minor(gpu_minor: u32, gpu_instance: u32) -> u32 {
+    3 + 135 * gpu_minor + 9 * gpu_instance
+}
+
+/// /proc/driver/nvidia-caps/mig-minors as a driver writes it: every capability that can be, made or not.
+fn mig_minors() -> String {
+    let mut text = String::from("config 1\nmonitor 2\n");
+    for gpu in 0..32 {
+        for gi in 0..15 {
+            let minor = gpu_instance_minor(gpu, gi);
+            text += &format!("gpu{gpu}/gi{gi}/access {minor}\n");
+            for ci in 0..8 {
+                text += &format!("gpu{gpu}/gi{gi}/ci{ci}/access {}\n", minor + 1 + ci);
+            }
+        }
+    }
+    text
+}
+
+fn capability_file(minor: u32, mode: u32) -> String {
+    format!("DeviceFileMinor: {minor}\nDeviceFileMode: {mode}\nDeviceFileModify: 1\n")
+}
+
+impl Files for Tree {
+    fn kernel_text(&self, path: &Path) -> io::Result<String> {
+        match self.get(path)? {
+            Entry::Text(text) => Ok(text.clone()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let names: Vec<_> = self.names(dir).map(str::to_owned).collect();
+        if names.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(names) }
+    }
+
+    fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
+        self.real_path(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.kernel_text(path).map(String::into_bytes)
+    }
+
+    fn soname(&self, path: &Path) -> io::Result<Option<String>> {
+        match self.get(path)? {
+            Entry::SharedObject(soname) => Ok(Some(soname.clone())),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn node(&self, path: &Path) -> io::Result<Node> {
+        match self.get(path)? {
+            Entry::Node(node) => Ok(*node),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a character device")),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Black box: what a user types and reads, on simulated hosts. No root, no engine, no GPU.
+
+mod support;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Stdio;
+
+use support::{divvy, golden, run};
+
+const LAB: &str = "--host=sim:a100-lab";
+const HOOK: &str = "--hook-path=/bin/true";
+
+#[test]
+fn golden_specs() {
+    for host in ["a100-lab", "h100x8"] {
+        let host_flag = format!("--host=sim:{host}");
+        let (status, json, errors) = run(&mut divvy(&["generate", &host_flag, HOOK]));
+        assert_eq!((status, errors.as_str()), (0, ""), "{host}");
+        golden(&format!("{host}.json"), &json);
+        let (_, again, _) = run(&mut divvy(&["generate", &host_flag, HOOK]));
+        assert_eq!(json, again, "not deterministic");
+    }
+}
+
+#[test]
+fn yaml_says_the_same_as_json() {
+    let (status, yaml, errors) = run(&mut divvy(&["generate", LAB, HOOK, "--format=yaml"]));
+    assert_eq!((status, errors.as_str()), (0, ""));
+    golden("a100-lab.yaml", &yaml);
+}
+
+#[test]
+fn golden_tables() {
+    for host in ["a100-lab", "h100x8"] {
+        let (status, table, errors) = run(&mut divvy(&["list", &format!("--host=sim:{host}")]));
+        assert_eq!((status, errors.as_str()), (0, ""));
+        golden(&format!("{host}.list"), &table);
+    }
+    let (_, json, _) = run(&mut divvy(&["list", LAB, "--format=json"]));
+    golden("a100-lab.list.json", &json);
+    let listing: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(listing["devices"].as_array().unwrap().len(), 11);
+}
+
+#[test]
+fn the_driver_root_prefixes_host_paths_only() {
+    let (_, json, _) =
+        run(&mut divvy(&["generate", LAB, HOOK, "--driver-root=/run/driver", "--dev-root=/other"]));
+    let spec: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let mount = &spec["containerEdits"]["mounts"][0];
+    assert_eq!(
+        mount["hostPath"].as_str().unwrap(),
+        format!("/run/driver{}", mount["containerPath"].as_str().unwrap())
+    );
+    let node = &spec["devices"][0]["containerEdits"]["deviceNodes"][0];
+    assert_eq!(
+        (node["path"].as_str(), node["hostPath"].as_str()),
+        (Some("/dev/nvidia0"), Some("/other/dev/nvidia0"))
+    );
+    assert!(!json.contains("=/run/driver/usr/lib"), "the hook works on paths in the container");
+}
+
+#[test]
+fn a_spec_file_is_written_whole_and_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("cdi/divvy.json");
+    let output = format!("--output={}", file.display());
+    let (status, said, errors) = run(&mut divvy(&["generate", LAB, HOOK, &output]));
+    assert_eq!((status, errors.as_str()), (0, ""));
+    assert_eq!(said, format!("wrote {}: 7 GPUs, 4 MIG devices\n", file.display()));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
+    assert_eq!(fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o7777, 0o755);
+    let (_, said, _) = run(&mut divvy(&["generate", LAB, HOOK, &output]));
+    assert_eq!(said, format!("unchanged: {}: 7 GPUs, 4 MIG devices\n", file.display()));
+    assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "something was left behind");
+}
+
+#[test]
+fn dry_run_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("divvy.json");
+    let (status, said, _) =
+        run(&mut divvy(&["generate", LAB, HOOK, "--dry-run", &format!("--output={}", file.display())]));
+    assert_eq!(status, 0);
+    assert!(said.contains("0:1") && said.contains(&format!("to {}", file.display())), "{said}");
+    assert!(!file.exists());
+}
+
+#[test]
+fn mistakes_are_named_and_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    fs::create_dir(at("directory.json")).unwrap();
+    symlink("elsewhere.json", at("link.json")).unwrap();
+    for (args, status, words) in [
+        (
+            vec!["generate", "--host=sim:nope"],
+            2,
+            vec![
+                "error: there is no simulated host \"sim:nope\"",
+                "hint: choose one of sim:a100-lab, sim:h100x8",
+            ],
+        ),
+        (
+            vec!["generate", LAB, "--output=/tmp/x.yml"],
+            2,
+            vec!["error: /tmp/x.yml ends in neither .json nor .yaml", "hint: choose a name like divvy.json"],
+        ),
+        (
+            vec!["generate", LAB, "--format=yaml", "--output=/tmp/x.json"],
+            2,
+            vec!["error: /tmp/x.json would hold YAML"],
+        ),
+        (
+            vec!["generate", LAB, "--hook-path=/no/such/hook"],
+            1,
+            vec!["error: there is no hook at /no/such/hook", "hint: install divvy-hook"],
+        ),
+        (
+            vec!["generate", LAB, HOOK, "--output", &at("a/b/divvy.json")],
+            1,
+            vec!["error: ", &at("a"), "hint: make the directory first"],
+        ),
+        (
+            vec!["generate", LAB, HOOK, "--output", &at("directory.json")],
+            1,
+            vec!["error: ", &at("directory.json"), "directory"],
+        ),
+        (
+            vec!["generate", LAB, HOOK, "--output", &at("link.json")],
+            1,
+            vec!["error: ", &at("link.json"), "symbolic link"],
+        ),
+        (vec!["generate", LAB, "--create-device-nodes"], 2, vec!["error: "]),
+        (vec!["frobnicate"], 2, vec!["error: "]),
+        (vec![], 2, vec!["Usage: divvy"]),
+    ] {
+        let (got, out, errors) = run(&mut divvy(&args));
+        assert_eq!(got, status, "{args:?}: {errors}");
+        assert_eq!(out, "", "{args:?}");
+        for word in words {
+            assert!(errors.contains(word), "{args:?}: {word:?} is not in\n{errors}");
+        }
+    }
+    assert!(!std::path::Path::new(&at("a")).exists());
+}
+
+#[test]
+fn without_a_driver_the_error_says_what_to_install() {
+    let root = tempfile::tempdir().unwrap();
+    let flag = format!("--driver-root={}", root.path().display());
+    let (status, out, errors) = run(&mut divvy(&["list", &flag]));
+    assert_eq!((status, out.as_str()), (1, ""));
+    assert!(errors.starts_with("error: cannot load "), "{errors}");
+    assert!(errors.contains("hint: --driver-root"), "{errors}");
+    let (status, _, errors) = run(&mut divvy(&["list", "--driver-root=/no/such/root"]));
+    assert_eq!(status, 1);
+    assert!(errors.contains("/no/such/root"), "{errors}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    for args in [vec!["list", LAB], vec!["generate", LAB, HOOK], vec!["completions", "bash"]] {
+        let mut child = divvy(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut errors = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        assert_eq!((child.wait().unwrap().code(), errors.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn completions_for_every_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, script, _) = run(&mut divvy(&["completions", shell]));
+        assert_eq!(status, 0);
+        assert!(script.contains("generate") && script.contains("driver-root"), "{shell}");
+    }
+}
+
+/// README shows commands; each must exist as shown.
+#[test]
+fn the_commands_in_the_readme_parse() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let shown: Vec<_> = readme
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter_map(|line| line.strip_prefix("sudo ").unwrap_or(line).strip_prefix("divvy "))
+        .collect();
+    assert!(shown.len() >= 6, "{shown:?}");
+    for line in shown {
+        let mut args: Vec<_> = line.split_whitespace().collect();
+        // A simulated host in place of this machine's; making nodes is for live machines alone.
+        if args[0] != "completions" && !args.contains(&"--host") {
+            args.retain(|arg| *arg != "--create-device-nodes");
+            args.extend([LAB, if args[0] == "generate" { "--output=-" } else { "--format=table" }]);
+        }
+        let (status, _, errors) = run(&mut divvy(&args));
+        assert_eq!(status, 0, "divvy {line}: {errors}");
+    }
+}
+
+#[test]
+fn help_is_there_for_every_verb() {
+    for verb in ["generate", "list", "sim", "completions"] {
+        let (status, help, _) = run(&mut divvy(&[verb, "--help"]));
+        assert_eq!(status, 0);
+        assert!(help.contains("Usage: divvy"), "{help}");
+    }
+}

@@ -1,0 +1,339 @@
+//! Black box, as root: live discovery through a real libnvidia-ml interface. A simulated host is laid out as files
+//! and device nodes, the mock library stands in its driver root, and its /proc files over this machine's in a
+//! mount namespace of the test's own. Live discovery must then tell the same as the simulated data.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::needs::{self, Need};
+use support::{divvy, facts, leave_out_symbol, mock_nvml, run};
+
+const HOOK: &str = "--hook-path=/bin/true";
+
+fn main() {
+    let tests: [(&str, fn()); 12] = [
+        ("live_and_simulated_specs_are_the_same", live_and_simulated_specs_are_the_same),
+        ("nvml_is_started_and_stopped_once", nvml_is_started_and_stopped_once),
+        ("a_missing_symbol_costs_one_fact", a_missing_symbol_costs_one_fact),
+        ("one_gpu_of_eight_fails", one_gpu_of_eight_fails),
+        ("a_mig_device_fails", a_mig_device_fails),
+        ("nvml_does_not_start", nvml_does_not_start),
+        ("no_gpu", no_gpu),
+        ("mig_mode_without_instances", mig_mode_without_instances),
+        ("an_unknown_profile_keeps_uuid_and_index", an_unknown_profile_keeps_uuid_and_index),
+        ("capabilities_without_mig_minors", capabilities_without_mig_minors),
+        ("missing_nodes_are_named_or_made", missing_nodes_are_named_or_made),
+        ("sim_lays_out_and_refuses", sim_lays_out_and_refuses),
+    ];
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| {
+            needs::trial(name, &[Need::Root], move || {
+                test();
+                Ok::<(), Failed>(())
+            })
+        })
+        .collect::<Vec<Trial>>();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A simulated host laid out under a directory, with the mock library in the place of its NVML.
+struct Laid {
+    dir: tempfile::TempDir,
+    facts: PathBuf,
+}
+
+impl Laid {
+    fn out(host: &str) -> Self {
+        // Not in /tmp, which may forbid device nodes.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let laid = Self { facts: facts(host), dir };
+        let (status, _, errors) = run(divvy(&["sim", host]).arg(laid.root()));
+        assert_eq!((status, errors.as_str()), (0, ""));
+        fs::remove_file(laid.library()).unwrap();
+        mock_nvml(laid.library().parent().unwrap());
+        laid
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("host")
+    }
+
+    fn library(&self) -> PathBuf {
+        let dir = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        self.root().join(dir).join("libnvidia-ml.so.1")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("nvml.log")
+    }
+
+    /// The facts, changed: `edit` works on the JSON.
+    fn change_facts(&mut self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let mut json = serde_json::from_str(&fs::read_to_string(&self.facts).unwrap()).unwrap();
+        edit(&mut json);
+        self.facts = self.dir.path().join("facts.json");
+        fs::write(&self.facts, json.to_string()).unwrap();
+    }
+
+    /// Runs divvy live on the laid-out host: `settings` are the mock's.
+    fn live(&self, args: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
+        let program = divvy(&[]).get_program().to_owned();
+        let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .arg(self.root())
+            .arg(program);
+        command.args(args).arg("--driver-root").arg(self.root());
+        command.env("MOCK_NVML_FACTS", &self.facts).env("MOCK_NVML_LOG", self.log());
+        command.envs(settings.iter().copied());
+        run(&mut command)
+    }
+
+    fn list(&self, settings: &[(&str, &str)]) -> (serde_json::Value, String) {
+        let (status, json, errors) = self.live(&["list", "--format=json"], settings);
+        assert_eq!(status, 0, "{errors}");
+        (serde_json::from_str(&json).unwrap(), errors)
+    }
+
+    fn names(&self, settings: &[(&str, &str)]) -> Vec<String> {
+        let (listing, _) = self.list(settings);
+        let devices = listing["devices"].as_array().unwrap();
+        devices.iter().map(|device| device["name"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+fn live_and_simulated_specs_are_the_same() {
+    for host in ["a100-lab", "h100x8"] {
+        let laid = Laid::out(host);
+        let root = laid.root().display().to_string();
+        let sim = format!("--host=sim:{host}");
+        let flags = ["generate", HOOK, "--output=-"];
+        let (status, live, errors) = laid.live(&flags, &[]);
+        assert_eq!((status, errors.as_str()), (0, ""), "{host}");
+        let (_, simulated, _) =
+            run(&mut divvy(&["generate", HOOK, "--output=-", &sim, "--driver-root", &root]));
+        assert_eq!(live, simulated, "{host}");
+        let (_, simulated, _) = run(&mut divvy(&["list", "--format=json", &sim]));
+        let simulated: serde_json::Value = serde_json::from_str(&simulated).unwrap();
+        assert_eq!(laid.list(&[]).0, simulated, "{host}");
+    }
+}
+
+fn nvml_is_started_and_stopped_once() {
+    let laid = Laid::out("a100-lab");
+    laid.live(&["generate", HOOK, "--output=-"], &[]);
+    assert_eq!(fs::read_to_string(laid.log()).unwrap(), "init\nshutdown\n");
+    fs::remove_file(laid.log()).unwrap();
+    laid.live(&["list"], &[("MOCK_NVML_FAIL", "nvmlDeviceGetHandleByIndex_v2@3=15")]);
+    assert_eq!(fs::read_to_string(laid.log()).unwrap(), "init\nshutdown\n");
+}
+
+fn a_missing_symbol_costs_one_fact() {
+    let whole = Laid::out("a100-lab").list(&[]).0;
+    for (symbol, device, pointer) in [
+        ("nvmlDeviceGetNumGpuCores", 4, "/sms"),
+        ("nvmlDeviceGetMemoryInfo_v2", 4, ""),
+        ("nvmlDeviceGetCudaComputeCapability", 4, "/compute_capability"),
+        ("nvmlDeviceGetComputeMode", 4, "/compute_mode"),
+        ("nvmlDeviceGetName", 4, "/model"),
+        ("nvmlDeviceGetMinorNumber", 4, ""),
+        ("nvmlDeviceGetPciInfo_v3", 4, "/pci_address"),
+        ("nvmlGpuInstanceGetInfo", 0, "/mig/placement"),
+        ("nvmlDeviceGetAttributes_v2", 0, "/memory_bytes"),
+        ("nvmlSystemGetDriverVersion", 4, ""),
+        ("nvmlShutdown", 4, ""),
+    ] {
+        let laid = Laid::out("a100-lab");
+        leave_out_symbol(&laid.library(), symbol);
+        // Without NVML's word the driver version is the module's, which no test can put into /sys.
+        if symbol == "nvmlSystemGetDriverVersion" {
+            let (status, _, errors) = laid.live(&["list"], &[]);
+            assert_eq!(status, 1);
+            assert!(errors.contains("the driver's version is not known"), "{errors}");
+            continue;
+        }
+        let (listing, errors) = laid.list(&[]);
+        assert_eq!(errors, "", "{symbol}");
+        let devices = listing["devices"].as_array().unwrap();
+        assert_eq!(devices.len(), 11, "{symbol}");
+        // An empty pointer: another source told the same fact.
+        if pointer.is_empty() {
+            assert_eq!(listing, whole, "{symbol}");
+        } else {
+            assert!(devices[device].pointer(pointer).unwrap().is_null(), "{symbol}: {}", devices[device]);
+        }
+    }
+}
+
+fn one_gpu_of_eight_fails() {
+    let laid = Laid::out("h100x8");
+    for (function, code) in [("nvmlDeviceGetHandleByIndex_v2", "15"), ("nvmlDeviceGetUUID", "999")] {
+        let fail = format!("{function}@3={code}");
+        let (status, spec, errors) =
+            laid.live(&["generate", HOOK, "--output=-"], &[("MOCK_NVML_FAIL", &fail)]);
+        assert_eq!(status, 7, "{errors}");
+        assert!(errors.starts_with("warning: GPU 3 is left out: NVML cannot read it: "), "{errors}");
+        assert!(errors.contains("\nhint: "), "{errors}");
+        let spec: serde_json::Value = serde_json::from_str(&spec).unwrap();
+        assert_eq!(spec["devices"].as_array().unwrap().len(), 7 * 2 + 1);
+        assert!(!spec.to_string().contains("/dev/nvidia3"), "in `all` too it must be missing");
+    }
+}
+
+fn a_mig_device_fails() {
+    let laid = Laid::out("a100-lab");
+    let fail = [("MOCK_NVML_FAIL", "nvmlDeviceGetComputeInstanceId=999")];
+    let (status, _, errors) = laid.live(&["generate", HOOK, "--output=-"], &fail);
+    assert_eq!(status, 7);
+    assert_eq!(errors.matches("warning: MIG device 0:").count(), 4, "{errors}");
+    assert_eq!(laid.names(&fail), ["1", "2", "3", "4", "5", "6", "7"]);
+}
+
+fn nvml_does_not_start() {
+    let laid = Laid::out("h100x8");
+    for (code, words) in [
+        ("9", ["error: the NVIDIA driver is not loaded", "hint: load it with `modprobe nvidia`"]),
+        (
+            "18",
+            ["error: the NVIDIA library and the loaded kernel module are of different versions", "hint: "],
+        ),
+        ("4", ["error: no permission to talk to the NVIDIA driver", "hint: run as root"]),
+        ("999", ["error: NVML does not start: ", "hint: `nvidia-smi`"]),
+    ] {
+        let spec = laid.dir.path().join("divvy.json");
+        fs::write(&spec, "old").unwrap();
+        let output = format!("--output={}", spec.display());
+        let fail = format!("nvmlInit_v2={code}");
+        let (status, out, errors) = laid.live(&["generate", HOOK, &output], &[("MOCK_NVML_FAIL", &fail)]);
+        assert_eq!((status, out.as_str()), (1, ""), "{errors}");
+        assert!(words.iter().all(|word| errors.contains(word)), "{errors}");
+        assert_eq!(fs::read_to_string(&spec).unwrap(), "old");
+    }
+    fs::write(laid.library(), "not a library").unwrap();
+    let (status, _, errors) = laid.live(&["list"], &[]);
+    assert_eq!(status, 1);
+    assert!(errors.starts_with("error: cannot load ") && errors.contains("hint: "), "{errors}");
+}
+
+fn no_gpu() {
+    let mut laid = Laid::out("h100x8");
+    laid.change_facts(|facts| facts["gpus"] = serde_json::json!([]));
+    for args in [vec!["generate", HOOK, "--output=-"], vec!["list"]] {
+        let (status, out, errors) = laid.live(&args, &[]);
+        assert_eq!((status, out.as_str()), (1, ""));
+        assert!(errors.contains("error: the driver is loaded and sees no GPU\nhint: "), "{errors}");
+    }
+}
+
+fn mig_mode_without_instances() {
+    let mut laid = Laid::out("a100-lab");
+    laid.change_facts(|facts| facts["gpus"][0]["mig"]["devices"] = serde_json::json!([]));
+    let (status, _, errors) = laid.live(&["generate", HOOK, "--output=-"], &[]);
+    assert_eq!(status, 0);
+    assert!(errors.starts_with("note: GPU 0 is in MIG mode and has no MIG devices"), "{errors}");
+    assert_eq!(laid.names(&[]), ["1", "2", "3", "4", "5", "6", "7"]);
+
+    laid.change_facts(|facts| {
+        let gpus = facts["gpus"].as_array_mut().unwrap();
+        gpus.truncate(1);
+    });
+    let (status, out, errors) = laid.live(&["generate", HOOK, "--output=-"], &[]);
+    assert_eq!((status, out.as_str()), (1, ""));
+    assert!(errors.contains("error: no GPU or MIG device can be given to a container"), "{errors}");
+}
+
+fn an_unknown_profile_keeps_uuid_and_index() {
+    let mut laid = Laid::out("a100-lab");
+    laid.change_facts(|facts| {
+        let device = &mut facts["gpus"][0]["mig"]["devices"][3];
+        device["name"] = "NVIDIA A100-SXM4-40GB".into();
+        for fact in
+            ["gpu_instance_slices", "compute_instance_slices", "multiprocessors", "memory_mib", "placement"]
+        {
+            device[fact] = serde_json::Value::Null;
+        }
+        facts["gpus"][0]["mig"]["devices"][2]["name"] = "NVIDIA A100-SXM4-40GB MIG 9z.7gb+new".into();
+    });
+    let (status, spec, errors) = laid.live(&["generate", HOOK, "--output=-"], &[]);
+    assert_eq!((status, errors.as_str()), (0, ""));
+    assert!(spec.contains("\"0:3\"") && spec.contains("MIG-20301a31-77fa-59ec-b0b8-7ef543821f29"));
+    let (listing, _) = laid.list(&[]);
+    assert_eq!(listing["devices"][2]["mig"]["profile"], "9z.7gb+new");
+    assert!(listing["devices"][3]["mig"]["profile"].is_null());
+}
+
+/// Drivers without the nvidia-caps table tell each capability's minor in a file of its own.
+fn capabilities_without_mig_minors() {
+    let laid = Laid::out("a100-lab");
+    let whole = laid.list(&[]).0;
+    fs::remove_file(laid.root().join("proc/driver/nvidia-caps/mig-minors")).unwrap();
+    assert_eq!(laid.list(&[]).0, whole);
+    let capability = laid.root().join("proc/driver/nvidia/capabilities/gpu0/mig/gi9/access");
+    fs::write(capability, "DeviceFileMinor: -1\n").unwrap();
+    let (_, errors) = laid.list(&[]);
+    assert!(
+        errors.starts_with(
+            "warning: MIG device 0:3 is left out: the driver lists no capability gpu0/mig/gi9/access\n"
+        ),
+        "{errors}"
+    );
+}
+
+fn missing_nodes_are_named_or_made() {
+    let laid = Laid::out("a100-lab");
+    let dev = |name: &str| laid.root().join("dev").join(name);
+    for name in ["nvidia-caps/nvidia-cap31", "nvidia-uvm", "nvidia3", "nvidia-modeset"] {
+        fs::remove_file(dev(name)).unwrap();
+    }
+    let wrong = dev("nvidia4");
+    fs::remove_file(&wrong).unwrap();
+    fs::write(&wrong, "").unwrap();
+    let (status, spec, errors) = laid.live(&["generate", HOOK, "--output=-"], &[]);
+    assert_eq!(status, 7);
+    for line in [
+        "warning: MIG device 0:1 is left out: /dev/nvidia-caps/nvidia-cap31 is missing\n",
+        "warning: GPU 3 is left out: /dev/nvidia3 is missing\n",
+        "warning: GPU 4 is left out: /dev/nvidia4 cannot be used: not a character device\n",
+        "warning: /dev/nvidia-uvm is missing: no container with a GPU will start until it is there\n",
+        "note: /dev/nvidia-modeset is missing; containers go without it\n",
+        "--create-device-nodes",
+    ] {
+        assert!(errors.contains(line), "{line:?} is not in\n{errors}");
+    }
+    assert!(
+        spec.contains("/dev/nvidia-uvm\"")
+            && !spec.contains("nvidia-modeset")
+            && !spec.contains("/dev/nvidia3\"")
+    );
+
+    let (status, _, errors) = laid.live(&["generate", HOOK, "--output=-", "--create-device-nodes"], &[]);
+    assert_eq!(status, 7, "nvidia4 is a file still: {errors}");
+    assert_eq!(errors.matches("made ").count(), 4, "{errors}");
+    assert!(!errors.contains("nvidia3") || errors.contains("made"), "{errors}");
+    fs::remove_file(&wrong).unwrap();
+    let (status, spec, errors) = laid.live(&["generate", HOOK, "--output=-", "--create-device-nodes"], &[]);
+    assert_eq!((status, errors.matches("made ").count()), (0, 1), "{errors}");
+    let root = laid.root().display().to_string();
+    let (_, simulated, _) =
+        run(&mut divvy(&["generate", HOOK, "--host=sim:a100-lab", "--driver-root", &root]));
+    assert_eq!(spec, simulated, "made nodes have other modes or numbers");
+}
+
+fn sim_lays_out_and_refuses() {
+    let laid = Laid::out("h100x8");
+    assert!(Path::new(&laid.root()).join("dev/nvidia7").exists());
+    let (status, _, errors) = run(divvy(&["sim", "sim:h100x8"]).arg(laid.root()));
+    assert_eq!(status, 2);
+    assert!(errors.contains("is not empty\nhint: "), "{errors}");
+    let (status, _, errors) = run(divvy(&["sim", "a100-lab"]).arg(laid.dir.path().join("no/parent")));
+    assert_eq!(status, 1, "{errors}");
+    let left: Vec<_> =
+        fs::read_dir(laid.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["host"], "something was left behind");
+}

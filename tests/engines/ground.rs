@@ -1,0 +1,319 @@
+//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker and Podman in it, laid out
+//! as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
+//! kept as an unmet need with its reason; what divvy itself does wrong meanwhile breaks every trial.
+
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// The machine's suite: the newest engines that Debian has (Docker 28, Podman 5.8).
+const SUITE: &str = "sid";
+/// The machine's name.
+const NAME: &str = "engines";
+
+/// What a trial may need. The words are those of `DIVVY_REQUIRE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Namespaces, mounts and cgroups: root, or sudo without a password.
+    Root,
+    /// A cgroup v2 hierarchy, which device filters are attached to.
+    Cgroup2,
+    /// `divvy` and `divvy-hook` in the build directory.
+    Build,
+    /// A machine that started.
+    Machine,
+    /// Docker answers in it.
+    Docker,
+    /// Podman runs in it, as root.
+    Podman,
+    /// Podman runs in it as a user.
+    Rootless,
+    /// The mock libnvidia-ml.so.1.
+    Mock,
+}
+
+impl Need {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Cgroup2 => "cgroup2",
+            Self::Build => "build",
+            Self::Machine => "machine",
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Rootless => "rootless",
+            Self::Mock => "mock",
+        }
+    }
+
+    /// Without these there is no machine to try anything on.
+    fn is_common(self) -> bool {
+        matches!(self, Self::Root | Self::Cgroup2 | Self::Build | Self::Machine)
+    }
+}
+
+/// A need that is not met, and why.
+#[derive(Debug)]
+pub struct Unmet {
+    need: Need,
+    why: String,
+}
+
+impl Unmet {
+    /// Whether `DIVVY_REQUIRE` names it.
+    pub fn is_required(&self) -> bool {
+        let required = std::env::var("DIVVY_REQUIRE").unwrap_or_default();
+        required.split(',').any(|word| word.trim() == self.need.word())
+    }
+}
+
+impl fmt::Display for Unmet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.need.word(), self.why)
+    }
+}
+
+/// The machine, and what it lacks.
+#[derive(Debug, Default)]
+pub struct Ground {
+    unmet: Vec<Unmet>,
+    /// Why the machine is of no use though nothing is missing: a bug of divvy's or of these scripts.
+    pub broken: Option<String>,
+}
+
+static GROUND: OnceLock<Ground> = OnceLock::new();
+static MINDER: Mutex<Option<Minder>> = Mutex::new(None);
+
+/// The ground, set up by the first who asks.
+pub fn ground() -> &'static Ground {
+    GROUND.get_or_init(|| {
+        let mut ground = Ground::default();
+        if let Err(unmet) = start(&mut ground) {
+            ground.unmet.push(unmet);
+        }
+        ground
+    })
+}
+
+/// Ends the machine, if there is one.
+pub fn take_down() {
+    let minder = MINDER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(minder) = minder {
+        minder.finish();
+    }
+}
+
+impl Ground {
+    /// The first need that is not met.
+    pub fn unmet(&self, needs: &[Need]) -> Option<&Unmet> {
+        self.unmet.iter().find(|unmet| unmet.need.is_common() || needs.contains(&unmet.need))
+    }
+
+    /// Runs a shell script in the machine, as its root.
+    pub fn sh(&self, script: &str) -> Output {
+        self.command("in.sh", &["sh", "-c", script])
+    }
+
+    /// Runs a command in the machine. `entry` is in.sh for root, as-user.sh for the unprivileged user.
+    pub fn command(&self, entry: &str, command: &[&str]) -> Output {
+        // An engine that hangs is a failure and must not keep the machine up for ever.
+        let mut timeout = Command::new("timeout");
+        timeout.args(["--kill-after=5", "120"]).arg(script(entry)).arg(NAME).args(command);
+        Output::of(&mut timeout)
+    }
+}
+
+fn start(ground: &mut Ground) -> Result<(), Unmet> {
+    require_root()?;
+    require_cgroup2()?;
+    require_build()?;
+    let machine = |why| Unmet { need: Need::Machine, why };
+    run_script("tree.sh", &[SUITE]).map_err(machine)?;
+    run_script("images.sh", &[]).map_err(machine)?;
+    let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
+    *MINDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(minder);
+    run_script("up.sh", &[SUITE, NAME]).map_err(machine)?;
+
+    if let Err(why) = lay_out(ground) {
+        ground.broken = Some(why);
+        return Ok(());
+    }
+    for (need, made) in [
+        (Need::Mock, install_mock()),
+        (Need::Docker, start_docker(ground)),
+        (Need::Podman, import_images(ground, "in.sh", "podman")),
+        (Need::Rootless, import_images(ground, "as-user.sh", "podman")),
+    ] {
+        if let Err(why) = made {
+            ground.unmet.push(Unmet { need, why });
+        }
+    }
+    Ok(())
+}
+
+fn require_root() -> Result<(), Unmet> {
+    let is_root = Output::of(Command::new("id").arg("-u")).stdout.trim() == "0";
+    if is_root || Output::of(Command::new("sudo").args(["-n", "true"])).status == 0 {
+        return Ok(());
+    }
+    Err(Unmet { need: Need::Root, why: "machines need root, or sudo without a password".into() })
+}
+
+fn require_cgroup2() -> Result<(), Unmet> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').nth(2) == Some("cgroup2")) {
+        return Ok(());
+    }
+    Err(Unmet { need: Need::Cgroup2, why: "this host has no cgroup v2 hierarchy".into() })
+}
+
+fn require_build() -> Result<(), Unmet> {
+    let bin = build_dir().join("bin");
+    match ["divvy", "divvy-hook"].iter().find(|program| !bin.join(program).is_file()) {
+        None => Ok(()),
+        Some(missing) => {
+            let why = format!("there is no {}: run `make build`", bin.join(missing).display());
+            Err(Unmet { need: Need::Build, why })
+        }
+    }
+}
+
+/// Makes the machine a host with GPUs, as a driver's package and its modules would have left it.
+fn lay_out(ground: &Ground) -> Result<(), String> {
+    let output = ground.sh("set -e
+         install /divvy/divvy /divvy/divvy-hook /usr/bin/
+         divvy --quiet sim a100-lab /sim
+         cp -a /sim/usr/. /usr/
+         cp -a /sim/etc/. /etc/
+         cp -a /sim/dev/. /dev/
+         ldconfig
+         divvy --quiet generate --host sim:a100-lab --output /var/run/cdi/divvy.json");
+    output.require()
+}
+
+const BUILD_MOCK: [&str; 5] = ["build", "--quiet", "--locked", "--package", "mock-nvml"];
+
+/// The mock takes the name that the loader looks for; the driver's own file stays beside it.
+fn install_mock() -> Result<(), String> {
+    let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+    Output::of(Command::new(env!("CARGO")).args(BUILD_MOCK).current_dir(project_dir())).require()?;
+    // target/debug/deps/engines-... -> target/debug
+    let mock = exe.ancestors().nth(2).unwrap_or(Path::new("/")).join("libnvidia_ml.so");
+    let facts = project_dir().join("src/discover/sim/a100-lab.json");
+    for (from, to) in [(mock, "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"), (facts, "/facts.json")] {
+        let from = std::fs::File::open(&from).map_err(|error| format!("{}: {error}", from.display()))?;
+        let mut copy = Command::new(script("in.sh"));
+        // Not through the link that is there, which leads to the driver's own file.
+        copy.args([NAME, "cp", "--remove-destination", "/dev/stdin", to]).stdin(from);
+        Output::of_with_stdin(&mut copy).require()?;
+    }
+    Ok(())
+}
+
+fn start_docker(ground: &Ground) -> Result<(), String> {
+    run_script("dockerd.sh", &[NAME])?;
+    import_images(ground, "in.sh", "docker")
+}
+
+fn import_images(ground: &Ground, entry: &str, engine: &str) -> Result<(), String> {
+    let script = format!(
+        "for tar in /images/*.tar; do
+             image=${{tar##*/}}
+             {engine} import --change 'CMD [\"/bin/sh\"]' $tar ${{image%.tar}}:latest >/dev/null || exit 1
+         done"
+    );
+    ground.command(entry, &["sh", "-c", &script]).require()
+}
+
+/// Takes the machine down when this process ends, in whatever way: it waits for the end of a pipe that only this
+/// process holds open. It also holds a lock, so that of two runs in one checkout the second waits.
+#[derive(Debug)]
+struct Minder(Child);
+
+impl Minder {
+    fn start() -> std::io::Result<Self> {
+        use std::os::unix::process::CommandExt;
+        let mut child = Command::new("flock")
+            .arg(build_dir().join("engines.lock"))
+            .args(["sh", "-c", "echo; cat >/dev/null; exec \"$0\" \"$1\""])
+            .arg(script("down.sh"))
+            .arg(NAME)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // A group of its own: Ctrl-C ends the trials, and the minder still has work to do.
+            .process_group(0)
+            .spawn()?;
+        if let Some(stdout) = &mut child.stdout {
+            BufReader::new(stdout).read_line(&mut String::new())?;
+        }
+        Ok(Self(child))
+    }
+
+    fn finish(mut self) {
+        drop(self.0.stdin.take());
+        match self.0.wait() {
+            Ok(status) if status.success() => {}
+            other => eprintln!("warning: the machine {NAME} was not taken down: {other:?}"),
+        }
+    }
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Output {
+    /// Exit status; -1 if a signal ended it.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    fn of(command: &mut Command) -> Self {
+        Self::of_with_stdin(command.stdin(Stdio::null()))
+    }
+
+    fn of_with_stdin(command: &mut Command) -> Self {
+        match command.env("DIVVY_BUILD", build_dir()).output() {
+            Ok(output) => Self {
+                status: output.status.code().unwrap_or(-1),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            },
+            Err(error) => {
+                Self { status: 127, stdout: String::new(), stderr: format!("{command:?}: {error}") }
+            }
+        }
+    }
+
+    /// Standard output of a command that has to succeed.
+    #[track_caller]
+    pub fn ok(&self) -> &str {
+        assert_eq!(self.status, 0, "standard output: {}\nstandard error: {}", self.stdout, self.stderr);
+        self.stdout.trim_end()
+    }
+
+    fn require(&self) -> Result<(), String> {
+        if self.status == 0 { Ok(()) } else { Err(self.stderr.trim().to_owned()) }
+    }
+}
+
+fn run_script(name: &str, args: &[&str]) -> Result<(), String> {
+    Output::of(Command::new(script(name)).args(args)).require()
+}
+
+fn script(name: &str) -> PathBuf {
+    project_dir().join("tests/machine").join(name)
+}
+
+fn build_dir() -> PathBuf {
+    std::env::var_os("DIVVY_BUILD").map_or_else(|| project_dir().join(".build"), PathBuf::from)
+}
+
+/// Cargo sets it for tests that it runs; the path at build time serves for a test that is run by hand.
+fn project_dir() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}

@@ -1,0 +1,84 @@
+//! End to end: real engines start real containers on a simulated host, and a program in the container says what it
+//! got. Nothing in here looks at a spec; what counts is what a user's program meets.
+//!
+//! - `ground`: the machine with the engines in it, set up once; what is needed and what is missing
+//! - `engine`: the engines, and how a container is started with each
+//! - `containers`: what a container gets and does not get; one function a trial, run on every engine
+//! - `hostile`: images and options that aim at the host
+//! - `machine`: `divvy` itself on that machine, without a container
+//!
+//! A trial whose needs are not met is skipped with the reason, and never passed. `DIVVY_REQUIRE=docker,podman`
+//! makes that a failure. Reasons are printed last, and added to the file `DIVVY_TEST_SUMMARY`.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+mod containers;
+mod engine;
+mod ground;
+mod hostile;
+mod machine;
+
+use engine::{ENGINES, Engine};
+use ground::{Ground, Need, ground};
+
+/// How many trials were skipped, by reason.
+static SKIPPED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+
+fn main() -> ExitCode {
+    let mut trials = Vec::new();
+    for engine in &ENGINES {
+        for (name, trial) in containers::TRIALS.iter().chain(&hostile::TRIALS) {
+            trials.push(on_engine(engine, name, *trial));
+        }
+    }
+    for (name, needs, trial) in machine::TRIALS {
+        trials.push(Trial::ignorable_test(format!("machine/{name}"), move || run(needs, trial)));
+    }
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    ground::take_down();
+    report_skipped();
+    conclusion.exit_code()
+}
+
+fn on_engine(engine: &'static Engine, name: &str, trial: fn(&Ground, &Engine)) -> Trial {
+    Trial::ignorable_test(format!("{}/{name}", engine.name), move || {
+        run(&[engine.need], |ground| trial(ground, engine))
+    })
+}
+
+/// Runs a trial, or skips it where one of its needs is not met.
+fn run(needs: &[Need], trial: impl FnOnce(&Ground)) -> Result<Completion, Failed> {
+    let ground = ground();
+    if let Some(unmet) = ground.unmet(needs) {
+        if unmet.is_required() {
+            return Err(format!("required and not there: {unmet}").into());
+        }
+        *SKIPPED.lock().unwrap_or_else(PoisonError::into_inner).entry(unmet.to_string()).or_default() += 1;
+        return Ok(Completion::ignored_with(unmet));
+    }
+    if let Some(why) = &ground.broken {
+        return Err(format!("the machine could not be made ready: {why}").into());
+    }
+    trial(ground);
+    Ok(Completion::Completed)
+}
+
+/// The last lines, and lines in the summary of all tests: what was skipped and why.
+fn report_skipped() {
+    let mut summary = String::new();
+    for (reason, count) in SKIPPED.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        summary += &format!("engines, {count} trials: {reason}\n");
+    }
+    print!("{summary}");
+    let Some(path) = std::env::var_os("DIVVY_TEST_SUMMARY") else { return };
+    let file = OpenOptions::new().append(true).create(true).open(&path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(summary.as_bytes())) {
+        eprintln!("warning: {} cannot be written: {error}", path.display());
+    }
+}

@@ -1,0 +1,89 @@
+/* probe: stands in for a user's program in a container, and says what such a program meets there.
+ *
+ *   probe open PATH...                opens each path to read and write; prints "PATH: ok" or "PATH: ENXIO"
+ *   probe read PATH...                opens each path to read
+ *   probe mknod PATH MAJOR MINOR      makes a character device and opens it, as a container's root would
+ *   probe load SONAME...              loads each library; prints "SONAME: the path it came from", or the error
+ *
+ * A node without a driver opens with ENXIO where the device cgroup admits it and EPERM where it does not.
+ * Exit status: 0 whatever the answers are, 2 for usage. Built static (-DSTATIC) it has no "load".
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+static const char *error_name(int error)
+{
+    switch (error) {
+    case EACCES: return "EACCES";
+    case EBUSY: return "EBUSY";
+    case EEXIST: return "EEXIST";
+    case EINVAL: return "EINVAL";
+    case EIO: return "EIO";
+    case EISDIR: return "EISDIR";
+    case ENODEV: return "ENODEV";
+    case ENOENT: return "ENOENT";
+    case ENXIO: return "ENXIO";
+    case EPERM: return "EPERM";
+    case EROFS: return "EROFS";
+    default: return strerror(error);
+    }
+}
+
+static void try_open(const char *path, int access)
+{
+    int fd = open(path, access | O_NONBLOCK | O_CLOEXEC);
+    printf("%s: %s\n", path, fd < 0 ? error_name(errno) : "ok");
+    if (fd >= 0)
+        close(fd);
+}
+
+static void try_mknod(const char *path, unsigned major, unsigned minor)
+{
+    if (mknod(path, S_IFCHR | 0666, makedev(major, minor)) < 0)
+        printf("%s: mknod %s\n", path, error_name(errno));
+    else
+        try_open(path, O_RDWR);
+}
+
+static void try_load(const char *soname)
+{
+#ifdef STATIC
+    printf("%s: a static program loads nothing\n", soname);
+#else
+    struct link_map *map;
+    void *library = dlopen(soname, RTLD_NOW);
+    if (!library)
+        printf("%s: %s\n", soname, dlerror());
+    else if (dlinfo(library, RTLD_DI_LINKMAP, &map) < 0)
+        printf("%s: %s\n", soname, dlerror());
+    else
+        printf("%s: %s\n", soname, map->l_name);
+#endif
+}
+
+int main(int argc, char **argv)
+{
+    const char *verb = argc > 2 ? argv[1] : "";
+    if (strcmp(verb, "open") == 0 || strcmp(verb, "read") == 0) {
+        for (int i = 2; i < argc; i++)
+            try_open(argv[i], strcmp(verb, "open") == 0 ? O_RDWR : O_RDONLY);
+    } else if (strcmp(verb, "mknod") == 0 && argc == 5) {
+        try_mknod(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
+    } else if (strcmp(verb, "load") == 0) {
+        for (int i = 2; i < argc; i++)
+            try_load(argv[i]);
+    } else {
+        fputs("usage: probe open PATH... | read PATH... | mknod PATH MAJOR MINOR | load SONAME...\n", stderr);
+        return 2;
+    }
+    return 0;
+}

@@ -1,0 +1,57 @@
+#!/bin/bash
+# up.sh SUITE NAME: starts a machine, an environment that looks like a host of its own to the engines in it.
+# It is a set of namespaces on the tree of SUITE, with a cgroup and a file system of its own, and starts in a
+# fraction of a second. Nothing in it reaches the host, and all of it ends with the machine's first process.
+#   in.sh NAME COMMAND       a command in it, as root       as-user.sh NAME COMMAND   as its unprivileged user
+#   dockerd.sh NAME          Docker (Podman needs no start) down.sh NAME              the end
+set -euo pipefail
+. "$(dirname "$(readlink -f "$0")")/common.sh"
+
+[ $# = 2 ] || die "usage: up.sh SUITE NAME"
+suite=$1 name=$2
+as_root "namespaces, mounts and a cgroup need it" "$@"
+machine=$(machine_dir "$name")
+tree=$TREES/$suite
+[ -e "$tree/.tree" ] || die "there is no tree of $suite: run tree.sh $suite"
+! machine_pid "$name" >/dev/null || die "$name is up already: down.sh $name ends it"
+
+# The engines' device filters are attached to cgroup v2, whether or not any controller is in that hierarchy:
+# it is enough where v1 has the controllers (hybrid), and it is the only one on a current Debian or Ubuntu.
+# The host's mount is used, not one of our own: mounting cgroup2 again outside a cgroup namespace would set
+# the hierarchy's options (nsdelegate and others) anew for the whole host.
+hierarchy=$(findmnt --noheadings --raw --types cgroup2 --output TARGET | head -n 1)
+[ -n "$hierarchy" ] || die "this host has no cgroup v2 hierarchy"
+
+"$HERE/down.sh" "$name"
+mkdir -p "$machine"/{root,upper,work} "$machine"/store/{docker,containerd,containers,home} "$BUILD"/{bin,images}
+[ "$(stat -f -c %T "$machine")" != overlayfs ] || die "$machine is on overlayfs, which holds no second overlay:" \
+    "point DIVVY_BUILD at another file system"
+ln -s "$tree" "$machine/lower"
+mkfifo "$machine/ready"
+
+# Processes are in a leaf of the machine's cgroup, never in its top: where there are controllers, the top may
+# pass them on to containers only while it holds no process itself. (Reasoned from cgroup-v2.rst and from what
+# Docker does for itself in a container; tried with a hierarchy whose only controller is hugetlb.)
+cgroup=$hierarchy/divvy-$name-$$
+mkdir -p "$cgroup/init"
+echo "$cgroup" >"$machine/cgroup"
+
+# The shell joins the top to make it the cgroup namespace's root; boot.sh moves itself on into the leaf.
+# setsid: the machine ends with its init, not with the terminal of whoever started it.
+(
+    echo "$BASHPID" >"$cgroup/cgroup.procs"
+    exec setsid unshare --mount --propagation private --pid --net --uts --ipc --cgroup --fork --kill-child \
+        "$HERE/boot.sh" "$name" "$machine"
+) </dev/null >"$machine/log" 2>&1 3>"$machine/ready" &
+outer=$!
+
+# boot.sh writes its process id as soon as all is mounted. If it fails, the pipe ends without a line.
+if ! read -r pid <"$machine/ready"; then
+    wait "$outer" || true
+    cat "$machine/log" >&2
+    "$HERE/down.sh" "$name"
+    die "the machine did not start"
+fi
+echo "$outer" >"$cgroup/init/cgroup.procs"
+echo "$pid $(start_time "$pid")" >"$machine/init"
+rm "$machine/ready"

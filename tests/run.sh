@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# run.sh: every test. Installs what is missing, builds, runs unit, black box and engine tests, and ends with a line
+# that counts them: "N passed, N failed, N skipped". A test that cannot run here is skipped with its reason;
+# DIVVY_REQUIRE (root,docker,podman,cgroup2) turns such a skip into a failure.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
+mkdir -p "$DIVVY_BUILD"
+log=$DIVVY_BUILD/test.log
+export DIVVY_TEST_SUMMARY=$DIVVY_BUILD/engines.summary
+rm -f "$DIVVY_TEST_SUMMARY"
+
+tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" && cargo build --quiet --locked -p mock-nvml || {
+  echo "error: the tests could not be set up: see above" >&2
+  echo "0 passed, 1 failed, 0 skipped"
+  exit 1
+}
+
+cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+
+# Each test binary closes with "test result: ok. 3 passed; 0 failed; 1 ignored; ..."
+read -r passed failed skipped < <(awk '
+  /^test result:/ { for (i = 1; i <= NF; i++) {
+    if ($i ~ /^passed/) p += $(i - 1); if ($i ~ /^failed/) f += $(i - 1); if ($i ~ /^ignored/) s += $(i - 1) } }
+  END { print p + 0, f + 0, s + 0 }' "$log")
+# A binary that did not build or died without its closing line failed too.
+[ "$status" -eq 0 ] || [ "$failed" -gt 0 ] || failed=1
+
+echo
+if [ -s "$DIVVY_TEST_SUMMARY" ]; then sed 's/^/skipped: /' "$DIVVY_TEST_SUMMARY"; fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]

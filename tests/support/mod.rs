@@ -1,0 +1,71 @@
+//! Shared by the black box tests: running the built `divvy`, and the mock NVML library.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+pub mod needs;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The built command, with its hook named so that output does not depend on where it was built.
+pub fn divvy(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_divvy"));
+    command.args(args).env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+/// Runs and returns status, standard output and standard error.
+pub fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code().unwrap_or(-1), text(stdout), text(stderr))
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Compares with tests/golden/NAME; UPDATE_GOLDEN=1 writes it anew, to be read before it is committed.
+pub fn golden(name: &str, actual: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, actual).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        expected == actual,
+        "{} differs; UPDATE_GOLDEN=1 writes it anew. Actual:\n{actual}",
+        path.display()
+    );
+}
+
+/// The mock library, built on first use, as DIR/libnvidia-ml.so.1 in a directory of the caller's.
+pub fn mock_nvml(dir: &Path) -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_divvy")).with_file_name("libnvidia_ml.so");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "-p", "mock-nvml"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "mock-nvml does not build");
+    let library = dir.join("libnvidia-ml.so.1");
+    std::fs::copy(&built, &library).unwrap();
+    library
+}
+
+/// Takes a symbol out of a copy of the mock: the name in its string table is changed, as if an older driver had
+/// never had it.
+pub fn leave_out_symbol(library: &Path, symbol: &str) {
+    let mut bytes = std::fs::read(library).unwrap();
+    let needle = [b"\0", symbol.as_bytes(), b"\0"].concat();
+    let places: Vec<_> =
+        bytes.windows(needle.len()).enumerate().filter(|(_, w)| *w == needle).map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "the mock has no symbol {symbol}");
+    for at in places {
+        bytes[at + 1] = b'x';
+    }
+    std::fs::write(library, bytes).unwrap();
+}
+
+/// Facts of a built-in host, for the mock.
+pub fn facts(host: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/discover/sim/{host}.json"))
+}

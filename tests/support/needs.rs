@@ -1,0 +1,68 @@
+//! What a test needs of the machine. A test that cannot run here is reported as ignored with its reason, never as
+//! passed; if DIVVY_REQUIRE names the need, it fails instead. Reasons also go to the file DIVVY_TEST_SUMMARY.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use libtest_mimic::{Completion, Failed, Trial};
+
+/// Something that a machine may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The tests run as root.
+    Root,
+    /// An NVIDIA driver with a GPU.
+    Gpu,
+}
+
+impl Need {
+    /// The word in DIVVY_REQUIRE.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Gpu => "gpu",
+        }
+    }
+
+    fn missing(self) -> Option<&'static str> {
+        let there = match self {
+            Self::Root => nix::unistd::geteuid().is_root(),
+            Self::Gpu => Path::new("/proc/driver/nvidia/version").exists(),
+        };
+        (!there).then_some(match self {
+            Self::Root => "needs root",
+            Self::Gpu => "needs a GPU and its driver",
+        })
+    }
+}
+
+/// A test that runs only where its needs are met.
+pub fn trial(
+    name: &'static str,
+    needs: &'static [Need],
+    test: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        for need in needs {
+            let Some(reason) = need.missing() else { continue };
+            if required(need.word()) {
+                return Err(Failed::from(format!("{reason}, and DIVVY_REQUIRE demands it")));
+            }
+            note(name, reason);
+            return Ok(Completion::ignored_with(reason));
+        }
+        test().map(|()| Completion::Completed)
+    })
+}
+
+fn required(word: &str) -> bool {
+    std::env::var("DIVVY_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item.trim() == word))
+}
+
+fn note(name: &str, reason: &str) {
+    let Some(path) = std::env::var_os("DIVVY_TEST_SUMMARY") else { return };
+    if let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path) {
+        let _ = writeln!(file, "{name}: {reason}");
+    }
+}
