@@ -1,15 +1,16 @@
 //! Puts a spec file into a spec directory: whole or not at all, readable by every engine, one writer at a time.
 //! The file is made beside its place and renamed over it, because Docker sees only renames inside the directory.
 //!
-//! The exclusive flock(2) on the directory itself closes two races: a writer that clears away another's temporary
-//! file as stale, and two writers of which the one that compared first replaces the other's newer file. It leaves
-//! nothing behind. Whatever goes wrong before the rename, the old file stays as it was.
+//! The lock closes two races: a writer that clears away another's temporary file as stale, and two writers of which
+//! the one that compared first replaces the other's newer file. It is a flock(2) on a file that only its owner can
+//! open: one on the directory could be held by anybody who may read it. The lock file goes away with the writer.
+//! Whatever goes wrong before the rename, the old file stays as it was.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use thiserror::Error;
 /// Engines, rootless ones too, must be able to read what was written.
 const DIRECTORY_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
+const LOCK_MODE: u32 = 0o600;
 /// How long another writer is waited for. A write takes milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(10);
@@ -71,18 +73,18 @@ pub enum WriteError {
         /// Why.
         source: io::Error,
     },
-    /// The directory could not be locked.
-    #[error("cannot lock the directory {}", path.display())]
+    /// The lock file could not be made or locked.
+    #[error("cannot lock {}", path.display())]
     Lock {
-        /// The spec directory.
+        /// The lock file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
     /// Somebody has held the lock for ten seconds.
-    #[error("another writer holds the directory {}", path.display())]
+    #[error("another writer is at work on {}", path.display())]
     Busy {
-        /// The spec directory.
+        /// The path that was asked for.
         path: PathBuf,
     },
     /// In the file's place is something that is not a file.
@@ -157,9 +159,8 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<Written, WriteError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // Held to the end: closing it lets the lock go.
     let directory = open_directory(directory_path)?;
-    lock(&directory, directory_path, LOCK_TIMEOUT)?;
+    let _lock = Lock::take(directory_path, file_name, LOCK_TIMEOUT)?;
 
     let written = compare(path, contents)?;
     remove_stale(directory_path, file_name)?;
@@ -210,20 +211,55 @@ fn create_directory(path: &Path) -> Result<(), WriteError> {
     made.set_permissions(Permissions::from_mode(DIRECTORY_MODE)).map_err(failed)
 }
 
-fn lock(directory: &File, path: &Path, timeout: Duration) -> Result<(), WriteError> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match directory.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(source)) => {
-                return Err(WriteError::Lock { path: path.to_owned(), source });
+/// The right to write one spec file; given back, and its file removed, when dropped.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    /// Open and locked.
+    _file: File,
+}
+
+impl Lock {
+    fn take(directory: &Path, file_name: &OsStr, timeout: Duration) -> Result<Self, WriteError> {
+        let mut name = temporary_prefix(file_name);
+        name.push("lock");
+        let path = directory.join(name);
+        let failed = |source| WriteError::Lock { path: path.clone(), source };
+        let deadline = Instant::now() + timeout;
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .mode(LOCK_MODE)
+                .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+                .open(&path)
+                // A directory that takes no lock file takes no spec either, which is what the user asked for.
+                .map_err(|source| WriteError::Write { path: directory.join(file_name), source })?;
+            match file.try_lock() {
+                // The last holder may have removed this file between our open and our lock: then it locks nothing.
+                Ok(()) if is_still_there(&file, &path) => return Ok(Self { path, _file: file }),
+                Ok(()) => {}
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(WriteError::Busy { path: directory.join(file_name) });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
             }
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(WriteError::Busy { path: path.to_owned() });
-            }
-            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
         }
     }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still locked, so that nobody can have taken it meanwhile. One that stays does no harm.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn is_still_there(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let found = fs::symlink_metadata(path).map(identity);
+    found.is_ok_and(|found| file.metadata().map(identity).is_ok_and(|held| held == found))
 }
 
 /// What a write is going to do to the file.
@@ -332,17 +368,31 @@ mod tests {
     }
 
     #[test]
-    fn a_held_directory_is_waited_for_and_then_named() {
+    fn a_held_lock_is_waited_for_and_then_named() {
         let directory = tempfile::tempdir().unwrap();
-        let holder = open_directory(directory.path()).unwrap();
-        lock(&holder, directory.path(), Duration::ZERO).unwrap();
+        let take = || Lock::take(directory.path(), OsStr::new("x.json"), Duration::from_millis(30));
+        let holder = take().unwrap();
+        let mode = fs::metadata(&holder.path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "others can open and hold it");
 
-        let other = open_directory(directory.path()).unwrap();
-        let error = lock(&other, directory.path(), Duration::from_millis(30)).unwrap_err();
-        let message = format!("another writer holds the directory {}", directory.path().display());
+        let error = take().unwrap_err();
+        let message = format!("another writer is at work on {}/x.json", directory.path().display());
         assert_eq!((error.to_string(), error.io_kind()), (message, None));
 
         drop(holder);
-        lock(&other, directory.path(), Duration::ZERO).unwrap();
+        drop(take().unwrap());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_locks_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let file = File::create(&path).unwrap();
+        assert!(is_still_there(&file, &path));
+        fs::remove_file(&path).unwrap();
+        assert!(!is_still_there(&file, &path));
+        File::create(&path).unwrap();
+        assert!(!is_still_there(&file, &path));
     }
 }

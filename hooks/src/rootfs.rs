@@ -135,6 +135,14 @@ impl Root {
         Ok(found.is_some_and(|(_, stat)| kind(&stat) == SFlag::S_IFREG))
     }
 
+    /// Whether `path` leads to anything.
+    ///
+    /// # Errors
+    /// Anything but its absence.
+    pub fn exists(&self, path: &Path) -> Result<bool, Error> {
+        self.look(path).map(|found| found.is_some())
+    }
+
     /// The content of the regular file that `path` leads to, or `None` if there is nothing.
     ///
     /// # Errors
@@ -169,7 +177,7 @@ impl Root {
                 let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
                 Ok(Some((handle, stat)))
             }
-            Err(Error::Call { source: Errno::ENOENT | Errno::ENOTDIR, .. }) => Ok(None),
+            Err(Error::Call { source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -1,1 +1,215 @@
-//! stub
+//! What the engine says on standard input (OCI runtime specification, "State"), and where the container's root is.
+//!
+//! The state comes from the engine, not from the image, but it is bounded all the same. Of the bundle's `config.json`
+//! only the one field that is needed is read, so that values which this program does not know yet cannot fail a start.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::State;
+use serde::Deserialize;
+use thiserror::Error;
+
+/// The most that is read from standard input, in bytes.
+pub const STATE_LIMIT: u64 = 1 << 20;
+/// The most that is read of a bundle's `config.json`, in bytes.
+pub const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Why the container's root is not known.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Reading failed.
+    #[error("cannot read {what}")]
+    Read {
+        /// `the container's state`, or the path of its configuration.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// More bytes than its reader takes.
+    #[error("{what} is longer than {limit} bytes")]
+    TooLarge {
+        /// `the container's state`, or the path of its configuration.
+        what: String,
+        /// In bytes.
+        limit: u64,
+    },
+    /// Nothing came on standard input.
+    #[error("there is no container's state on standard input")]
+    Empty,
+    /// Standard input is no state.
+    #[error("the container's state is malformed")]
+    State {
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A state that names neither the bundle nor the root, or not by an absolute path.
+    #[error("the container's state names no bundle")]
+    NoBundle,
+    /// The configuration is none.
+    #[error("the bundle's config.json is malformed")]
+    Config {
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A configuration without `root.path`.
+    #[error("the bundle's config.json names no root")]
+    NoRoot,
+}
+
+impl Error {
+    /// What the administrator can do about it, if there is something to say.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Empty => Some("a container engine runs this program as an OCI hook and tells it of the container there"),
+            _ => None,
+        }
+    }
+}
+
+/// The state of a container that is being started.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Container {
+    /// What every engine says.
+    #[serde(flatten)]
+    pub state: State,
+    /// Where the root is, as crun says beyond the specification. The bundle's `config.json` can be out of reach when
+    /// this is not.
+    #[serde(default)]
+    root: Option<PathBuf>,
+}
+
+/// The part of a bundle's `config.json` that matters here.
+#[derive(Debug, Deserialize)]
+struct Config {
+    root: Option<ConfigRoot>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ConfigRoot {
+    #[serde(default)]
+    path: PathBuf,
+}
+
+impl Container {
+    /// Reads a state to the end of `input`.
+    ///
+    /// # Errors
+    /// When it is longer than [`STATE_LIMIT`], empty, or does not parse.
+    pub fn read(input: impl Read) -> Result<Self, Error> {
+        let what = "the container's state";
+        let bytes = read_bounded(input, STATE_LIMIT, what)?;
+        if bytes.trim_ascii().is_empty() { Err(Error::Empty) } else { Self::parse(&bytes) }
+    }
+
+    /// Parses a state.
+    ///
+    /// # Errors
+    /// When it is not the JSON of a state.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        serde_json::from_slice(bytes).map_err(|source| Error::State { source })
+    }
+
+    /// The container's root directory on the host: what the state says, or else the bundle's `config.json`.
+    ///
+    /// # Errors
+    /// When neither says it, or the configuration cannot be read.
+    pub fn root(&self) -> Result<PathBuf, Error> {
+        let bundle = self.state.bundle();
+        match &self.root {
+            Some(root) if root.is_absolute() => return Ok(root.clone()),
+            _ if !bundle.is_absolute() => return Err(Error::NoBundle),
+            _ => {}
+        }
+        let path = bundle.join("config.json");
+        let what = format!("{path:?}");
+        let file = File::open(&path).map_err(|source| Error::Read { what: what.clone(), source })?;
+        root_in_config(bundle, &read_bounded(file, CONFIG_LIMIT, &what)?)
+    }
+}
+
+/// The container's root directory as the content of its bundle's `config.json` says it.
+fn root_in_config(bundle: &Path, config: &[u8]) -> Result<PathBuf, Error> {
+    let config: Config = serde_json::from_slice(config).map_err(|source| Error::Config { source })?;
+    match config.root {
+        Some(root) if !root.path.as_os_str().is_empty() => Ok(bundle.join(root.path)),
+        _ => Err(Error::NoRoot),
+    }
+}
+
+fn read_bounded(input: impl Read, limit: u64, what: &str) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let read = input.take(limit + 1).read_to_end(&mut bytes);
+    let length = read.map_err(|source| Error::Read { what: what.to_owned(), source })?;
+    if length as u64 > limit { Err(Error::TooLarge { what: what.to_owned(), limit }) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    // As the engines wrote them to a hook at createContainer, shortened.
+    const RUNC: &str = r#"{"ociVersion":"1.2.1","id":"c1","status":"creating","pid":1,"bundle":"/run/b","annotations":{"a":"b"}}"#;
+    const CRUN: &str = r#"{"ociVersion":"1.0","id":"c1","pid":0,"root":"/var/lib/merged","bundle":"/run/b","status":"created"}"#;
+
+    #[test]
+    fn the_engines_states_are_read() {
+        let runc = Container::parse(RUNC.as_bytes()).unwrap();
+        assert_eq!((runc.state.id().as_str(), &runc.root), ("c1", &None));
+        assert_eq!(runc.state.bundle(), Path::new("/run/b"));
+        let crun = Container::parse(CRUN.as_bytes()).unwrap();
+        assert_eq!(crun.root().unwrap(), Path::new("/var/lib/merged"));
+        let newer = r#"{"bundle":"/b","status":"created","fds":[1],"cgroup":{"path":"/x"}}"#;
+        assert_eq!(Container::parse(newer.as_bytes()).unwrap().state.bundle(), Path::new("/b"));
+    }
+
+    #[test]
+    fn odd_states_are_refused() {
+        for (input, error) in [
+            ("", "there is no container's state on standard input"),
+            (" \n", "there is no container's state on standard input"),
+            ("hello", "the container's state is malformed"),
+            ("[]", "the container's state is malformed"),
+            (r#"{"bundle":"/b","status":"odd"}"#, "the container's state is malformed"),
+            (r#"{"bundle":"/b"} x"#, "the container's state is malformed"),
+        ] {
+            assert_eq!(Container::read(input.as_bytes()).unwrap_err().to_string(), error, "{input}");
+        }
+        let long = Container::read(std::io::repeat(b' ')).unwrap_err();
+        assert_eq!(long.to_string(), "the container's state is longer than 1048576 bytes");
+        for input in ["{}", r#"{"bundle":""}"#, r#"{"bundle":"b"}"#, r#"{"root":"merged"}"#] {
+            let error = Container::parse(input.as_bytes()).unwrap().root().unwrap_err();
+            assert_eq!(error.to_string(), "the container's state names no bundle", "{input}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_names_its_root() {
+        let bundle = Path::new("/run/b");
+        for (config, root) in [
+            (r#"{"root":{"path":"rootfs","readonly":true}}"#, Some("/run/b/rootfs")),
+            (r#"{"root":{"path":"/var/lib/merged"},"process":{"capabilities":{"bounding":["CAP_NEW"]}}}"#, Some("/var/lib/merged")),
+            (r#"{"root":{"path":""}}"#, None),
+            (r#"{"root":{}}"#, None),
+            (r#"{"root":null}"#, None),
+            (r#"{}"#, None),
+            (r#"{"root":"rootfs"}"#, None),
+            (r#"rootfs"#, None),
+        ] {
+            assert_eq!(root_in_config(bundle, config.as_bytes()).ok().as_deref(), root.map(Path::new), "{config}");
+        }
+    }
+
+    #[test]
+    fn a_missing_config_is_named_with_its_cause() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = format!(r#"{{"bundle":"{}"}}"#, directory.path().display());
+        let error = Container::parse(state.as_bytes()).unwrap().root().unwrap_err();
+        let path = directory.path().join("config.json");
+        assert_eq!(error.to_string(), format!("cannot read {path:?}"));
+        assert!(error.source().unwrap().to_string().starts_with("No such file or directory"));
+    }
+}

@@ -196,7 +196,7 @@ fn static_image(ground: &Ground, engine: &Engine) {
 
 /// Hooks run again at every start, on the root file system that the last run left behind.
 fn restart(ground: &Ground, engine: &Engine) {
-    let name = "restarted";
+    let name = &format!("restarted-{}", engine.name);
     let script =
         format!("sha256sum /etc/ld.so.cache /etc/ld.so.conf.d/*; ls -l /usr/lib/x86_64-linux-gnu; {LOAD}");
     engine.container(ground, &["0:1"]).create(name, &script).ok();
@@ -231,7 +231,7 @@ fn unprivileged_user(ground: &Ground, engine: &Engine) {
 }
 
 fn exec(ground: &Ground, engine: &Engine) {
-    let name = "entered";
+    let name = &format!("entered-{}", engine.name);
     engine.container(ground, &["1"]).create(name, "sleep 60").ok();
     engine.call(ground, &["start", name]).ok();
     let nodes = engine.call(ground, &["exec", name, "sh", "-c", OPEN_ALL]);

@@ -35,7 +35,9 @@ nice mmdebstrap --quiet --mode=root --variant=extract --components=main \
 cd "$new"
 mkdir -p dev proc sys run tmp root home var/lib var/log
 chmod 1777 tmp
-[ -e var/run ] || ln -s /run var/run
+rm -rf var/run var/lock
+ln -s /run var/run
+ln -s /run/lock var/lock
 cat >etc/passwd <<'P'
 root:x:0:0:root:/root:/bin/bash
 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin

@@ -109,7 +109,7 @@ struct Strings<'a> {
 
 impl<'a> Strings<'a> {
     fn at(&mut self, offset: usize) -> Result<&'a [u8], Error> {
-        let rest = self.table.slice("a string", offset, 1).and(Ok(&self.table.0[offset..]))?;
+        let rest = self.table.0.get(offset..).ok_or(Error::Truncated { what: "a string", offset })?;
         let rest = &rest[..rest.len().min(STRING_LIMIT)];
         let length = rest.iter().position(|&byte| byte == 0).ok_or(Error::Unterminated { offset })?;
         self.spent += length + 1;

@@ -70,11 +70,6 @@ fn code(work: impl FnOnce() -> Answer) -> Return {
     work().err().unwrap_or(SUCCESS)
 }
 
-/// A fact that the facts file may leave out.
-pub fn known<T>(fact: Option<T>) -> Answer<T> {
-    fact.ok_or(NOT_SUPPORTED)
-}
-
 impl Call {
     /// Asks whether a test wants this call to fail for a GPU.
     pub fn on_gpu(&self, index: u32) -> Answer {
@@ -111,7 +106,8 @@ impl Call {
 
     /// A GPU's handle.
     pub fn handle(&self, wanted: &Gpu) -> Answer<Handle> {
-        let gpu = |object: &Object| matches!(object, Object::Gpu(gpu) if gpu.index == wanted.index).then_some(());
+        let gpu =
+            |object: &Object| matches!(object, Object::Gpu(gpu) if gpu.index == wanted.index).then_some(());
         self.machine.find(gpu).map(|(handle, ())| handle).ok_or(INVALID_ARGUMENT)
     }
 }

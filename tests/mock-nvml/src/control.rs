@@ -33,7 +33,10 @@ impl Control {
     /// Reads the environment at the first call of the process.
     pub fn get() -> Answer<&'static Self> {
         static CONTROL: OnceLock<Answer<Control>> = OnceLock::new();
-        CONTROL.get_or_init(|| Self::from_env().map_err(|problem| refuse(&problem))).as_ref().map_err(|code| *code)
+        CONTROL
+            .get_or_init(|| Self::from_env().map_err(|problem| refuse(&problem)))
+            .as_ref()
+            .map_err(|code| *code)
     }
 
     fn from_env() -> Result<Self, String> {

@@ -130,7 +130,8 @@ impl PciAddress {
         let (place, function) = text.split_once('.')?;
         let mut numbers = place.split(':').map(|digits| u32::from_str_radix(digits, 16).ok());
         let address = Self { domain: numbers.next()??, bus: numbers.next()??, device: numbers.next()?? };
-        let fits = address.bus <= 0xff && address.device <= 0x1f && function == "0" && numbers.next().is_none();
+        let fits =
+            address.bus <= 0xff && address.device <= 0x1f && function == "0" && numbers.next().is_none();
         fits.then_some(address)
     }
 }

@@ -4,21 +4,21 @@
 
 use std::ffi::{CStr, c_char, c_uint};
 
-use crate::types::{Answer, INSUFFICIENT_SIZE, INVALID_ARGUMENT};
+use crate::types::{Answer, INSUFFICIENT_SIZE, INVALID_ARGUMENT, known};
 
 /// Where a result goes: `T *` in C.
 #[repr(transparent)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Out<T>(*mut T);
 
 impl<T> Out<T> {
     /// Null is NVML_ERROR_INVALID_ARGUMENT.
-    pub fn check(self) -> Answer {
+    fn check(&self) -> Answer {
         if self.0.is_null() { Err(INVALID_ARGUMENT) } else { Ok(()) }
     }
 
     /// Stores the result.
-    pub fn set(self, value: T) -> Answer {
+    pub fn set(&self, value: T) -> Answer {
         self.check()?;
         // SAFETY: not null, so by nvml.h it points to a T of the caller's. It may be uninitialized: `write` drops
         // nothing.
@@ -26,8 +26,14 @@ impl<T> Out<T> {
         Ok(())
     }
 
+    /// Stores a fact; one that is not told is NVML_ERROR_NOT_SUPPORTED.
+    pub fn give(&self, fact: Option<T>) -> Answer {
+        self.check()?;
+        self.set(known(fact)?)
+    }
+
     /// The `unsigned int version` that a versioned struct begins with.
-    pub fn version(self) -> Answer<c_uint> {
+    pub fn version(&self) -> Answer<c_uint> {
         self.check()?;
         // SAFETY: not null, so by nvml.h it points to a struct whose first field the caller has set. The others may
         // be uninitialized and are not read.
@@ -36,9 +42,10 @@ impl<T> Out<T> {
 }
 
 impl Out<c_char> {
-    /// Stores a string and its end in a buffer of `length` bytes, or says NVML_ERROR_INSUFFICIENT_SIZE.
-    pub fn set_text(self, length: c_uint, text: &str) -> Answer {
+    /// Stores a fact and its end in a buffer of `length` bytes, or says NVML_ERROR_INSUFFICIENT_SIZE.
+    pub fn give_text(&self, length: c_uint, fact: Option<&str>) -> Answer {
         self.check()?;
+        let text = known(fact)?;
         if text.len() >= length as usize {
             return Err(INSUFFICIENT_SIZE);
         }
@@ -55,7 +62,7 @@ impl Out<c_char> {
 
 /// A string argument: `const char *` in C.
 #[repr(transparent)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Text(*const c_char);
 
 impl Text {

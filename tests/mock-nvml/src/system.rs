@@ -4,7 +4,7 @@
 
 use std::ffi::{c_char, c_int, c_uint};
 
-use crate::call::{answer, known, start, stop};
+use crate::call::{answer, start, stop};
 use crate::control::Control;
 use crate::pointers::Out;
 use crate::types::Return;
@@ -65,8 +65,7 @@ pub extern "C" fn nvmlErrorString(result: Return) -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlSystemGetDriverVersion(version: Out<c_char>, length: c_uint) -> Return {
     answer("nvmlSystemGetDriverVersion", |call| {
-        version.check()?;
-        version.set_text(length, known(call.machine.host.driver_version.as_deref())?)
+        version.give_text(length, call.machine.host.driver_version.as_deref())
     })
 }
 
@@ -74,25 +73,18 @@ pub extern "C" fn nvmlSystemGetDriverVersion(version: Out<c_char>, length: c_uin
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlSystemGetNVMLVersion(version: Out<c_char>, length: c_uint) -> Return {
     answer("nvmlSystemGetNVMLVersion", |call| {
-        version.check()?;
-        version.set_text(length, known(call.machine.host.nvml_version.as_deref())?)
+        version.give_text(length, call.machine.host.nvml_version.as_deref())
     })
 }
 
 /// The newest CUDA version the driver serves: 1000 * major + 10 * minor.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlSystemGetCudaDriverVersion(version: Out<c_int>) -> Return {
-    answer("nvmlSystemGetCudaDriverVersion", |call| {
-        version.check()?;
-        version.set(known(call.machine.host.cuda_version)?)
-    })
+    answer("nvmlSystemGetCudaDriverVersion", |call| version.give(call.machine.host.cuda_version))
 }
 
 /// The same, which the real library asks libcuda for.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: Out<c_int>) -> Return {
-    answer("nvmlSystemGetCudaDriverVersion_v2", |call| {
-        version.check()?;
-        version.set(known(call.machine.host.cuda_version)?)
-    })
+    answer("nvmlSystemGetCudaDriverVersion_v2", |call| version.give(call.machine.host.cuda_version))
 }

@@ -21,6 +21,11 @@ pub const GPU_IS_LOST: Return = 15;
 pub const ARGUMENT_VERSION_MISMATCH: Return = 25;
 pub const UNKNOWN: Return = 999;
 
+/// A fact that the facts file may leave out.
+pub fn known<T>(fact: Option<T>) -> Answer<T> {
+    fact.ok_or(NOT_SUPPORTED)
+}
+
 /// nvmlPciInfo_t as nvmlDeviceGetPciInfo_v3 fills it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

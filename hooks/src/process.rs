@@ -1,0 +1,98 @@
+//! What this process gives up: what it inherited, before it reads anything, and the capabilities it does not use. The
+//! one file of this crate with unsafe code.
+//!
+//! What NVIDIA's hooks taught: CVE-2025-23266, where a hook loaded a library that the image's environment named.
+
+use caps::errors::CapsError;
+use caps::{CapSet, Capability};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, close, setfsgid, setfsuid};
+use thiserror::Error;
+
+/// An image may have its files belong to anyone and its directories closed to root.
+pub const FOR_FILES: &[Capability] =
+    &[Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH, Capability::CAP_FOWNER];
+/// The same, and those that [`create_files_as`] needs.
+pub const UNTIL_ROOT_IS_KNOWN: &[Capability] = &[
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_FOWNER,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+];
+
+/// What could not be given up.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The list of open descriptors.
+    #[error("cannot list the open descriptors")]
+    Descriptors {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The environment.
+    #[error("cannot clear the environment")]
+    Environment,
+    /// A set of capabilities.
+    #[error("cannot drop capabilities")]
+    Capabilities {
+        /// What the system said.
+        source: CapsError,
+    },
+}
+
+/// Closes what was inherited beside the standard streams, clears the environment and sets the umask to 022.
+///
+/// # Errors
+/// When the environment stays, or it cannot be known what to close.
+pub fn clean() -> Result<(), Error> {
+    close_inherited().map_err(|source| Error::Descriptors { source })?;
+    // SAFETY: this is the first thing main does, so no other thread reads or writes the environment.
+    #[expect(unsafe_code)]
+    unsafe { nix::env::clearenv() }.map_err(|_| Error::Environment)?;
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    Ok(())
+}
+
+/// An engine's leaked descriptor of a directory is a way out of the container (CVE-2024-21626).
+fn close_inherited() -> std::io::Result<()> {
+    let names = std::fs::read_dir("/proc/self/fd")?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<std::io::Result<Vec<_>>>()?;
+    let descriptors = names.iter().filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    for descriptor in descriptors.filter(|&descriptor| descriptor > 2) {
+        // The directory's own is closed already.
+        let _ = close(descriptor);
+    }
+    Ok(())
+}
+
+/// Drops all capabilities but these, of which a rootless caller may lack some or all. The bounding set goes whole:
+/// nothing is ever executed.
+///
+/// # Errors
+/// When one that is held does not go.
+pub fn keep(wanted: &[Capability]) -> Result<(), Error> {
+    drop_others(wanted).map_err(|source| Error::Capabilities { source })
+}
+
+fn drop_others(wanted: &[Capability]) -> Result<(), CapsError> {
+    let mut held = caps::read(None, CapSet::Permitted)?;
+    if held.is_empty() {
+        return Ok(());
+    }
+    if held.contains(&Capability::CAP_SETPCAP) {
+        caps::clear(None, CapSet::Bounding)?;
+    }
+    held.retain(|capability| wanted.contains(capability));
+    caps::clear(None, CapSet::Inheritable)?;
+    caps::set(None, CapSet::Effective, &held)?;
+    caps::set(None, CapSet::Permitted, &held)
+}
+
+/// Lets what is created from here on belong to the owner of the container's root, so that it is root's inside a user
+/// namespace too; a root with shifted ids (mount_setattr(2), `MOUNT_ATTR_IDMAP`) even refuses what the host's root would
+/// create. Where the owner has no number here nothing changes. It takes effective capabilities away; [`keep`] follows.
+pub fn create_files_as((user, group): (u32, u32)) {
+    setfsgid(Gid::from_raw(group));
+    setfsuid(Uid::from_raw(user));
+}
