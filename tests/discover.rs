@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use support::needs::{self, Need};
 use support::{divvy, facts, leave_out_symbol, mock_nvml, run};
 
@@ -29,15 +29,9 @@ fn main() {
         ("missing_nodes_are_named_or_made", missing_nodes_are_named_or_made),
         ("sim_lays_out_and_refuses", sim_lays_out_and_refuses),
     ];
-    let trials = tests
-        .into_iter()
-        .map(|(name, test)| {
-            needs::trial(name, &[Need::Root], move || {
-                test();
-                Ok::<(), Failed>(())
-            })
-        })
-        .collect::<Vec<Trial>>();
+    let mut trials: Vec<Trial> =
+        tests.into_iter().map(|(name, test)| needs::trial(name, &[Need::Root], test)).collect();
+    trials.push(needs::trial("a_real_gpu", &[Need::Gpu], a_real_gpu));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -336,4 +330,35 @@ fn sim_lays_out_and_refuses() {
     let left: Vec<_> =
         fs::read_dir(laid.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["host"], "something was left behind");
+}
+
+/// On a machine with a GPU: the same devices as NVIDIA's own tool lists.
+fn a_real_gpu() {
+    let (status, json, errors) = run(&mut divvy(&["list", "--format=json"]));
+    assert_eq!(status, 0, "{errors}");
+    let listing: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let devices = listing["devices"].as_array().unwrap();
+    let left_out = listing["problems"].as_array().unwrap();
+    let (_, told, _) = run(Command::new("nvidia-smi").arg("-L"));
+    let uuids = told.split("UUID: ").skip(1).filter_map(|rest| rest.split(')').next());
+    // A GPU in MIG mode is listed by nvidia-smi, and given out in MIG devices only.
+    let in_mig = |uuid: &str| {
+        told.lines().skip_while(|line| !line.contains(uuid)).nth(1).is_some_and(|next| next.contains("MIG "))
+    };
+    for uuid in uuids.filter(|uuid| !in_mig(uuid) || uuid.starts_with("MIG-")) {
+        let there = devices.iter().any(|device| device["uuid"] == uuid);
+        assert!(there || !left_out.is_empty(), "{uuid} is not in\n{json}");
+    }
+    let (_, memory, _) =
+        run(Command::new("nvidia-smi")
+            .args(["--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]));
+    for (uuid, mib) in memory.lines().filter_map(|line| line.split_once(", ")) {
+        if let Some(device) = devices.iter().find(|device| device["uuid"] == uuid) {
+            assert_eq!(
+                device["memory_bytes"].as_u64().map(|bytes| bytes >> 20),
+                mib.trim().parse().ok(),
+                "{uuid}"
+            );
+        }
+    }
 }

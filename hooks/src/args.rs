@@ -244,7 +244,11 @@ mod tests {
         let request = CreateContainer {
             libraries: vec![
                 Library::new(format!("{DIR}/libcuda.so.580.126.09"), "libcuda.so.1").unwrap(),
-                Library::new(format!("{DIR}/libnvidia-glcore.so.580.126.09"), "libnvidia-glcore.so.580.126.09").unwrap(),
+                Library::new(
+                    format!("{DIR}/libnvidia-glcore.so.580.126.09"),
+                    "libnvidia-glcore.so.580.126.09",
+                )
+                .unwrap(),
                 Library::new("/opt/a=b c/libx.so", "libx.so").unwrap(),
                 Library::new("/opt/a=b/liby.so.1.2", "liby.so.1").unwrap(),
             ],

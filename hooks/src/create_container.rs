@@ -95,7 +95,9 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hidden { path } => write!(f, "{path:?} is not in the container; a volume may hide it"),
-            Self::ForeignMount { path } => write!(f, "left {path:?} alone: a volume is mounted at or above it"),
+            Self::ForeignMount { path } => {
+                write!(f, "left {path:?} alone: a volume is mounted at or above it")
+            }
             Self::CacheReplaced { why } => write!(f, "replaced {CACHE:?} of the image: {why}"),
             Self::Musl => write!(f, "the image's loader is musl's, so there is no library cache to write"),
         }
@@ -117,7 +119,8 @@ pub fn run(root: &Root, request: &CreateContainer) -> Result<Report, Error> {
     for link in &request.links {
         pass.link(&link.target, &link.path)?;
     }
-    let loads_by_cache = pass.loads_by_cache().map_err(|source| Error::Loader { path: CACHE.into(), source })?;
+    let loads_by_cache =
+        pass.loads_by_cache().map_err(|source| Error::Loader { path: CACHE.into(), source })?;
     if !loads_by_cache {
         pass.report.notes.push(Note::Musl);
     } else if !places.is_empty() {
@@ -217,7 +220,8 @@ impl Pass<'_> {
                 directories.push(library.directory());
             }
         }
-        let lines: String = directories.iter().map(|directory| format!("{}\n", directory.display())).collect();
+        let lines: String =
+            directories.iter().map(|directory| format!("{}\n", directory.display())).collect();
         let path = Path::new(CONFIG_PART);
         let present = match self.root.read(path, CONFIG_LIMIT) {
             Ok(present) => present.unwrap_or_default(),

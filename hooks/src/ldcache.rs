@@ -104,7 +104,13 @@ pub struct Entry<'a> {
 impl<'a> Entry<'a> {
     /// A library for this machine's kind, found at `path` by programs that ask for `name`.
     pub fn new(name: &'a str, path: &'a Path) -> Self {
-        Self { name: name.as_bytes(), path: path.as_os_str().as_bytes(), flags: FLAGS, osversion: 0, hwcap: 0 }
+        Self {
+            name: name.as_bytes(),
+            path: path.as_os_str().as_bytes(),
+            flags: FLAGS,
+            osversion: 0,
+            hwcap: 0,
+        }
     }
 }
 

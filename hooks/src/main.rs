@@ -67,7 +67,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     say("error", text.trim_start_matches("error: ").trim_end());
     if matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand) {
-        hint(Some("the spec is newer than this hook: install both from one release, or run `divvy generate` again"));
+        hint(Some(
+            "the spec is newer than this hook: install both from one release, or run `divvy generate` again",
+        ));
     }
     ExitCode::from(USAGE)
 }

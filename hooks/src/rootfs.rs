@@ -82,8 +82,12 @@ impl Error {
         let Self::Call { source, .. } = self else { return None };
         match source {
             Errno::ENOSYS => Some("this needs openat2(2), which Linux has since 5.6"),
-            Errno::EROFS => Some("the driver's libraries can only be linked in a root that is writable before the start"),
-            Errno::EOVERFLOW => Some("the owner of the container's root has no number in this user namespace"),
+            Errno::EROFS => {
+                Some("the driver's libraries can only be linked in a root that is writable before the start")
+            }
+            Errno::EOVERFLOW => {
+                Some("the owner of the container's root has no number in this user namespace")
+            }
             _ => None,
         }
     }

@@ -62,7 +62,9 @@ impl Error {
     /// What the administrator can do about it, if there is something to say.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Empty => Some("a container engine runs this program as an OCI hook and tells it of the container there"),
+            Self::Empty => Some(
+                "a container engine runs this program as an OCI hook and tells it of the container there",
+            ),
             _ => None,
         }
     }
@@ -191,7 +193,10 @@ mod tests {
         let bundle = Path::new("/run/b");
         for (config, root) in [
             (r#"{"root":{"path":"rootfs","readonly":true}}"#, Some("/run/b/rootfs")),
-            (r#"{"root":{"path":"/var/lib/merged"},"process":{"capabilities":{"bounding":["CAP_NEW"]}}}"#, Some("/var/lib/merged")),
+            (
+                r#"{"root":{"path":"/var/lib/merged"},"process":{"capabilities":{"bounding":["CAP_NEW"]}}}"#,
+                Some("/var/lib/merged"),
+            ),
             (r#"{"root":{"path":""}}"#, None),
             (r#"{"root":{}}"#, None),
             (r#"{"root":null}"#, None),
@@ -199,7 +204,11 @@ mod tests {
             (r#"{"root":"rootfs"}"#, None),
             (r#"rootfs"#, None),
         ] {
-            assert_eq!(root_in_config(bundle, config.as_bytes()).ok().as_deref(), root.map(Path::new), "{config}");
+            assert_eq!(
+                root_in_config(bundle, config.as_bytes()).ok().as_deref(),
+                root.map(Path::new),
+                "{config}"
+            );
         }
     }
 

@@ -129,7 +129,11 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
     require_root()?;
     require_cgroup2()?;
     require_build()?;
-    let machine = |why| Unmet { need: Need::Machine, why };
+    // The last line of a script's errors is its own; what comes before is from the tool that failed.
+    let machine = |why: String| {
+        let last = why.lines().last().unwrap_or_default().to_owned();
+        Unmet { need: Need::Machine, why: last }
+    };
     run_script("tree.sh", &[SUITE]).map_err(machine)?;
     run_script("images.sh", &[]).map_err(machine)?;
     let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
@@ -198,7 +202,8 @@ const BUILD_MOCK: [&str; 5] = ["build", "--quiet", "--locked", "--package", "moc
 /// The mock takes the name that the loader looks for; the driver's own file stays beside it.
 fn install_mock() -> Result<(), String> {
     let exe = std::env::current_exe().map_err(|error| error.to_string())?;
-    Output::of(Command::new(env!("CARGO")).args(BUILD_MOCK).current_dir(project_dir())).require()?;
+    let built = Output::of(Command::new(env!("CARGO")).args(BUILD_MOCK).current_dir(project_dir()));
+    built.require().map_err(|_| "mock-nvml does not build")?;
     // target/debug/deps/engines-... -> target/debug
     let mock = exe.ancestors().nth(2).unwrap_or(Path::new("/")).join("libnvidia_ml.so");
     let facts = project_dir().join("src/discover/sim/a100-lab.json");

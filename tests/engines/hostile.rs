@@ -5,8 +5,11 @@ use crate::engine::{Engine, EngineTrial};
 use crate::ground::{Ground, Output};
 
 /// Name and function of each trial.
-pub const TRIALS: [EngineTrial; 2] =
-    [("links_out_of_the_image", links_out_of_the_image), ("host_etc_as_a_volume", host_etc_as_a_volume)];
+pub const TRIALS: [EngineTrial; 3] = [
+    ("links_out_of_the_image", links_out_of_the_image),
+    ("host_etc_as_a_volume", host_etc_as_a_volume),
+    ("volume_over_the_libraries", volume_over_the_libraries),
+];
 
 /// What a hook could be led to: names, links and contents on the machine, one line each.
 struct HostFiles<'a> {
@@ -16,7 +19,12 @@ struct HostFiles<'a> {
 
 impl<'a> HostFiles<'a> {
     fn remember(ground: &'a Ground) -> Self {
-        ground.sh("mkdir -p -m 777 /hostage.d; [ -e /hostage ] || { echo intact >/hostage; chmod 666 /hostage; }").ok();
+        // What an earlier trial may have spoiled is made good, so that each fails by itself.
+        ground
+            .sh("ldconfig
+                 mkdir -p -m 777 /hostage.d
+                 [ -e /hostage ] || { echo intact >/hostage; chmod 666 /hostage; }")
+            .ok();
         Self { ground, before: Self::read(ground) }
     }
 
@@ -62,4 +70,15 @@ fn host_etc_as_a_volume(ground: &Ground, engine: &Engine) {
     let host = HostFiles::remember(ground);
     assert_tried(&engine.container(ground, &["1"]).option("--volume=/etc:/etc").sh("echo started"));
     host.assert_unchanged();
+}
+
+/// Into a user's volume the engine puts the files that it mounts on; a link would be divvy's.
+fn volume_over_the_libraries(ground: &Ground, engine: &Engine) {
+    let volume = format!("/volume-{}", engine.name);
+    ground.sh(&format!("mkdir -m 777 {volume}")).ok();
+    let container = engine.container(ground, &["1"]).image("bb");
+    assert_tried(
+        &container.option(&format!("--volume={volume}:/usr/lib/x86_64-linux-gnu")).sh("echo started"),
+    );
+    assert_eq!(ground.sh(&format!("find {volume} -type l")).ok(), "");
 }

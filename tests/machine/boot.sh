@@ -3,10 +3,13 @@
 # It mounts what a booted host has, makes the overlay on the tree its root, reports on descriptor 3, and
 # becomes catatonit, because pid 1 must reap: engines take a zombie for a container that still runs.
 set -euo pipefail
+. "$(dirname "$(readlink -f "$0")")/common.sh"
 name=$1 machine=$2
 
-# The host's /proc is still mounted here, so this is the process id as the host sees it.
+# The host's /proc is still mounted here, so this is the process id as the host sees it. Written first of all:
+# down.sh finds the machine by it, however little of the machine there is.
 read -r pid _ </proc/self/stat
+echo "$pid $(start_time "$pid")" >"$machine/init"
 
 hostname "$name"
 ip link set lo up 2>/dev/null || true
@@ -77,6 +80,6 @@ umount -l .
 cd /
 mount --make-rshared /
 
-echo "$pid" >&3
+echo ready >&3
 exec 3>&-
 exec env -i PATH=/usr/sbin:/usr/bin catatonit -P

@@ -26,6 +26,8 @@ hierarchy=$(findmnt --noheadings --raw --types cgroup2 --output TARGET | head -n
 mkdir -p "$machine"/{root,upper,work} "$machine"/store/{docker,containerd,containers,home} "$BUILD"/{bin,images}
 [ "$(stat -f -c %T "$machine")" != overlayfs ] || die "$machine is on overlayfs, which holds no second overlay:" \
     "point DIVVY_BUILD at another file system"
+trap '"$HERE/down.sh" "$name"' EXIT
+trap 'exit 130' INT TERM
 ln -s "$tree" "$machine/lower"
 mkfifo "$machine/ready"
 
@@ -33,8 +35,8 @@ mkfifo "$machine/ready"
 # pass them on to containers only while it holds no process itself. (Reasoned from cgroup-v2.rst and from what
 # Docker does for itself in a container; tried with a hierarchy whose only controller is hugetlb.)
 cgroup=$hierarchy/divvy-$name-$$
-mkdir -p "$cgroup/init"
 echo "$cgroup" >"$machine/cgroup"
+mkdir -p "$cgroup/init"
 
 # The shell joins the top to make it the cgroup namespace's root; boot.sh moves itself on into the leaf.
 # setsid: the machine ends with its init, not with the terminal of whoever started it.
@@ -45,13 +47,12 @@ echo "$cgroup" >"$machine/cgroup"
 ) </dev/null >"$machine/log" 2>&1 3>"$machine/ready" &
 outer=$!
 
-# boot.sh writes its process id as soon as all is mounted. If it fails, the pipe ends without a line.
-if ! read -r pid <"$machine/ready"; then
+# boot.sh says when all is mounted. If it fails, the pipe ends without a line.
+if ! read -r <"$machine/ready"; then
     wait "$outer" || true
     cat "$machine/log" >&2
-    "$HERE/down.sh" "$name"
     die "the machine did not start"
 fi
 echo "$outer" >"$cgroup/init/cgroup.procs"
-echo "$pid $(start_time "$pid")" >"$machine/init"
 rm "$machine/ready"
+trap - EXIT

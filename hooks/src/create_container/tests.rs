@@ -172,7 +172,8 @@ fn a_directory_in_the_way_is_an_error() {
         let error = run(&image.root, &request()).unwrap_err();
         assert_eq!(error.to_string(), what);
         let (Error::Link { source, .. } | Error::Loader { source, .. }) = error;
-        let directory = format!("a directory stands in the place of {:?} in the container", format!("/{path}"));
+        let directory =
+            format!("a directory stands in the place of {:?} in the container", format!("/{path}"));
         assert_eq!(source.to_string(), directory);
     }
 }

@@ -47,14 +47,15 @@ impl<'a> Cache<'a> {
 
     fn read_extensions(&mut self, file: File<'a>, at: usize, strings: &mut Strings<'a>) -> Result<(), Error> {
         let malformed = Error::Extension { offset: at };
-        if at % 4 != 0 || file.u32("the extension directory", at)? != EXTENSION_MAGIC as usize {
+        if !at.is_multiple_of(4) || file.u32("the extension directory", at)? != EXTENSION_MAGIC as usize {
             return Err(malformed);
         }
         let count = file.u32("the extension directory", at + 4)?;
         let sections =
             file.slice("the extension directory", at + EXTENSION_HEADER, count.saturating_mul(SECTION))?;
         for section in sections.chunks_exact(SECTION).map(File) {
-            let [tag, offset, size] = [0, 8, 12].map(|at| section.u32("an extension", at).unwrap_or_default());
+            let [tag, offset, size] =
+                [0, 8, 12].map(|at| section.u32("an extension", at).unwrap_or_default());
             let data = file.slice("an extension", offset, size)?;
             if tag == GENERATOR as usize {
                 self.generator = data;

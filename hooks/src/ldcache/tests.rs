@@ -5,7 +5,10 @@ fn sample() -> Cache<'static> {
     let entry = |name: &'static str, path: &'static str| Entry::new(name, Path::new(path));
     let mut entries = vec![
         Entry { flags: 0x0003, ..entry("libz.so.1", "/lib/i386-linux-gnu/libz.so.1") },
-        Entry { hwcap: 1 << 62 | 2 << 32, ..entry("libfoo.so.10", "/lib/glibc-hwcaps/x86-64-v3/libfoo.so.10") },
+        Entry {
+            hwcap: 1 << 62 | 2 << 32,
+            ..entry("libfoo.so.10", "/lib/glibc-hwcaps/x86-64-v3/libfoo.so.10")
+        },
         entry("libfoo.so.10", "/lib/libfoo.so.10"),
         entry("libfoo.so.9", "/lib/libfoo.so.9"),
         Entry { osversion: 0x0002_0620, ..entry("libc.so.6", "/lib/libc-2.31.so") },
@@ -127,9 +130,15 @@ fn malformed_caches_are_named() {
         (change(20, u32::MAX), Error::Truncated { what: libraries, offset: HEADER }),
         (change(HEADER + 4, u32::MAX), Error::Truncated { what: "a string", offset: u32::MAX as usize }),
         (change(32, 2), Error::Extension { offset: 2 }),
-        (change(32, u32::MAX - 3), Error::Truncated { what: "the extension directory", offset: u32::MAX as usize - 3 }),
+        (
+            change(32, u32::MAX - 3),
+            Error::Truncated { what: "the extension directory", offset: u32::MAX as usize - 3 },
+        ),
         (change(extensions, 0), Error::Extension { offset: extensions }),
-        (change(extensions + 20, u32::MAX), Error::Truncated { what: "an extension", offset: extensions + 40 }),
+        (
+            change(extensions + 20, u32::MAX),
+            Error::Truncated { what: "an extension", offset: extensions + 40 },
+        ),
         (long, Error::Unterminated { offset: HEADER + ENTRY }),
         (vec![0; LIMIT + 1], Error::TooLarge { limit: LIMIT }),
     ] {

@@ -18,8 +18,7 @@ fn root() -> (TempDir, Root, PathBuf) {
 
 fn names(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -37,9 +36,13 @@ fn the_hosts_root_is_refused() {
 
 #[test]
 fn links_of_the_image_resolve_in_the_root() {
-    for (link, target) in
-        [("etc", "/conf"), ("etc", "conf"), ("etc", "../../../../../conf"), ("etc", "/../conf"), ("etc", "/a/b/conf")]
-    {
+    for (link, target) in [
+        ("etc", "/conf"),
+        ("etc", "conf"),
+        ("etc", "../../../../../conf"),
+        ("etc", "/../conf"),
+        ("etc", "/a/b/conf"),
+    ] {
         let (directory, root, path) = root();
         symlink(target, path.join(link)).unwrap();
         root.replace(Path::new("/etc/ld.so.conf.d/x.conf"), b"x").unwrap();

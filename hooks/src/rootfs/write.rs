@@ -120,7 +120,8 @@ struct Place<'a> {
 impl Place<'_> {
     /// The file or link that a rename would replace, if there is one and it may be replaced.
     fn in_the_way(&self) -> Result<Option<OwnedFd>, Error> {
-        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(writing());
+        let how =
+            OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(writing());
         let present = match open_in(&self.directory, self.name, how) {
             Ok(present) => present,
             Err(Errno::ENOENT) => return Ok(None),

@@ -92,7 +92,7 @@ pub extern "C" fn nvmlDeviceGetName(device: Handle, name: Out<c_char>, length: c
     })
 }
 
-/// A GPU's minor number, as in /dev/nvidia<minor>.
+/// A GPU's minor number, as in `/dev/nvidia<minor>`.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetMinorNumber(device: Handle, minor: Out<c_uint>) -> Return {
     answer("nvmlDeviceGetMinorNumber", |call| minor.give(call.gpu(device, NOT_SUPPORTED)?.minor))

@@ -14,7 +14,7 @@
 //! | `MOCK_NVML_LOG_CALLS=1` | Appends each called function's name to that file as well. |
 //! | `MOCK_NVML_INIT_DELAY_MS=N` | nvmlInit_v2 and nvmlInitWithFlags take N milliseconds. |
 //!
-//! A control or a facts file that cannot be read is told on standard error, and every call answers
+//! A control or a facts file that cannot be read is told on standard error, and nvmlInit_v2 answers
 //! `NVML_ERROR_UNKNOWN` (999).
 //!
 //! # Facts

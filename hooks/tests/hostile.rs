@@ -1,0 +1,236 @@
+//! Images and callers that mean harm, or make no sense.
+
+mod common;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{Bundle, CUDA, DIR, hook, ldconfig_print, run};
+use hooks::ldcache::{Cache, Entry};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+fn names(path: &Path) -> Vec<String> {
+    fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Both an absolute link and one that climbs end in the root.
+#[test]
+fn directories_of_the_image_may_be_links() {
+    for target in ["/private/etc", "private/etc", "../../../../../../../../private/etc"] {
+        let bundle = Bundle::new();
+        bundle.link("/etc", target);
+        assert_eq!(bundle.start_twice(), "");
+        assert!(bundle.path("/private/etc/ld.so.cache").is_file(), "{target}");
+    }
+    let bundle = Bundle::new();
+    bundle.link("/etc", bundle.outside());
+    assert_eq!(bundle.start_twice(), "");
+    assert_eq!(names(&bundle.outside()), [] as [String; 0]);
+
+    let bundle = Bundle::new();
+    bundle.link("/etc", "../../../../etc");
+    let outcome = bundle.start();
+    assert_eq!(outcome.status, 1, "a link to itself");
+    assert!(outcome.stderr.contains("ELOOP"), "{}", outcome.stderr);
+}
+
+/// Issue 5.8 of what NVIDIA's hooks refuse: `/run -> /var/run`.
+#[test]
+fn absolute_links_on_the_way_are_followed_in_the_root() {
+    let bundle = Bundle::new();
+    bundle.link("/run", "/var/run");
+    bundle.file("/var/run/driver/libcuda.so.580", b"");
+    let words = ["create-container", "--library=/run/driver/libcuda.so.580=libcuda.so.1"];
+    let outcome = run(words, bundle.state().as_bytes());
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+    assert!(bundle.path("/var/run/driver/libcuda.so.1").exists());
+    assert_eq!(bundle.lookup("libcuda.so.1"), ["/run/driver/libcuda.so.1"]);
+}
+
+#[test]
+fn nothing_outside_the_root_is_read_or_written() {
+    let bundle = Bundle::new();
+    let victim = bundle.outside().join("victim");
+    fs::write(&victim, "victim").unwrap();
+    for path in [
+        "/etc/ld.so.cache".to_owned(),
+        "/etc/ld.so.conf".to_owned(),
+        "/etc/ld.so.conf.d/00-divvy.conf".to_owned(),
+        format!("{DIR}/libcuda.so.1"),
+        format!("{DIR}/libcuda.so"),
+    ] {
+        bundle.link(&path, &victim);
+    }
+    assert_eq!(bundle.start_twice(), "");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "victim");
+    assert_eq!(fs::read_link(bundle.path(&format!("{DIR}/libcuda.so.1"))).unwrap(), Path::new(CUDA));
+    assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
+}
+
+#[test]
+fn a_cache_that_is_no_file_is_replaced() {
+    let make: [(&str, fn(&Path)); 4] = [
+        ("is no regular file", |path| mkfifo(path, Mode::S_IRWXU).unwrap()),
+        ("is longer than", |path| fs::File::create(path).unwrap().set_len(1 << 30).unwrap()),
+        ("is not a library cache", |path| fs::write(path, [0xff; 5000]).unwrap()),
+        ("", |path| symlink("ld.so.cache", path).unwrap()),
+    ];
+    for (why, make) in make {
+        let bundle = Bundle::new();
+        fs::create_dir(bundle.path("/etc")).unwrap();
+        make(&bundle.path("/etc/ld.so.cache"));
+        let told = bundle.start_twice();
+        assert!(told.contains(why), "{told}");
+        assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
+    }
+}
+
+/// Devices are not even opened: some act when they are.
+#[test]
+fn a_socket_in_the_place_of_the_cache_is_not_opened() {
+    let bundle = Bundle::new();
+    fs::create_dir(bundle.path("/etc")).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(bundle.path("/etc/ld.so.cache")).unwrap();
+    assert!(bundle.start_twice().contains("no regular file"));
+}
+
+#[test]
+fn directories_in_the_way_fail_the_start() {
+    for path in ["/etc/ld.so.cache".to_owned(), format!("{DIR}/libcuda.so.1"), format!("{DIR}/libcuda.so")] {
+        let bundle = Bundle::new();
+        fs::create_dir_all(bundle.path(&path)).unwrap();
+        let outcome = bundle.start();
+        assert_eq!(outcome.status, 1);
+        let why = format!("a directory stands in the place of {path:?} in the container\n");
+        assert!(outcome.stderr.starts_with("error: divvy-hook: cannot ") && outcome.stderr.ends_with(&why));
+    }
+}
+
+/// Every truncation of a real cache, and changes all over it: the hook's parser never panics, and what it accepts and
+/// writes glibc accepts too.
+#[test]
+fn real_caches_cut_and_changed_are_survived() {
+    let whole = fs::read("/etc/ld.so.cache").unwrap();
+    let ours = Entry::new("libcuda.so.1", Path::new("/usr/lib/driver/libcuda.so.1"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cache");
+    let mut accepted = 0;
+    let mut attempt = |bytes: &[u8]| {
+        let Ok(mut cache) = Cache::parse(bytes) else { return };
+        cache.merge(&[ours]);
+        let written = cache.to_bytes();
+        assert_eq!(Cache::parse(&written).unwrap(), cache);
+        accepted += 1;
+        if accepted % 500 == 0 {
+            fs::write(&path, written).unwrap();
+            let output =
+                std::process::Command::new("/sbin/ldconfig").args(["-p", "-C"]).arg(&path).output().unwrap();
+            assert!(output.status.success());
+        }
+    };
+    for length in 0..whole.len() {
+        attempt(&whole[..length]);
+    }
+    let mut state = 42_u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for round in 0..3000 {
+        let mut bytes = whole.clone();
+        // Mostly in the header and the first entries, where numbers are.
+        let below = if round % 2 == 0 { 400 } else { bytes.len() };
+        for _ in 0..=random(3) {
+            bytes[random(below)] = random(256) as u8;
+        }
+        attempt(&bytes);
+    }
+    assert!(accepted > 500, "{accepted}");
+}
+
+#[test]
+fn the_hook_itself_survives_a_cut_cache() {
+    let whole = fs::read("/etc/ld.so.cache").unwrap();
+    for length in [1, 20, 47, 48, 100, whole.len() / 2, whole.len() - 1] {
+        let bundle = Bundle::new();
+        bundle.file("/etc/ld.so.cache", &whole[..length]);
+        assert!(bundle.start_twice().contains("replaced"), "{length}");
+        ldconfig_print(&bundle.path("/etc/ld.so.cache"));
+        assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
+    }
+}
+
+#[test]
+fn the_hosts_root_is_no_container() {
+    for state in
+        [r#"{"root":"/","bundle":"/","status":"created"}"#, r#"{"root":"/usr/..","status":"created"}"#]
+    {
+        let outcome = run(["create-container"], state.as_bytes());
+        assert_eq!(outcome.status, 1);
+        assert!(outcome.stderr.contains("is the host's root directory"), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn odd_input_is_refused_with_its_reason() {
+    let huge = vec![b' '; 3 << 20];
+    for (input, message) in [
+        (&huge[..], "error: divvy-hook: the container's state is longer than 1048576 bytes\n"),
+        (
+            b"hello",
+            "error: divvy-hook: the container's state is malformed: expected value at line 1 column 1\n",
+        ),
+        (
+            b"",
+            "error: divvy-hook: there is no container's state on standard input\nhint: a container engine runs this \
+             program as an OCI hook and tells it of the container there\n",
+        ),
+        (b"{}", "error: divvy-hook: the container's state names no bundle\n"),
+        (
+            br#"{"bundle":"/nowhere"}"#,
+            "error: divvy-hook: cannot read \"/nowhere/config.json\": No such file or directory (os error 2)\n",
+        ),
+    ] {
+        let outcome = run(["create-container"], input);
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (1, message));
+    }
+}
+
+#[test]
+fn a_command_line_it_does_not_know_is_refused_whole() {
+    let newer = "hint: the spec is newer than this hook: install both from one release, or run `divvy generate` again";
+    for (words, starts, hinted) in [
+        (&["create-container", "--cuda-compat=x"][..], "unexpected argument '--cuda-compat' found", true),
+        (&["create-runtime"], "unrecognized subcommand 'create-runtime'", true),
+        (&["create-container", "--library=libcuda.so.1"], "invalid value 'libcuda.so.1'", false),
+        (&[], "Links a container", false),
+    ] {
+        let bundle = Bundle::new();
+        let before = bundle.inventory();
+        let outcome = run(words, bundle.state().as_bytes());
+        assert_eq!(outcome.status, 2);
+        assert!(outcome.stderr.starts_with(&format!("error: divvy-hook: {starts}")), "{}", outcome.stderr);
+        assert_eq!(outcome.stderr.contains(newer), hinted, "{}", outcome.stderr);
+        assert_eq!(bundle.inventory(), before);
+    }
+}
+
+/// crun gives hooks no standard error, and a pipe may be closed at the other end.
+#[test]
+fn a_closed_standard_error_is_no_reason_to_fail() {
+    let bundle = Bundle::new();
+    bundle.file("/etc/ld.so.cache", b"garbage");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let library = format!("--library={DIR}/{CUDA}=libcuda.so.1");
+    let mut command = hook();
+    let command = command.args(["create-container", &library]).stdin(Stdio::piped()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bundle.state().as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
+}
