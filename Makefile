@@ -2,9 +2,6 @@
 SHELL := /bin/bash
 BUILD := .build
 BIN := $(BUILD)/bin
-ARCH := $(shell uname -m)
-MUSL := $(ARCH)-unknown-linux-musl
-GNU := $(ARCH)-unknown-linux-gnu
 # Where what is built goes, for the scripts and tests that run it.
 export DIVVY_BUILD := $(abspath $(BUILD))
 
@@ -14,7 +11,7 @@ help: ## this list
 
 .PHONY: build
 build: ## divvy and the static divvy-hook, into .build/bin
-	@packaging/build.sh $(BIN)
+	@packaging/build.sh $(BIN) release
 
 .PHONY: install
 install: ## copy them to /usr/local/bin (after make build, as root)
@@ -23,7 +20,7 @@ install: ## copy them to /usr/local/bin (after make build, as root)
 
 .PHONY: demo
 demo: ## GPUs in real Podman containers on a simulated host
-	@packaging/build.sh $(BIN)
+	@packaging/build.sh $(BIN) dev
 	@demo/demo.sh
 
 .PHONY: test
@@ -38,7 +35,7 @@ check: ## formatting, lints, dependency policy
 
 .PHONY: bench
 bench: ## system calls and times, paired in one run
-	@packaging/build.sh $(BIN)
+	@packaging/build.sh $(BIN) release
 	@tests/bench.sh
 
 .PHONY: clean

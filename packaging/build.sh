@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# build.sh DIR: builds divvy (release) and divvy-hook (static) and puts both into DIR.
+# build.sh DIR PROFILE: builds divvy (PROFILE: dev or release) and divvy-hook (static, always optimised) into DIR.
 # The hook is built for musl where that target is installed or can be added: half the size, a quarter of the
 # start-up. Otherwise it is linked statically against glibc, which serves as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1
+profile=$2
 arch=$(uname -m)
 musl=$arch-unknown-linux-musl
 command -v cargo >/dev/null || { echo "error: cargo is not in PATH" >&2; echo "hint: install Rust 1.89 or newer (rustup, or your distribution's package)" >&2; exit 1; }
@@ -16,7 +17,7 @@ if ! has_musl && command -v rustup >/dev/null; then
 fi
 
 echo "building divvy and divvy-hook"
-cargo build --quiet --locked --release -p divvy
+cargo build --quiet --locked --profile "$profile" -p divvy
 if has_musl; then
   cargo build --quiet --locked --profile hook -p divvy-hooks --bin divvy-hook --target "$musl"
   hook=target/$musl/hook/divvy-hook
@@ -25,4 +26,4 @@ else
   hook=target/$arch-unknown-linux-gnu/hook/divvy-hook
 fi
 mkdir -p "$out"
-install -m 755 target/release/divvy "$hook" "$out"/
+install -m 755 "target/${profile/#dev/debug}/divvy" "$hook" "$out"/

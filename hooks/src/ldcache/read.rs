@@ -29,18 +29,18 @@ impl<'a> Cache<'a> {
         let count = table.u32("the number of libraries", 20)?;
         // Offsets of strings count from the table, those of the extensions from the file.
         let mut strings = Strings { table, spent: 0 };
-        // Checked before anything is reserved for them.
-        let entries = table.slice("the list of libraries", HEADER, count.saturating_mul(ENTRY))?;
-        let entries = entries.chunks_exact(ENTRY).map(|entry| strings.entry(File(entry)));
-        let entries = entries.collect::<Result<Vec<_>, _>>()?;
-        let descends = |pair: &[Entry<'_>]| compare(pair[0].name, pair[1].name) != Ordering::Less;
-        if let Some(index) = entries.windows(2).position(|pair| !descends(pair)) {
-            return Err(Error::Unsorted { index: index + 1 });
-        }
-        let mut cache = Self { entries, hwcaps: Vec::new(), generator: b"" };
+        let mut cache = Self { entries: Vec::new(), hwcaps: Vec::new(), generator: b"" };
         match table.u32("the place of the extensions", 32)? {
             0 => {}
             at => cache.read_extensions(file, at, &mut strings)?,
+        }
+        // The whole list is there before anything is reserved for it.
+        let entries = table.slice("the list of libraries", HEADER, count.saturating_mul(ENTRY))?;
+        let entries = entries.chunks_exact(ENTRY).map(|entry| strings.entry(File(entry)));
+        cache.entries = entries.collect::<Result<_, _>>()?;
+        let climbs = |pair: &[Entry<'_>]| compare(pair[0].name, pair[1].name) == Ordering::Less;
+        if let Some(index) = cache.entries.windows(2).position(climbs) {
+            return Err(Error::Unsorted { index: index + 1 });
         }
         Ok(cache)
     }

@@ -45,7 +45,7 @@ impl Root {
         }
         let create = |name: &OsStr| symlinkat(target, &place.directory, name);
         let (temporary, ()) = place.create("symlinkat", create)?;
-        place.fill_from(&temporary)?;
+        place.rename_here(&temporary)?;
         Ok(Change::Made)
     }
 
@@ -64,7 +64,7 @@ impl Root {
             place.discard(&temporary);
             return Err(failed(call, path, errno));
         }
-        place.fill_from(&temporary)
+        place.rename_here(&temporary)
     }
 
     fn place<'a>(&self, path: &'a Path) -> Result<Place<'a>, Error> {
@@ -155,7 +155,7 @@ impl Place<'_> {
         Err(failed(call, self.path, Errno::EEXIST))
     }
 
-    fn fill_from(&self, temporary: &OsStr) -> Result<(), Error> {
+    fn rename_here(&self, temporary: &OsStr) -> Result<(), Error> {
         renameat(&self.directory, temporary, &self.directory, self.name).map_err(|errno| {
             self.discard(temporary);
             match errno {
