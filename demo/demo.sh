@@ -33,7 +33,7 @@ fail() {
 root() {
     local script=$1
     shift
-    $sudo "$machines/$script" "$@"
+    "${sudo[@]}" "$machines/$script" "$@"
 }
 
 # Shows a command as it would be typed, runs it in the machine, shows what it prints and keeps that in $output.
@@ -59,7 +59,8 @@ expect() {
 
 cleanup() {
     local status=$?
-    trap - EXIT INT TERM
+    trap - EXIT
+    trap '' HUP INT PIPE TERM
     root down.sh "$name" || status=1
     exit $status
 }
@@ -69,15 +70,15 @@ printf '%sdivvy%s: GPUs for containers, by name. No GPU is needed here: the host
 for program in divvy divvy-hook; do
     [ -x "$DIVVY_BUILD/bin/$program" ] || fail "there is no $DIVVY_BUILD/bin/$program: run make build"
 done
-sudo=
+sudo=()
 if [ "$(id -u)" != 0 ]; then
-    echo "Namespaces and mounts need root, so some steps run with sudo; it may ask for your password."
-    sudo="sudo env DIVVY_BUILD=$DIVVY_BUILD"
-    $sudo true
+    echo "Namespaces and mounts need root, so its steps run with sudo, which may ask for your password."
+    sudo=(sudo env "DIVVY_BUILD=$DIVVY_BUILD")
+    "${sudo[@]}" true || fail "sudo refused"
 fi
 
 step "Packages that this needs"
-$sudo "$machines/install.sh"
+root install.sh
 note "all there; Podman itself is not installed on this host"
 
 step "Debian $suite with Podman, unpacked below .build, and a container image"
@@ -87,7 +88,8 @@ root images.sh
 
 step "A machine that looks like a lab host: 8 x A100, GPU 0 cut by MIG"
 trap cleanup EXIT
-trap 'exit 130' INT TERM
+# PIPE: `make demo | head` ends early, and the machine still has to go.
+trap 'exit 130' HUP INT PIPE TERM
 root up.sh "$suite" "$name"
 root in.sh "$name" sh -ec '
     install /divvy/divvy /divvy/divvy-hook /usr/bin/
@@ -99,31 +101,32 @@ try "divvy list --host sim:a100-lab"
 step "The CDI spec, which Podman and Docker read"
 try "divvy generate --host sim:a100-lab --output /var/run/cdi/divvy.json"
 
-control='/dev/nvidiactl /dev/nvidia-uvm /dev/nvidia-uvm-tools /dev/nvidia-modeset'
-nodes="find /dev -name 'nvidia*' -type c"
+control=(/dev/nvidiactl /dev/nvidia-uvm /dev/nvidia-uvm-tools /dev/nvidia-modeset)
+nodes="find /dev -name 'nvidia*' -type c | sort"
 
 step "A container with the MIG device 0:1"
 try "podman run --detach --name mig --cap-add MKNOD --device nvidia.com/gpu=0:1 debian sleep 600 >/dev/null"
 try "podman exec mig $nodes"
 expect "its GPU, its two MIG capabilities and the control nodes; no other GPU, no other instance" \
-    $control /dev/nvidia0 /dev/nvidia-caps/nvidia-cap30 /dev/nvidia-caps/nvidia-cap31
+    "${control[@]}" /dev/nvidia0 /dev/nvidia-caps/nvidia-cap30 /dev/nvidia-caps/nvidia-cap31
 try "podman exec mig probe load libcuda.so.1"
-expect "the host's CUDA driver is where programs look for it" \
-    "libcuda.so.1: /lib/x86_64-linux-gnu/libcuda.so.1"
+expect "a program finds the host's CUDA driver, in an image that has never heard of it" \
+    "libcuda.so.1: /usr/lib/x86_64-linux-gnu/libcuda.so.1"
 try "podman exec mig probe read /dev/nvidia0 /dev/nvidia-caps/nvidia-cap31"
-expect "it may open them: \"no such device\" is all that a node without a GPU behind it can answer" \
+expect "it may open them: ENXIO (no such device) is what a node says that has no GPU behind it" \
     "/dev/nvidia0: ENXIO" "/dev/nvidia-caps/nvidia-cap31: ENXIO"
 try "podman exec mig probe mknod /tmp/neighbour 242 32"
-expect "its root makes the neighbour's capability node itself, and may not open it" "/tmp/neighbour: EPERM"
+expect "its root can make the capability node of 0:2 itself, and is not permitted to open it" \
+    "/tmp/neighbour: EPERM"
 
 step "A container with the whole GPU 1"
 try "podman run --detach --name whole --cap-add MKNOD --device nvidia.com/gpu=1 debian sleep 600 >/dev/null"
 try "podman exec whole $nodes"
-expect "GPU 1 and the control nodes" $control /dev/nvidia1
+expect "GPU 1 and the control nodes; no capabilities, which are for MIG" "${control[@]}" /dev/nvidia1
 try "podman exec whole probe load libcuda.so.1"
-expect "the driver" "libcuda.so.1: /lib/x86_64-linux-gnu/libcuda.so.1"
+expect "the same driver" "libcuda.so.1: /usr/lib/x86_64-linux-gnu/libcuda.so.1"
 try "podman exec whole probe mknod /tmp/gpu2 195 2"
-expect "GPU 2 is not its own" "/tmp/gpu2: EPERM"
+expect "GPU 2 is not given to it" "/tmp/gpu2: EPERM"
 
 printf '\n%sAll of this held.%s On a machine with a GPU: make build, sudo make install, sudo divvy generate.\n' \
     "$bold" "$plain"

@@ -1,4 +1,4 @@
-//! 3. `Plan` -> CDI spec. What each device gets, by its two names, and what every container gets besides: control
+//! Step 3: `Plan` -> CDI spec. What each device gets, by its two names, and what every container gets besides: control
 //! nodes, the driver's files, one environment variable and the one hook. Spec-level edits apply once to a
 //! container however many devices it asks for (CDI SPEC.md, "OCI Edits").
 

@@ -1,4 +1,5 @@
 //! Black box: what a user types and reads, on simulated hosts. No root, no engine, no GPU.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
 mod support;
 

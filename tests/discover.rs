@@ -1,6 +1,7 @@
 //! Black box, as root: live discovery through a real libnvidia-ml interface. A simulated host is laid out as files
 //! and device nodes, the mock library stands in its driver root, and its /proc files over this machine's in a
 //! mount namespace of the test's own. Live discovery must then tell the same as the simulated data.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
 mod support;
 

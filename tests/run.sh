@@ -10,7 +10,7 @@ log=$DIVVY_BUILD/test.log
 export DIVVY_TEST_SUMMARY=$DIVVY_BUILD/engines.summary
 rm -f "$DIVVY_TEST_SUMMARY"
 
-tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" && cargo build --quiet --locked -p mock-nvml || {
+tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" dev && cargo build --quiet --locked -p mock-nvml || {
   echo "error: the tests could not be set up: see above" >&2
   echo "0 passed, 1 failed, 0 skipped"
   exit 1

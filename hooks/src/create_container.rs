@@ -1,4 +1,4 @@
-//! The one pass over a container's root before its first program runs: links for the driver's libraries, and the
+//! Step 4: the one pass over a container's root before its first program runs: links for the driver's libraries, and the
 //! loader told where they are.
 //!
 //! Everything is written only where it differs, under fixed names, so that a restart changes nothing and leaves nothing

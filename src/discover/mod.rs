@@ -1,4 +1,4 @@
-//! 1. The machine, or a simulated one -> `Host`. One NVML session tells the facts, /proc the capability minors,
+//! Step 1: the machine, or a simulated one -> `Host`. One NVML session tells the facts, /proc the capability minors,
 //! /dev what stands there, the driver root its files. Nothing is judged fatal here but the absence of a driver;
 //! what is missing is recorded in the `Host` for the planner to name.
 //!
@@ -177,7 +177,7 @@ fn sm_count(cores: u32, (major, minor): (u32, u32)) -> Option<u32> {
         (8, _) | (9, _) | (10, _) | (11, _) | (12, _) => 128,
         _ => return None,
     };
-    (cores % per_sm == 0).then_some(cores / per_sm)
+    cores.is_multiple_of(per_sm).then_some(cores / per_sm)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! 2. `Host` -> `Plan`: which CDI devices there will be, under which names, with which nodes; and what is left
+//! Step 2: `Host` -> `Plan`: which CDI devices there will be, under which names, with which nodes; and what is left
 //! out, each with its reason. Pure: no file is read and no clock asked here, so that a plan is the same on the
 //! machine, on a simulated host and in a test.
 

@@ -125,7 +125,7 @@ fn no_device(ground: &Ground, engine: &Engine) {
 }
 
 fn unknown_device(ground: &Ground, engine: &Engine) {
-    for device in ["0", "8", "0:4", "shared-0"] {
+    for device in ["0", "8", "0:4", "MIG-0"] {
         let refused = engine.container(ground, &[device]).sh("echo started");
         assert_ne!(refused.status, 0, "{device}");
         assert_eq!(refused.stdout, "", "{device}");

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// The machine's suite: the newest engines that Debian has (Docker 28, Podman 5.8).
-const SUITE: &str = "sid";
+/// The newest engines that Debian has (Docker 28, Podman 5.8). `DIVVY_SUITE=trixie` takes those of its stable
+/// release (Docker 26, Podman 5.4).
+const DEFAULT_SUITE: &str = "sid";
 /// The machine's name.
 const NAME: &str = "engines";
 
@@ -134,11 +135,12 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
         let last = why.lines().last().unwrap_or_default().to_owned();
         Unmet { need: Need::Machine, why: last }
     };
-    run_script("tree.sh", &[SUITE]).map_err(machine)?;
+    let suite = std::env::var("DIVVY_SUITE").unwrap_or_else(|_| DEFAULT_SUITE.into());
+    run_script("tree.sh", &[&suite]).map_err(machine)?;
     run_script("images.sh", &[]).map_err(machine)?;
     let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
     *MINDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(minder);
-    run_script("up.sh", &[SUITE, NAME]).map_err(machine)?;
+    run_script("up.sh", &[&suite, NAME]).map_err(machine)?;
 
     if let Err(why) = lay_out(ground) {
         ground.broken = Some(why);

@@ -24,10 +24,10 @@ for store in docker containerd containers; do
     mount --bind store/$store root/var/lib/$store
 done
 mount --bind store/home root/home
-for shared in bin:divvy images:images; do
-    mkdir -p "root/${shared#*:}"
-    mount --bind "../../${shared%:*}" "root/${shared#*:}"
-    mount -o remount,bind,ro "root/${shared#*:}"
+for place in bin:divvy images:images; do
+    mkdir -p "root/${place#*:}"
+    mount --bind "../../${place%:*}" "root/${place#*:}"
+    mount -o remount,bind,ro "root/${place#*:}"
 done
 
 cd root

@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: where things lie, who may run them, and how a machine is found again.
 #
-#   $BUILD/trees/SUITE      a Debian tree with the engines in it, shared read-only by all machines of that suite
+#   $BUILD/trees/SUITE      a Debian tree with the engines in it, under every machine of that suite, never written to
 #   $BUILD/images/*.tar     root file systems for containers
 #   $BUILD/bin              divvy's own programs, seen in every machine as /divvy
 #   $BUILD/machines/NAME    one machine: its process, its cgroup, its file system and the engines' stores
@@ -38,11 +38,11 @@ machine_dir() {
 
 # When a process started, in clock ticks since boot. With the process id it names one process for good.
 start_time() {
-    local stat
+    local stat fields
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     # The command's name (field 2) may hold blanks; the fields after its closing bracket do not.
-    set -- ${stat##*) }
-    echo "${20}"
+    read -ra fields <<<"${stat##*) }"
+    echo "${fields[19]}"
 }
 
 # Prints the process id of the machine's init as the host sees it, or fails where that process is gone.
