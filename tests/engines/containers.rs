@@ -215,9 +215,23 @@ fn tail(text: &str, lines: usize) -> String {
 
 fn read_only_root(ground: &Ground, engine: &Engine) {
     let container = engine.container(ground, &["0:1"]).option("--read-only");
-    assert_loads(container.sh(LOAD).ok());
+    let loaded = container.sh(LOAD);
+    if engine.name.ends_with("crun") && makes_root_read_only_before_hooks(ground) {
+        // No container is better than one whose programs do not find the driver.
+        assert!(loaded.status != 0 && loaded.stderr.contains("divvy-hook"), "{loaded:?}");
+        return;
+    }
+    assert_loads(loaded.ok());
     let written = container.sh("echo x >/etc/x");
     assert_ne!(written.status, 0, "the root was not read-only: {written:?}");
+}
+
+/// crun before 1.26 (containers/crun#1924).
+fn makes_root_read_only_before_hooks(ground: &Ground) -> bool {
+    let version = ground.sh("crun --version");
+    let minor =
+        version.ok().lines().next().and_then(|line| line.strip_prefix("crun version 1.")?.parse().ok());
+    minor.is_some_and(|minor: u32| minor < 26)
 }
 
 fn unprivileged_user(ground: &Ground, engine: &Engine) {
