@@ -163,7 +163,14 @@ fn without_a_driver_the_error_says_what_to_install() {
 
 #[test]
 fn a_closed_pipe_is_no_error() {
-    for args in [vec!["list", LAB], vec!["generate", LAB, HOOK], vec!["completions", "bash"]] {
+    let dir = tempfile::tempdir().unwrap();
+    let output = format!("--output={}", dir.path().join("divvy.json").display());
+    for args in [
+        vec!["generate", LAB, HOOK, &output],
+        vec!["list", LAB],
+        vec!["generate", LAB, HOOK],
+        vec!["completions", "bash"],
+    ] {
         let mut child = divvy(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let mut errors = String::new();

@@ -53,7 +53,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         Output::File(path) => {
             let written = write(&path, &contents)?;
             if !quiet {
-                println!("{}", summary(&path, &plan, written));
+                writeln!(std::io::stdout(), "{}", summary(&path, &plan, written))?;
             }
         }
     }

@@ -3,7 +3,7 @@
 //! opening one gives ENXIO where the device cgroup allows it and EPERM where it does not.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -21,15 +21,18 @@ pub fn run(args: &SimArgs, quiet: bool) -> Result<Status> {
     let host = sim_host(&args.name)?;
     let dir = std::path::absolute(&args.dir)?;
     require_empty(&dir)?;
-    // Beside the target and renamed at the end, so that a half-made host is never taken for a whole one.
-    let name = dir.file_name().context("the directory needs a name")?.to_string_lossy().into_owned();
-    let scratch = dir.with_file_name(format!(".{name}.{}", std::process::id()));
     let tree = host.tree();
-    lay_out(&tree, &scratch).and_then(|()| Ok(fs::rename(&scratch, &dir)?)).inspect_err(|_| {
-        let _ = fs::remove_dir_all(&scratch);
-    })?;
+    // Beside the target and renamed at the end, so that a half-made host is never taken for a whole one.
+    let parent = dir.parent().context("the directory needs a name")?;
+    let scratch = tempfile::Builder::new().prefix(".divvy-sim.").tempdir_in(parent);
+    let scratch = scratch.with_context(|| format!("make a directory in {}", parent.display()))?;
+    lay_out(&tree, scratch.path())?;
+    fs::rename(scratch.path(), &dir).with_context(|| format!("make {}", dir.display()))?;
+    // It is gone from there: nothing is left to remove.
+    let _ = scratch.keep();
     if !quiet {
-        println!("sim:{}: {} files and nodes in {}", host.name, tree.entries().count(), dir.display());
+        let count = tree.entries().count();
+        writeln!(io::stdout(), "sim:{}: {count} files and nodes in {}", host.name, dir.display())?;
     }
     Ok(Status::Done)
 }
@@ -49,7 +52,6 @@ fn require_empty(dir: &Path) -> Result<()> {
 }
 
 fn lay_out(tree: &Tree, dir: &Path) -> Result<()> {
-    fs::create_dir(dir).with_context(|| format!("make {}", dir.display()))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
     for (path, entry) in tree.entries() {
         let path = join_root(dir, path);

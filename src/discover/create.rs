@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::Result;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use super::files::{Node, join_root};
+use super::files::{Node, join_root, node_at};
 use super::host::{Capability, DeviceNode, Found, Host};
 use crate::failure::Failure;
 
@@ -34,14 +34,9 @@ pub fn missing_nodes(host: &mut Host, dev_root: &Path) -> Result<Vec<String>> {
                 return Err(Failure::new(failure).hint(hint).into());
             }
         }
-        node.found = node.judge(look(&path));
+        node.found = node.judge(node_at(&path));
     }
     Ok(made)
-}
-
-fn look(path: &Path) -> io::Result<Node> {
-    use super::files::{Files, Live};
-    Live::open(Path::new("/"), Path::new("/"))?.node(path)
 }
 
 fn nodes_of(host: &mut Host) -> impl Iterator<Item = &mut DeviceNode> {

@@ -102,17 +102,22 @@ impl Files for Live {
     }
 
     fn node(&self, path: &Path) -> io::Result<Node> {
-        let metadata = std::fs::metadata(join_root(&self.dev_root, path))?;
-        if !metadata.file_type().is_char_device() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a character device"));
-        }
-        let number = metadata.rdev();
-        Ok(Node {
-            major: device_part(nix::sys::stat::major(number)),
-            minor: device_part(nix::sys::stat::minor(number)),
-            mode: metadata.permissions().mode() & 0o7777,
-        })
+        node_at(&join_root(&self.dev_root, path))
     }
+}
+
+/// The character device at a path of this machine. `InvalidData` if something else stands there.
+pub fn node_at(path: &Path) -> io::Result<Node> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.file_type().is_char_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a character device"));
+    }
+    let number = metadata.rdev();
+    Ok(Node {
+        major: device_part(nix::sys::stat::major(number)),
+        minor: device_part(nix::sys::stat::minor(number)),
+        mode: metadata.permissions().mode() & 0o7777,
+    })
 }
 
 /// Where an open handle's file lies, by the kernel's word.

@@ -233,6 +233,12 @@ fn planned(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
     let path = node.path.display();
     match &node.found {
         Found::Present(mode) => Ok(PlannedNode { path: node.path.clone(), mode: *mode }),
+        Found::Missing if node.major.is_none() => Err(LeftOut {
+            why: format!("{path} is missing"),
+            hint: format!(
+                "its driver is not in /proc/devices: load the kernel module first, then {CREATE_HINT}"
+            ),
+        }),
         Found::Missing => Err(LeftOut { why: format!("{path} is missing"), hint: CREATE_HINT.into() }),
         Found::Wrong(what) => Err(LeftOut {
             why: format!("{path} cannot be used: {what}"),
@@ -257,7 +263,7 @@ fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
                 }
                 _ => missing.why.replacen(&format!("{path} "), "", 1),
             };
-            let hint = format!("`modprobe {}`, then {}", control.module, missing.hint);
+            let hint = format!("`modprobe {}`, then {CREATE_HINT}", control.module);
             plan.problems.push(Problem { what: path.to_string(), why, hint });
         }
         Err(missing) => plan.notes.push(format!("{}; containers go without it", missing.why)),

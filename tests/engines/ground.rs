@@ -136,6 +136,9 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
         Unmet { need: Need::Machine, why: last }
     };
     let suite = std::env::var("DIVVY_SUITE").unwrap_or_else(|_| DEFAULT_SUITE.into());
+    if !build_dir().join("trees").join(&suite).exists() {
+        eprintln!("unpacking Debian {suite} with the engines, once: about half a minute");
+    }
     run_script("tree.sh", &[&suite]).map_err(machine)?;
     run_script("images.sh", &[]).map_err(machine)?;
     let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
@@ -242,8 +245,12 @@ struct Minder(Child);
 impl Minder {
     fn start() -> std::io::Result<Self> {
         use std::os::unix::process::CommandExt;
+        let lock = build_dir().join("engines.lock");
+        if Output::of(Command::new("flock").arg("--nonblock").arg(&lock).arg("true")).status != 0 {
+            eprintln!("another run has the machine of this checkout; waiting for its end");
+        }
         let mut child = Command::new("flock")
-            .arg(build_dir().join("engines.lock"))
+            .arg(&lock)
             .args(["sh", "-c", "echo; cat >/dev/null; exec \"$0\" \"$1\""])
             .arg(script("down.sh"))
             .arg(NAME)
