@@ -20,6 +20,7 @@ install: ## copy them to /usr/local/bin (after make build, as root)
 
 .PHONY: demo
 demo: ## GPUs in real Podman containers on a simulated host
+	@tests/machine/install.sh
 	@packaging/build.sh $(BIN) dev
 	@demo/demo.sh
 

@@ -2,7 +2,8 @@
 //! loader told where they are.
 //!
 //! Everything is written only where it differs, under fixed names, so that a restart changes nothing and leaves nothing
-//! behind. What a user's volume hides is left alone and told; any other failure stops the container's start, since a
+//! behind. What a user's volume hides is left alone with a warning, which
+//! engines drop when the container starts; any other failure stops the container's start, since a
 //! program that finds half a driver fails later and in stranger ways. It talks to no daemon.
 
 use std::fmt;
@@ -157,7 +158,7 @@ impl Pass<'_> {
     fn link(&mut self, target: &str, path: &Path) -> Result<bool, Error> {
         match self.root.symlink(target, path) {
             Ok(Change::Made) => self.report.written.push(path.to_owned()),
-            Ok(Change::None) => {}
+            Ok(Change::Unchanged) => {}
             Err(rootfs::Error::ForeignMount { path }) => {
                 self.report.notes.push(Note::ForeignMount { path });
                 return Ok(false);
@@ -208,7 +209,15 @@ impl Pass<'_> {
         }
         let ours: Vec<_> = places.iter().map(|(soname, place)| Entry::new(soname, place)).collect();
         cache.merge(&ours);
-        self.put(path, &present, &cache.to_bytes())?;
+        let mut wanted = cache.to_bytes();
+        // What the next start would not read again, it would replace.
+        if wanted.len() > ldcache::LIMIT {
+            why = Some(format!("with the driver's libraries it is longer than {} bytes", ldcache::LIMIT));
+            cache = Cache::default();
+            cache.merge(&ours);
+            wanted = cache.to_bytes();
+        }
+        self.put(path, &present, &wanted)?;
         self.report.notes.extend(why.map(|why| Note::CacheReplaced { why }));
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability};
+use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, close, setfsgid, setfsuid};
 use thiserror::Error;
@@ -33,6 +34,12 @@ pub enum Error {
     /// The environment.
     #[error("cannot clear the environment")]
     Environment,
+    /// A setting of the process.
+    #[error("prctl failed")]
+    Process {
+        /// What the system said.
+        source: nix::errno::Errno,
+    },
     /// A set of capabilities.
     #[error("cannot drop capabilities")]
     Capabilities {
@@ -41,7 +48,9 @@ pub enum Error {
     },
 }
 
-/// Closes what was inherited beside the standard streams, clears the environment and sets the umask to 022.
+/// Closes what was inherited beside the standard streams, clears the environment and sets the umask to 022. A process
+/// that shares the pid namespace must not reach the host's files through this one, whose root is still the host's: so
+/// it cannot be traced, nor looked into below /proc.
 ///
 /// # Errors
 /// When the environment stays, or it cannot be known what to close.
@@ -51,7 +60,7 @@ pub fn clean() -> Result<(), Error> {
     #[expect(unsafe_code)]
     unsafe { nix::env::clearenv() }.map_err(|_| Error::Environment)?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    Ok(())
+    set_no_new_privs().and_then(|()| set_dumpable(false)).map_err(|source| Error::Process { source })
 }
 
 /// An engine's leaked descriptor of a directory is a way out of the container (CVE-2024-21626).
@@ -91,8 +100,19 @@ fn drop_others(wanted: &[Capability]) -> Result<(), CapsError> {
 
 /// Lets what is created from here on belong to the owner of the container's root, so that it is root's inside a user
 /// namespace too; a root with shifted ids (mount_setattr(2), `MOUNT_ATTR_IDMAP`) even refuses what the host's root would
-/// create. Where the owner has no number here nothing changes. It takes effective capabilities away; [`keep`] follows.
+/// create. An owner without a number here shows as the overflow id, which is somebody else's: then nothing changes.
+/// It takes effective capabilities away; [`keep`] follows.
 pub fn create_files_as((user, group): (u32, u32)) {
+    if user == overflow_id("/proc/sys/kernel/overflowuid")
+        || group == overflow_id("/proc/sys/kernel/overflowgid")
+    {
+        return;
+    }
     setfsgid(Gid::from_raw(group));
     setfsuid(Uid::from_raw(user));
+}
+
+/// What stands for ids that a user namespace does not map (user_namespaces(7)): 65534 unless somebody changed it.
+fn overflow_id(path: &str) -> u32 {
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
 }

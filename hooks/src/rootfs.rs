@@ -12,14 +12,19 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 use thiserror::Error;
 
-/// openat2(2) fails with EAGAIN when something, anywhere on the machine, is renamed or mounted at the same moment.
-const ATTEMPTS: usize = 128;
+/// openat2(2) fails with EAGAIN when something, anywhere on the machine, is renamed or mounted at the same moment. Where
+/// that goes on it is waited for, a second in all, so that one container's renames cannot fail another's start.
+const ATTEMPTS: usize = 16;
+const SLOW_ATTEMPTS: usize = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What went wrong below a container's root. Paths are those in the container.
 #[derive(Debug, Error)]
@@ -106,7 +111,7 @@ pub enum Change {
     /// It was written.
     Made,
     /// It was there already.
-    None,
+    Unchanged,
 }
 
 impl Root {
@@ -135,7 +140,7 @@ impl Root {
     /// # Errors
     /// Anything but its absence.
     pub fn is_file(&self, path: &Path) -> Result<bool, Error> {
-        let found = self.look(path)?;
+        let found = self.look(path, anywhere())?;
         Ok(found.is_some_and(|(_, stat)| kind(&stat) == SFlag::S_IFREG))
     }
 
@@ -144,21 +149,23 @@ impl Root {
     /// # Errors
     /// Anything but its absence.
     pub fn exists(&self, path: &Path) -> Result<bool, Error> {
-        self.look(path).map(|found| found.is_some())
+        self.look(path, anywhere()).map(|found| found.is_some())
     }
 
-    /// The content of the regular file that `path` leads to, or `None` if there is nothing.
+    /// The content of the regular file that `path` leads to, or `None` if there is nothing. Only on the root's own file
+    /// system: a volume is shared with others, whose files could fail this container's start, and /proc and /sys are
+    /// not yet masked when hooks run.
     ///
     /// # Errors
-    /// [`Error::NotRegular`]; [`Error::TooLarge`] above `limit` bytes; what the calls said.
+    /// [`Error::ForeignMount`]; [`Error::NotRegular`]; [`Error::TooLarge`] above `limit` bytes; what the calls said.
     pub fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, Error> {
         // Looked at before it is opened: opening a device of the image can do harm of its own, or never return.
-        let Some((_, seen)) = self.look(path)? else { return Ok(None) };
+        let Some((_, seen)) = self.look(path, own_file_system())? else { return Ok(None) };
         if kind(&seen) != SFlag::S_IFREG {
             return Err(Error::NotRegular { path: path.to_owned() });
         }
         let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC);
-        let handle = self.openat2(path, how.resolve(reading()))?;
+        let handle = self.openat2(path, how.resolve(own_file_system()))?;
         let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
         if (stat.st_dev, stat.st_ino) != (seen.st_dev, seen.st_ino) {
             return Err(Error::NotRegular { path: path.to_owned() });
@@ -174,8 +181,8 @@ impl Root {
     }
 
     /// What `path` leads to, without opening it.
-    fn look(&self, path: &Path) -> Result<Option<(OwnedFd, FileStat)>, Error> {
-        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(reading());
+    fn look(&self, path: &Path, resolve: ResolveFlag) -> Result<Option<(OwnedFd, FileStat)>, Error> {
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
         match self.openat2(path, how) {
             Ok(handle) => {
                 let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
@@ -196,7 +203,10 @@ impl Root {
 
 fn open_in(directory: impl AsFd, name: &OsStr, how: OpenHow) -> Result<OwnedFd, Errno> {
     let mut result = Err(Errno::EAGAIN);
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS + SLOW_ATTEMPTS {
+        if attempt >= ATTEMPTS {
+            thread::sleep(PAUSE);
+        }
         result = openat2(&directory, name, how);
         if !matches!(result, Err(Errno::EAGAIN | Errno::EINTR)) {
             break;
@@ -205,12 +215,13 @@ fn open_in(directory: impl AsFd, name: &OsStr, how: OpenHow) -> Result<OwnedFd, 
     result
 }
 
-fn reading() -> ResolveFlag {
+/// Finding out what is there crosses mounts; what is read or written is the root's own.
+fn anywhere() -> ResolveFlag {
     ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS
 }
 
-fn writing() -> ResolveFlag {
-    reading() | ResolveFlag::RESOLVE_NO_XDEV
+fn own_file_system() -> ResolveFlag {
+    anywhere() | ResolveFlag::RESOLVE_NO_XDEV
 }
 
 fn kind(stat: &FileStat) -> SFlag {

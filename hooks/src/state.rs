@@ -4,7 +4,7 @@
 //! only the one field that is needed is read, so that values which this program does not know yet cannot fail a start.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::State;
@@ -115,8 +115,12 @@ impl Container {
 
     /// The container's root directory on the host: what the state says, or else the bundle's `config.json`.
     ///
+    /// In a user namespace of its own the bundle is out of reach, for the engine's directories are closed to the
+    /// container's root. Then it is the working directory, which runc, that says no root in the state, sets to the
+    /// container's root for createContainer hooks; crun sets it to the bundle.
+    ///
     /// # Errors
-    /// When neither says it, or the configuration cannot be read.
+    /// When none says it, or the configuration cannot be read.
     pub fn root(&self) -> Result<PathBuf, Error> {
         let bundle = self.state.bundle();
         match &self.root {
@@ -126,9 +130,19 @@ impl Container {
         }
         let path = bundle.join("config.json");
         let what = format!("{path:?}");
-        let file = File::open(&path).map_err(|source| Error::Read { what: what.clone(), source })?;
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && is_elsewhere(bundle) => {
+                return Ok(PathBuf::from("."));
+            }
+            opened => opened.map_err(|source| Error::Read { what: what.clone(), source })?,
+        };
         root_in_config(bundle, &read_bounded(file, CONFIG_LIMIT, &what)?)
     }
+}
+
+/// Whether the working directory is another than the bundle. It is named `.` because its path may be closed, too.
+fn is_elsewhere(bundle: &Path) -> bool {
+    std::env::current_dir().is_ok_and(|directory| directory != bundle)
 }
 
 /// The container's root directory as the content of its bundle's `config.json` says it.

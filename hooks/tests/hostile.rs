@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use common::{Bundle, CUDA, DIR, hook, ldconfig_print, run};
 use hooks::ldcache::{Cache, Entry};
@@ -255,4 +256,45 @@ fn a_closed_standard_error_is_no_reason_to_fail() {
     child.stdin.take().unwrap().write_all(bundle.state().as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
+}
+
+/// A hook that was killed left its temporary file: the next one clears it away, and a hook at work keeps its own.
+#[test]
+fn what_a_killed_hook_left_is_removed() {
+    let bundle = Bundle::new();
+    fs::create_dir(bundle.path("/etc")).unwrap();
+    let left = |number: u32| bundle.path(&format!("/etc/.ld.so.cache.divvy-{number}"));
+    for number in 0..64 {
+        let file = fs::File::create(left(number)).unwrap();
+        let age = if number == 1 { 0 } else { 3600 };
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+    }
+    let started = bundle.start();
+    assert_eq!(started.status, 0, "{}", started.stderr);
+    assert!(!left(0).exists());
+    assert!(left(1).exists(), "it may be another hook's");
+    assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
+}
+
+/// A cache of 16 MiB whose strings overlap would be three times as large when it is written again.
+#[test]
+fn a_cache_that_would_grow_is_replaced_once() {
+    const ENTRIES: u32 = 600_000;
+    let bundle = Bundle::new();
+    fs::create_dir(bundle.path("/etc")).unwrap();
+    let strings = 48 + ENTRIES * 24;
+    let mut cache = b"glibc-ld.so.cache1.1".to_vec();
+    for word in [ENTRIES, 64, 2, 0, 0, 0, 0] {
+        cache.extend(word.to_le_bytes());
+    }
+    for _ in 0..ENTRIES {
+        for word in [0x0303, strings + 16, strings, 0, 0, 0] {
+            cache.extend(word.to_le_bytes());
+        }
+    }
+    cache.extend(b"/usr/lib/image00liba.so\0");
+    fs::write(bundle.path("/etc/ld.so.cache"), cache).unwrap();
+    let told = bundle.start_twice();
+    assert!(told.contains("replaced \"/etc/ld.so.cache\""), "{told}");
+    assert!(fs::metadata(bundle.path("/etc/ld.so.cache")).unwrap().len() < 1 << 20);
 }

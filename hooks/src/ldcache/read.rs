@@ -36,6 +36,7 @@ impl<'a> Cache<'a> {
         }
         // The whole list is there before anything is reserved for it.
         let entries = table.slice("the list of libraries", HEADER, count.saturating_mul(ENTRY))?;
+        strings.spend(HEADER + entries.len())?;
         let entries = entries.chunks_exact(ENTRY).map(|entry| strings.entry(File(entry)));
         cache.entries = entries.collect::<Result<_, _>>()?;
         let climbs = |pair: &[Entry<'_>]| compare(pair[0].name, pair[1].name) == Ordering::Less;
@@ -58,6 +59,7 @@ impl<'a> Cache<'a> {
                 [0, 8, 12].map(|at| section.u32("an extension", at).unwrap_or_default());
             let data = file.slice("an extension", offset, size)?;
             if tag == GENERATOR as usize {
+                strings.spend(data.len())?;
                 self.generator = data;
             } else if tag == GLIBC_HWCAPS as usize {
                 let names = data.chunks_exact(4).map(|at| strings.at(File(at).u32("a subdirectory", 0)?));
@@ -101,8 +103,8 @@ impl<'a> File<'a> {
     }
 }
 
-/// The strings of a cache, with what reading them has come to: entries may share a string, and without a bound a small
-/// file could stand for a very large one.
+/// The strings of a cache, with what writing it again would come to, in bytes: entries may share a string, and without
+/// a bound a small file could stand for a very large one.
 struct Strings<'a> {
     table: File<'a>,
     spent: usize,
@@ -113,11 +115,13 @@ impl<'a> Strings<'a> {
         let rest = self.table.0.get(offset..).ok_or(Error::Truncated { what: "a string", offset })?;
         let rest = &rest[..rest.len().min(STRING_LIMIT)];
         let length = rest.iter().position(|&byte| byte == 0).ok_or(Error::Unterminated { offset })?;
-        self.spent += length + 1;
-        if self.spent > LIMIT {
-            return Err(Error::TooLarge { limit: LIMIT });
-        }
+        self.spend(length + 1)?;
         Ok(&rest[..length])
+    }
+
+    fn spend(&mut self, size: usize) -> Result<(), Error> {
+        self.spent = self.spent.saturating_add(size);
+        if self.spent > LIMIT { Err(Error::TooLarge { limit: LIMIT }) } else { Ok(()) }
     }
 
     fn entry(&mut self, entry: File<'_>) -> Result<Entry<'a>, Error> {

@@ -82,7 +82,7 @@ fn a_link_takes_the_place_of_files_and_links_only() {
     let (_directory, root, path) = root();
     let link = Path::new("/lib/libcuda.so.1");
     assert_eq!(root.symlink("libcuda.so.580", link).unwrap(), Change::Made);
-    assert_eq!(root.symlink("libcuda.so.580", link).unwrap(), Change::None);
+    assert_eq!(root.symlink("libcuda.so.580", link).unwrap(), Change::Unchanged);
     assert_eq!(root.symlink("libcuda.so.590", link).unwrap(), Change::Made);
     let host = path.join("lib/libcuda.so.1");
     assert_eq!(fs::read_link(&host).unwrap(), Path::new("libcuda.so.590"));
@@ -142,12 +142,14 @@ fn only_regular_files_of_bounded_size_are_read() {
 }
 
 #[test]
-fn other_mounts_are_read_but_not_written() {
+fn other_mounts_are_seen_and_neither_read_nor_written() {
     // Not a container's root: the host's, reached by a handle that the check in `open` would have refused.
     let handle = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
     let root = Root { handle, owner: (0, 0) };
     assert!(root.is_file(Path::new("/proc/self/status")).unwrap());
     assert!(!root.is_file(Path::new("/proc/self/root/etc/passwd")).unwrap_or_default(), "a magic link");
+    let read = root.read(Path::new("/proc/self/status"), 1 << 20);
+    assert!(matches!(read, Err(Error::ForeignMount { .. })), "{read:?}");
     let error = root.symlink("x", Path::new("/proc/divvy")).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -6,18 +6,20 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, readlinkat, renameat};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, readlinkat, renameat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{Change, Error, Root, errno_of, failed, kind, open_in, writing};
+use super::{Change, Error, Root, errno_of, failed, kind, open_in, own_file_system};
 
 /// As many links, and missing directories, as are followed in one path; the kernel's limit on links
 /// (path_resolution(7)).
 const STEPS: usize = 40;
 const TEMPORARY_NAMES: u32 = 64;
+const STALE_SECONDS: u64 = 60;
 /// What is written is `ld.so.cache` and `ld.so.conf`, which everyone reads.
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
@@ -41,7 +43,7 @@ impl Root {
         if let Some(present) = place.in_the_way()?
             && readlinkat(&present, "").is_ok_and(|present| present == target)
         {
-            return Ok(Change::None);
+            return Ok(Change::Unchanged);
         }
         let create = |name: &OsStr| symlinkat(target, &place.directory, name);
         let (temporary, ()) = place.create("symlinkat", create)?;
@@ -58,7 +60,7 @@ impl Root {
         let place = self.place(path)?;
         place.in_the_way()?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).mode(FILE_MODE).resolve(writing());
+        let how = OpenHow::new().flags(flags).mode(FILE_MODE).resolve(own_file_system());
         let (temporary, handle) = place.create("openat2", |name| open_in(&place.directory, name, how))?;
         if let Err((call, errno)) = write(handle, content) {
             place.discard(&temporary);
@@ -81,7 +83,7 @@ impl Root {
     /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet.
     fn directory(&self, path: &Path, steps: usize) -> Result<OwnedFd, Error> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).resolve(writing());
+        let how = OpenHow::new().flags(flags).resolve(own_file_system());
         match self.openat2(path, how) {
             Err(Error::Call { source: Errno::ENOENT, .. }) => {}
             result => return result,
@@ -120,8 +122,9 @@ struct Place<'a> {
 impl Place<'_> {
     /// The file or link that a rename would replace, if there is one and it may be replaced.
     fn in_the_way(&self) -> Result<Option<OwnedFd>, Error> {
-        let how =
-            OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(writing());
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(own_file_system());
         let present = match open_in(&self.directory, self.name, how) {
             Ok(present) => present,
             Err(Errno::ENOENT) => return Ok(None),
@@ -146,13 +149,28 @@ impl Place<'_> {
             let mut name = OsString::from(".");
             name.push(self.name);
             name.push(format!(".divvy-{number}"));
-            match create(&name) {
+            let mut made = create(&name);
+            if matches!(made, Err(Errno::EEXIST)) && self.is_stale(&name) {
+                self.discard(&name);
+                made = create(&name);
+            }
+            match made {
                 Ok(made) => return Ok((name, made)),
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(failed(call, self.path, errno)),
             }
         }
         Err(failed(call, self.path, Errno::EEXIST))
+    }
+
+    /// Whether a temporary name is that of a hook which was killed: none takes so long.
+    fn is_stale(&self, name: &OsStr) -> bool {
+        let found = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        found.is_ok_and(|found| {
+            let age = now.saturating_sub(found.st_mtime.try_into().unwrap_or_default());
+            kind(&found) != SFlag::S_IFDIR && age > STALE_SECONDS
+        })
     }
 
     fn rename_here(&self, temporary: &OsStr) -> Result<(), Error> {
