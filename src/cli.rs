@@ -6,7 +6,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Share NVIDIA GPUs between containers, by name, on the engine you already run
 #[derive(Debug, Parser)]
-#[command(name = "divvy", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "divvy",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 #[command(after_help = "Exit status: 0 done, 1 failed, 2 usage, 7 written but incomplete.")]
 pub struct Cli {
     /// Print errors only
@@ -38,7 +44,7 @@ pub enum Command {
 
 /// Which machine.
 #[derive(Debug, Args)]
-pub struct HostArgs {
+pub struct MachineArgs {
     /// A simulated host instead of this machine: sim:a100-lab or sim:h100x8
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
@@ -55,7 +61,7 @@ pub struct HostArgs {
 pub struct GenerateArgs {
     /// The machine
     #[command(flatten)]
-    pub host: HostArgs,
+    pub machine: MachineArgs,
     /// File to write, - for standard output
     /// [default: /var/run/cdi/divvy.json, - with --host]
     #[arg(long, value_name = "FILE", verbatim_doc_comment)]
@@ -67,7 +73,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Make the device nodes that are missing in /dev (needs root)
-    #[arg(long, conflicts_with = "host")]
+    #[arg(long, conflicts_with_all = ["host", "dry_run"])]
     pub create_device_nodes: bool,
     /// The hook that engines call [default: divvy-hook beside this program]
     #[arg(long, value_name = "FILE")]
@@ -88,7 +94,7 @@ pub enum SpecFormat {
 pub struct ListArgs {
     /// The machine
     #[command(flatten)]
-    pub host: HostArgs,
+    pub machine: MachineArgs,
     /// Format of the listing
     #[arg(long, value_enum, default_value = "table")]
     pub format: ListFormat,
@@ -106,7 +112,7 @@ pub enum ListFormat {
 /// Options of `sim`.
 #[derive(Debug, Args)]
 pub struct SimArgs {
-    /// The host: a100-lab or h100x8
+    /// The host: a100-lab or h100x8 (sim: in front may stand or not)
     pub name: String,
     /// A directory that is empty or not there yet
     pub dir: PathBuf,

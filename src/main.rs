@@ -5,6 +5,7 @@
 //! - `discover`: 1. the machine, or a simulated one -> `Host`
 //! - `plan`: 2. `Host` -> `Plan`: devices, their names and nodes; pure
 //! - `spec`: 3. `Plan` -> CDI spec
+//! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
 //! What happens when a container starts is in the crate `hooks`; the CDI format is in the crate `cdi`.
@@ -20,6 +21,7 @@ mod failure;
 mod nvml;
 mod plan;
 mod spec;
+mod trust;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

@@ -295,7 +295,7 @@ fn missing_nodes_are_named_or_made() {
         "warning: MIG device 0:1 is left out: /dev/nvidia-caps/nvidia-cap31 is missing\n",
         "warning: GPU 3 is left out: /dev/nvidia3 is missing\n",
         "warning: GPU 4 is left out: /dev/nvidia4 cannot be used: not a character device\n",
-        "warning: /dev/nvidia-uvm is missing: no container with a GPU will start until it is there\n",
+        "warning: /dev/nvidia-uvm is missing: no container with a GPU will work until it is there\n",
         "note: /dev/nvidia-modeset is missing; containers go without it\n",
         "--create-device-nodes",
     ] {

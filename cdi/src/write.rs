@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use thiserror::Error;
 
 /// Engines, rootless ones too, must be able to read what was written.
@@ -235,14 +236,21 @@ impl Lock {
                 .open(&path)
                 // A directory that takes no lock file takes no spec either, which is what the user asked for.
                 .map_err(|source| WriteError::Write { path: directory.join(file_name), source })?;
+            // Where others may write, one of them can have made it, and may hold it for ever.
+            let owner = file.metadata().map_err(failed)?.uid();
+            if owner != geteuid().as_raw() {
+                return Err(failed(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    format!("it belongs to user {owner}"),
+                )));
+            }
+            let late = Instant::now() >= deadline;
             match file.try_lock() {
                 // The last holder may have removed this file between our open and our lock: then it locks nothing.
                 Ok(()) if is_still_there(&file, &path) => return Ok(Self { path, _file: file }),
-                Ok(()) => {}
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(WriteError::Busy { path: directory.join(file_name) });
-                }
+                _ if late => return Err(WriteError::Busy { path: directory.join(file_name) }),
+                Ok(()) => {}
                 Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
             }
         }
@@ -252,6 +260,8 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // While it is still locked, so that nobody can have taken it meanwhile. One that stays does no harm.
+        // Docker reads the directory again when a file in it goes away, also where the spec is unchanged: it keeps the
+        // device numbers that it saw with the spec, so a new `generate` is what renews them.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -262,7 +272,8 @@ fn is_still_there(file: &File, path: &Path) -> bool {
     found.is_ok_and(|found| file.metadata().map(identity).is_ok_and(|held| held == found))
 }
 
-/// What a write is going to do to the file.
+/// What a write is going to do to the file. One that belongs to another is replaced even if it says the same: its owner
+/// could change it later.
 fn compare(path: &Path, contents: &[u8]) -> Result<Written, WriteError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -272,7 +283,8 @@ fn compare(path: &Path, contents: &[u8]) -> Result<Written, WriteError> {
     if let Some(found) = not_a_file(metadata.file_type()) {
         return Err(WriteError::NotAFile { path: path.to_owned(), found });
     }
-    let same = metadata.permissions().mode() & 0o7777 == FILE_MODE
+    let same = metadata.uid() == geteuid().as_raw()
+        && metadata.permissions().mode() & 0o7777 == FILE_MODE
         && metadata.len() == contents.len() as u64
         // What cannot be read is not known to be the same; replacing it does not need reading it.
         && read_at_most(path, contents.len()).is_ok_and(|old| old == contents);

@@ -4,13 +4,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use tracing::debug;
 
-use super::{list, print_problems, require_devices};
+use super::{STDOUT, list, print_problems, require_devices};
 use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::{self, Source, create};
 use crate::failure::{Failure, Status};
 use crate::plan::{self, Plan};
 use crate::spec;
+use crate::trust;
 
 /// Where engines look, and where nvidia-ctk puts its own: cleared at boot, like the devices.
 const DEFAULT_OUTPUT: &str = "/var/run/cdi/divvy.json";
@@ -24,12 +26,12 @@ enum Output {
 pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     let output = output(args);
     let format = format(args, &output)?;
-    let source = args.host.source()?;
-    let roots = args.host.roots()?;
+    let source = args.machine.source()?;
+    let roots = args.machine.roots()?;
     let hook = hook_path(args.hook_path.as_deref(), matches!(source, Source::Sim(_)))?;
 
     let mut host = discover::discover(&source)?;
-    if args.create_device_nodes && !args.dry_run {
+    if args.create_device_nodes {
         for made in create::missing_nodes(&mut host, &roots.dev)? {
             if !quiet {
                 eprintln!("made {made}");
@@ -37,6 +39,10 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         }
     }
     let plan = plan::plan(&host);
+    for device in &plan.devices {
+        let nodes: Vec<_> = device.nodes.iter().map(|node| node.path.display().to_string()).collect();
+        debug!("device {} = {}: {}", device.name, device.uuid, nodes.join(" "));
+    }
     print_problems(&plan, quiet);
     require_devices(&plan)?;
 
@@ -49,11 +55,12 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     let status = if plan.problems.is_empty() { Status::Done } else { Status::Incomplete };
     match output {
         _ if args.dry_run => dry_run(&plan, &output, contents.len())?,
-        Output::Stdout => std::io::stdout().write_all(contents.as_bytes())?,
+        Output::Stdout => std::io::stdout().write_all(contents.as_bytes()).context(STDOUT)?,
         Output::File(path) => {
+            warn_of_weakness(&[&hook, &path]);
             let written = write(&path, &contents)?;
             if !quiet {
-                writeln!(std::io::stdout(), "{}", summary(&path, &plan, written))?;
+                writeln!(std::io::stdout(), "{}", summary(&path, &plan, written)).context(STDOUT)?;
             }
         }
     }
@@ -71,7 +78,7 @@ fn output(args: &GenerateArgs) -> Output {
     match &args.output {
         Some(path) if path == Path::new("-") => Output::Stdout,
         Some(path) => Output::File(path.clone()),
-        None if args.host.host.is_some() => Output::Stdout,
+        None if args.machine.host.is_some() => Output::Stdout,
         None => Output::File(DEFAULT_OUTPUT.into()),
     }
 }
@@ -123,6 +130,19 @@ fn hook_path(given: Option<&Path>, simulated: bool) -> Result<PathBuf> {
         .into())
 }
 
+/// Engines run the hook as root, whatever user writes the spec: only root's own care for both can be asked for.
+fn warn_of_weakness(paths: &[&Path]) {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for weakness in paths.iter().filter_map(|path| trust::weakness(path)) {
+        eprintln!("warning: {weakness}: who changes it is root when the next container starts");
+        eprintln!(
+            "hint: keep divvy-hook and the spec in directories that only root can write, as `make install` does"
+        );
+    }
+}
+
 fn write(path: &Path, contents: &str) -> Result<cdi::Written> {
     cdi::write(path, contents.as_bytes()).map_err(|error| match write_hint(&error, path) {
         Some(hint) => Failure::new(error).hint(hint).into(),
@@ -169,6 +189,5 @@ fn dry_run(plan: &Plan, output: &Output, bytes: usize) -> Result<()> {
         Output::Stdout => "standard output".to_owned(),
         Output::File(path) => path.display().to_string(),
     };
-    writeln!(std::io::stdout(), "\nwould write {bytes} bytes to {target}")?;
-    Ok(())
+    writeln!(std::io::stdout(), "\nwould write these devices, {bytes} bytes, to {target}").context(STDOUT)
 }

@@ -2,10 +2,10 @@
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{print_problems, require_devices};
+use super::{STDOUT, print_problems, require_devices};
 use crate::cli::{ListArgs, ListFormat};
 use crate::discover;
 use crate::failure::Status;
@@ -24,7 +24,7 @@ struct Listing<'a> {
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
-    let host = discover::discover(&args.host.source()?)?;
+    let host = discover::discover(&args.machine.source()?)?;
     let plan = plan::plan(&host);
     match args.format {
         ListFormat::Json => {
@@ -35,8 +35,8 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
                 plan: &plan,
             };
             let mut out = std::io::stdout().lock();
-            serde_json::to_writer_pretty(&mut out, &listing).map_err(std::io::Error::from)?;
-            writeln!(out)?;
+            serde_json::to_writer_pretty(&mut out, &listing).map_err(std::io::Error::from).context(STDOUT)?;
+            writeln!(out).context(STDOUT)?;
         }
         ListFormat::Table if plan.devices.is_empty() => {}
         ListFormat::Table => print_table(&plan)?,
@@ -56,7 +56,7 @@ pub fn print_table(plan: &Plan) -> Result<()> {
     for row in &rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
+        writeln!(out, "{}", cells.join("  ").trim_end()).context(STDOUT)?;
     }
     Ok(())
 }

@@ -9,11 +9,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::cli::{Cli, Command, HostArgs};
+use crate::cli::{Cli, Command, MachineArgs};
 use crate::discover::sim::SimHost;
 use crate::discover::{self, Roots, Source};
 use crate::failure::{Failure, Status};
 use crate::plan::Plan;
+
+const STDOUT: &str = "cannot write to standard output";
 
 /// Runs the verb that was typed.
 pub fn run(cli: Cli) -> Result<Status> {
@@ -25,11 +27,12 @@ pub fn run(cli: Cli) -> Result<Status> {
     }
 }
 
-impl HostArgs {
+impl MachineArgs {
     fn roots(&self) -> Result<Roots> {
         let absolute = |path: &PathBuf| {
-            std::path::absolute(path)
-                .map_err(|error| anyhow::Error::new(error).context(format!("resolve {}", path.display())))
+            std::path::absolute(path).map_err(|error| {
+                anyhow::Error::new(error).context(format!("cannot resolve {}", path.display()))
+            })
         };
         let driver = absolute(&self.driver_root)?;
         let dev = self.dev_root.as_ref().map(absolute).transpose()?.unwrap_or_else(|| driver.clone());
@@ -38,17 +41,16 @@ impl HostArgs {
 
     fn source(&self) -> Result<Source> {
         let Some(name) = &self.host else { return Ok(Source::Live(self.roots()?)) };
-        Ok(Source::Sim(sim_host(name)?))
+        let simulated = name.strip_prefix("sim:").and_then(SimHost::parse);
+        simulated.map(Source::Sim).ok_or_else(|| no_such_host(name))
     }
 }
 
-fn sim_host(name: &str) -> Result<SimHost> {
-    SimHost::parse(name).ok_or_else(|| {
-        Failure::new(anyhow::anyhow!("there is no simulated host {name:?}"))
-            .hint(format!("choose one of {}", discover::sim::names()))
-            .status(Status::Usage)
-            .into()
-    })
+fn no_such_host(name: &str) -> anyhow::Error {
+    Failure::new(anyhow::anyhow!("there is no simulated host {name:?}"))
+        .hint(format!("choose one of {}", discover::sim::names()))
+        .status(Status::Usage)
+        .into()
 }
 
 /// Problems and notes of a plan, on standard error.

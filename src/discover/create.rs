@@ -1,13 +1,15 @@
 //! Makes the device nodes that are missing, where the user asked for it. Numbers come from the kernel; what
-//! stands at a path already is never replaced.
+//! stands at a path already is never replaced, and no link below /dev is followed.
 
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, SFlag, makedev, mkdirat, mknodat, umask};
 
 use super::files::{Node, join_root, node_at};
 use super::host::{Capability, DeviceNode, Found, Host};
@@ -24,13 +26,13 @@ pub fn missing_nodes(host: &mut Host, dev_root: &Path) -> Result<Vec<String>> {
         }
         let path = join_root(dev_root, &node.path);
         let wanted = Node { major, minor: node.minor, mode: node.create_mode };
-        match make_in_dir(&path, &wanted) {
+        match make_below_dev(dev_root, &node.path, &wanted) {
             Ok(()) => made.push(format!("{} ({major}:{})", path.display(), node.minor)),
             // Another process was first: two compute instances share a node, or two runs overlap.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
                 let hint = "run as root, and outside a container: only there device nodes can be made";
-                let failure = anyhow::Error::new(error).context(format!("make {}", path.display()));
+                let failure = anyhow::Error::new(error).context(format!("cannot make {}", path.display()));
                 return Err(Failure::new(failure).hint(hint).into());
             }
         }
@@ -55,19 +57,30 @@ fn nodes_of(host: &mut Host) -> impl Iterator<Item = &mut DeviceNode> {
     control.chain(gpus)
 }
 
-fn make_in_dir(path: &Path, node: &Node) -> io::Result<()> {
-    if let Some(dir) = path.parent()
-        && !dir.exists()
-    {
-        fs::create_dir(dir)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+/// `path` is /dev/NAME or /dev/DIRECTORY/NAME.
+fn make_below_dev(dev_root: &Path, path: &Path, node: &Node) -> io::Result<()> {
+    let mut dir = OwnedFd::from(File::open(join_root(dev_root, Path::new("/dev")))?);
+    let below: PathBuf = path.strip_prefix("/dev").unwrap_or(path).into();
+    let (parent, name) = (below.parent().unwrap_or(Path::new("")), below.file_name().unwrap_or_default());
+    for component in parent {
+        match mkdirat(&dir, component, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        dir = openat2(&dir, component, how)?;
     }
-    make_node(path, node)
+    make_node(&dir, Path::new(name), node)
 }
 
-/// mknod(2) of a character device with exactly these permission bits, whatever the umask.
-pub fn make_node(path: &Path, node: &Node) -> io::Result<()> {
+/// mknodat(2) of a character device with exactly these permission bits, whatever the umask was.
+pub fn make_node(dir: impl AsFd, name: &Path, node: &Node) -> io::Result<()> {
     let number = makedev(node.major.into(), node.minor.into());
-    mknod(path, SFlag::S_IFCHR, Mode::from_bits_truncate(node.mode), number)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(node.mode))
+    // Not a chmod afterwards, which would follow what somebody put in the node's place meanwhile.
+    let before = umask(Mode::empty());
+    let made = mknodat(dir, name, SFlag::S_IFCHR, Mode::from_bits_truncate(node.mode), number);
+    umask(before);
+    Ok(made?)
 }

@@ -111,6 +111,9 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
         add_libraries(files, &dir, version, &mut found.libraries);
     }
     found.libraries.sort_by(|a, b| a.path.cmp(&b.path));
+    for library in &found.libraries {
+        debug!("library {} ({})", library.path.display(), library.soname);
+    }
     let programs = PROGRAMS.iter().filter_map(|name| {
         PROGRAM_DIRS.iter().find_map(|dir| driver_file(files, &Path::new(dir).join(name)))
     });

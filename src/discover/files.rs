@@ -57,6 +57,12 @@ impl Live {
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
         Ok(openat2(self.driver_root.as_fd(), path, how)?.into())
     }
+
+    /// Not a FIFO, which would wait for its writer.
+    fn open_regular(&self, path: &Path) -> io::Result<File> {
+        let file = self.open_driver_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
 }
 
 impl Files for Live {
@@ -91,12 +97,12 @@ impl Files for Live {
 
     fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.open_driver_file(path, OFlag::O_RDONLY)?.take(16 << 20).read_to_end(&mut bytes)?;
+        self.open_regular(path)?.take(16 << 20).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
     fn soname(&self, path: &Path) -> io::Result<Option<String>> {
-        let file = self.open_driver_file(path, OFlag::O_RDONLY)?;
+        let file = self.open_regular(path)?;
         elf_soname(&object::ReadCache::new(file))
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }

@@ -50,7 +50,7 @@ pub fn discover(source: &Source) -> Result<Host> {
     match source {
         Source::Live(roots) => {
             let files = Live::open(&roots.driver, &roots.dev)
-                .with_context(|| format!("open the driver root {}", roots.driver.display()))?;
+                .with_context(|| format!("cannot open the driver root {}", roots.driver.display()))?;
             let library = driver::nvml_library(&files, &roots.driver);
             debug!("NVML from {}", library.display());
             let facts = nvml::read(&library).map_err(|error| explain_start(error, &roots.driver))?;

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use tracing::debug;
+
 use super::files::Files;
 use super::host::{Capability, ControlNode, DeviceNode, Found};
 
@@ -107,6 +109,7 @@ impl Numbers {
 fn look(files: &dyn Files, path: PathBuf, major: Option<u32>, minor: u32, create_mode: u32) -> DeviceNode {
     let mut node = DeviceNode { path, major, minor, create_mode, found: Found::Missing };
     node.found = node.judge(files.node(&node.path));
+    debug!("{} (major {:?}, minor {}): {:?}", node.path.display(), node.major, node.minor, node.found);
     node
 }
 

@@ -201,21 +201,19 @@ fn usable_uuid(uuid: &str) -> Result<(), LeftOut> {
     })
 }
 
-const CREATE_HINT: &str = "run `divvy generate --create-device-nodes` as root to make missing device nodes";
-
 fn gpu_node(gpu: &Gpu) -> Result<PlannedNode, LeftOut> {
     let node = gpu.node.as_ref().ok_or_else(|| LeftOut {
         why: "its minor number is not known".into(),
         hint: "`grep Minor /proc/driver/nvidia/gpus/*/information` should show it; upgrade the driver if not"
             .into(),
     })?;
-    planned(node)
+    device_node(node)
 }
 
 /// The GPU's node and the two capabilities: all three or none, since two of them open nothing.
 fn mig_nodes(gpu: &Gpu, mig: &MigDevice) -> Result<Vec<PlannedNode>, LeftOut> {
     let capability = |capability: &Capability| match capability {
-        Capability::Node(node) => planned(node),
+        Capability::Node(node) => device_node(node),
         Capability::Unlisted { name } => Err(LeftOut {
             why: format!("the driver lists no capability {name}"),
             hint: "check /proc/driver/nvidia-caps/mig-minors and the GPU instances (`nvidia-smi mig -lgi`)"
@@ -229,21 +227,29 @@ fn mig_nodes(gpu: &Gpu, mig: &MigDevice) -> Result<Vec<PlannedNode>, LeftOut> {
     ])
 }
 
-fn planned(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
-    let path = node.path.display();
+fn device_node(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
+    planned(node).map_err(|why| LeftOut {
+        why: format!("{} {why}", node.path.display()),
+        hint: node_hint(node, "load the NVIDIA kernel module"),
+    })
+}
+
+/// The node as it goes into the spec; or what is wrong with it, for a sentence that begins with its path.
+fn planned(node: &DeviceNode) -> Result<PlannedNode, String> {
     match &node.found {
         Found::Present(mode) => Ok(PlannedNode { path: node.path.clone(), mode: *mode }),
-        Found::Missing if node.major.is_none() => Err(LeftOut {
-            why: format!("{path} is missing"),
-            hint: format!(
-                "its driver is not in /proc/devices: load the kernel module first, then {CREATE_HINT}"
-            ),
-        }),
-        Found::Missing => Err(LeftOut { why: format!("{path} is missing"), hint: CREATE_HINT.into() }),
-        Found::Wrong(what) => Err(LeftOut {
-            why: format!("{path} cannot be used: {what}"),
-            hint: format!("remove {path} and {CREATE_HINT}"),
-        }),
+        Found::Missing => Err("is missing".into()),
+        Found::Wrong(what) => Err(format!("cannot be used: {what}")),
+    }
+}
+
+/// What to do about a node that is not as it should be; `load` says how its driver is loaded.
+fn node_hint(node: &DeviceNode, load: &str) -> String {
+    let create = "run `divvy generate --create-device-nodes` as root to make missing device nodes";
+    match &node.found {
+        Found::Wrong(_) => format!("remove {}, then {create}", node.path.display()),
+        _ if node.major.is_none() => format!("{load} (/proc/devices does not list it), then {create}"),
+        _ => create.into(),
     }
 }
 
@@ -251,22 +257,18 @@ fn planned(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
 /// to start a container and names the node, which is better than a container in which CUDA fails; and nothing has
 /// to be written anew when the node appears.
 fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
-    let path = control.node.path.display();
-    match planned(&control.node) {
+    let node = &control.node;
+    match planned(node) {
         Ok(node) => plan.control_nodes.push(node),
-        Err(missing) if control.required => {
-            plan.control_nodes
-                .push(PlannedNode { path: control.node.path.clone(), mode: control.node.create_mode });
-            let why = match control.node.found {
-                Found::Missing => {
-                    "is missing: no container with a GPU will start until it is there".to_owned()
-                }
-                _ => missing.why.replacen(&format!("{path} "), "", 1),
-            };
-            let hint = format!("`modprobe {}`, then {CREATE_HINT}", control.module);
-            plan.problems.push(Problem { what: path.to_string(), why, hint });
+        Err(why) if control.required => {
+            plan.control_nodes.push(PlannedNode { path: node.path.clone(), mode: node.create_mode });
+            plan.problems.push(Problem {
+                what: node.path.display().to_string(),
+                why: format!("{why}: no container with a GPU will work until it is there"),
+                hint: node_hint(node, &format!("`modprobe {}`", control.module)),
+            });
         }
-        Err(missing) => plan.notes.push(format!("{}; containers go without it", missing.why)),
+        Err(why) => plan.notes.push(format!("{} {why}; containers go without it", node.path.display())),
     }
 }
 

@@ -3,7 +3,7 @@ use crate::discover::sim::SimHost;
 use crate::discover::{Source, discover};
 
 fn lab() -> Host {
-    discover(&Source::Sim(SimHost::parse("sim:a100-lab").unwrap())).unwrap()
+    discover(&Source::Sim(SimHost::parse("a100-lab").unwrap())).unwrap()
 }
 
 fn paths(device: &Device) -> Vec<&str> {

@@ -45,9 +45,8 @@ pub const HOSTS: [SimHost; 2] = [
 ];
 
 impl SimHost {
-    /// The host of this name, with or without its `sim:`.
+    /// The host of this name, without `sim:`.
     pub fn parse(name: &str) -> Option<Self> {
-        let name = name.strip_prefix("sim:").unwrap_or(name);
         HOSTS.into_iter().find(|host| host.name == name)
     }
 
