@@ -15,13 +15,14 @@ build: ## divvy and the static divvy-hook, into .build/bin
 
 .PHONY: install
 install: ## copy them to /usr/local/bin (after make build, as root)
+	@[ -x $(BIN)/divvy-hook ] || { echo "error: nothing is built yet" >&2; echo "hint: make build" >&2; exit 1; }
+	@mkdir -p $(or $(PREFIX),/usr/local)/bin 2>/dev/null; [ -w $(or $(PREFIX),/usr/local)/bin ] || \
+	  { echo "error: cannot write to $(or $(PREFIX),/usr/local)/bin" >&2; echo "hint: sudo make install" >&2; exit 1; }
 	@install -D -m 755 -t $(or $(PREFIX),/usr/local)/bin $(BIN)/divvy $(BIN)/divvy-hook
 	@echo "installed divvy and divvy-hook in $(or $(PREFIX),/usr/local)/bin"
 
 .PHONY: demo
 demo: ## GPUs in real Podman containers on a simulated host
-	@tests/machine/install.sh
-	@packaging/build.sh $(BIN) dev
 	@demo/demo.sh
 
 .PHONY: test

@@ -1,7 +1,7 @@
 #!/bin/bash
 # demo.sh: shows GPUs in real Podman containers on a simulated host, and fails if a container gets anything else
 # than it was promised. Everything happens in a throw-away machine below .build (tests/machine/), which is gone
-# when this ends, in whatever way. Run it with `make demo`, which builds divvy first.
+# when this ends, in whatever way.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 machines=$here/../tests/machine
@@ -73,19 +73,18 @@ cleanup() {
 
 printf '%sdivvy%s: GPUs for containers, by name. No GPU is needed here: the host is simulated, Podman is real.\n' \
     "$bold" "$plain"
-for program in divvy divvy-hook; do
-    [ -x "$DIVVY_BUILD/bin/$program" ] || fail "there is no $DIVVY_BUILD/bin/$program: run make build"
-done
 sudo=()
 if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || fail "namespaces and mounts need root, and there is no sudo: run it as root"
     echo "Namespaces and mounts need root, so its steps run with sudo, which may ask for your password."
     sudo=(sudo env "DIVVY_BUILD=$DIVVY_BUILD")
-    "${sudo[@]}" true || fail "sudo refused"
+    "${sudo[@]}" true || fail "sudo did not let it"
 fi
 
-step "Packages that this needs"
+step "Packages that this needs, and divvy itself"
 root install.sh
 note "all there; Podman itself is not installed on this host"
+"$here/../packaging/build.sh" "$DIVVY_BUILD/bin" dev | sed 's/^/     /'
 
 step "Debian $suite with Podman, unpacked below .build, and a container image"
 [ -e "$DIVVY_BUILD/trees/$suite/.tree" ] || note "about half a minute; the next demo finds it there"

@@ -16,7 +16,9 @@ if ! has_musl && command -v rustup >/dev/null; then
   rustup target add "$musl" >/dev/null 2>&1 || echo "it cannot be added; the hook is linked statically against glibc"
 fi
 
-echo "building divvy and divvy-hook"
+first=
+[ -d "target/${profile/#dev/debug}/deps" ] || first=" (a few minutes the first time)"
+echo "building divvy and divvy-hook$first"
 cargo build --quiet --locked --profile "$profile" -p divvy
 if has_musl; then
   cargo build --quiet --locked --profile hook -p divvy-hooks --bin divvy-hook --target "$musl"

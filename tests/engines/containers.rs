@@ -248,6 +248,15 @@ fn unprivileged_user(ground: &Ground, engine: &Engine) {
     assert_loads(container.sh(LOAD).ok());
 }
 
+/// The engine's directories are closed to such a container's root, and so is the bundle to the hook.
+pub fn user_namespace(ground: &Ground, engine: &Engine) {
+    let container = engine.container(ground, &["0:1"]);
+    let container =
+        engine.user_namespace.iter().fold(container, |container, option| container.option(option));
+    assert_loads(container.sh(LOAD).ok());
+    assert_eq!(container.sh("stat -c %u:%g /etc/ld.so.cache").ok(), "0:0");
+}
+
 fn exec(ground: &Ground, engine: &Engine) {
     let name = &format!("entered-{}", engine.name);
     engine.container(ground, &["1"]).create(name, "sleep 60").ok();

@@ -17,18 +17,36 @@ pub struct Engine {
     call: &'static [&'static str],
     /// Root's containers have a device cgroup. A user's have none, and their root cannot make device nodes.
     pub rootful: bool,
+    /// Options that give a container a user namespace of its own. Docker has none: there it is the daemon's setting.
+    pub user_namespace: &'static [&'static str],
 }
+
+/// A container's root is a user of the host's without a name.
+const MAPPED: &[&str] = &["--uidmap=0:100000:65536", "--gidmap=0:100000:65536"];
 
 /// Every engine that trials run on.
 pub const ENGINES: [Engine; 4] = [
-    Engine { name: "docker-runc", need: Need::Docker, call: &["docker"], rootful: true },
-    Engine { name: "podman-crun", need: Need::Podman, call: &["podman", "--runtime=crun"], rootful: true },
-    Engine { name: "podman-runc", need: Need::Podman, call: &["podman", "--runtime=runc"], rootful: true },
+    Engine { name: "docker-runc", need: Need::Docker, call: &["docker"], rootful: true, user_namespace: &[] },
+    Engine {
+        name: "podman-crun",
+        need: Need::Podman,
+        call: &["podman", "--runtime=crun"],
+        rootful: true,
+        user_namespace: MAPPED,
+    },
+    Engine {
+        name: "podman-runc",
+        need: Need::Podman,
+        call: &["podman", "--runtime=runc"],
+        rootful: true,
+        user_namespace: MAPPED,
+    },
     Engine {
         name: "rootless-crun",
         need: Need::Rootless,
         call: &["podman", "--runtime=crun"],
         rootful: false,
+        user_namespace: &["--userns=keep-id"],
     },
 ];
 

@@ -36,6 +36,9 @@ fn main() -> ExitCode {
         for (name, trial) in containers::TRIALS.iter().chain(&hostile::TRIALS) {
             trials.push(on_engine(engine, name, *trial));
         }
+        if !engine.user_namespace.is_empty() {
+            trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
+        }
     }
     for (name, needs, trial) in machine::TRIALS {
         trials.push(Trial::ignorable_test(format!("machine/{name}"), move || run(needs, trial)));

@@ -18,6 +18,8 @@ engines=docker.io,docker-cli,containerd,podman,crun,runc,conmon,catatonit,netava
 base=base-files,bash,dash,coreutils,findutils,grep,sed,tar,mawk,util-linux,mount,procps,libc-bin,ca-certificates
 
 mkdir -p "$TREES"
+# There are setuid programs in a tree, which nobody keeps up to date.
+chmod 700 "$TREES"
 new=$(mktemp -d "$TREES/.$suite.XXXXXX")
 trap 'rm -rf --one-file-system "$new" "$new.log"' EXIT
 chmod 755 "$new"

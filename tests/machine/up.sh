@@ -1,7 +1,7 @@
 #!/bin/bash
 # up.sh SUITE NAME: starts a machine, an environment that looks like a host of its own to the engines in it.
 # It is a set of namespaces on the tree of SUITE, with a cgroup and a file system of its own, and starts in a
-# fraction of a second. Nothing in it reaches the host, and all of it ends with the machine's first process.
+# fraction of a second. It keeps tests from the host by accident, not attackers: there is no user namespace. All of it ends with the machine's first process.
 #   in.sh NAME COMMAND       a command in it, as root       as-user.sh NAME COMMAND   as its unprivileged user
 #   dockerd.sh NAME          Docker (Podman needs no start) down.sh NAME              the end
 set -euo pipefail
@@ -23,6 +23,9 @@ hierarchy=$(findmnt --noheadings --raw --types cgroup2 --output TARGET | head -n
 [ -n "$hierarchy" ] || die "this host has no cgroup v2 hierarchy"
 
 "$HERE/down.sh" "$name"
+mkdir -p "${machine%/*}"
+# Device nodes in a machine carry numbers that another driver may have on this host.
+chmod 700 "${machine%/*}"
 mkdir -p "$machine"/{root,upper,work} "$machine"/store/{docker,containerd,containers,home} "$BUILD"/{bin,images}
 [ "$(stat -f -c %T "$machine")" != overlayfs ] || die "$machine is on overlayfs, which holds no second overlay:" \
     "point DIVVY_BUILD at another file system"
