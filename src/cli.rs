@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 )]
 #[command(after_help = "Exit status: 0 done, 1 failed, 2 usage, 7 written but incomplete.")]
 pub struct Cli {
-    /// Print errors only
+    /// Print errors and warnings only
     #[arg(long, global = true, conflicts_with = "debug")]
     pub quiet: bool,
     /// Print what is read and decided

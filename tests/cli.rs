@@ -117,7 +117,7 @@ fn mistakes_are_named_and_mended() {
         (
             vec!["generate", LAB, "--hook-path=/no/such/hook"],
             1,
-            vec!["error: there is no hook at /no/such/hook", "hint: install divvy-hook"],
+            vec!["error: there is no program at /no/such/hook", "hint: install divvy-hook"],
         ),
         (
             vec!["generate", LAB, HOOK, "--output", &at("a/b/divvy.json")],

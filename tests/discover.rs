@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,7 +17,7 @@ use support::{divvy, facts, leave_out_symbol, mock_nvml, run};
 const HOOK: &str = "--hook-path=/bin/true";
 
 fn main() {
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&'static str, fn()); 14] = [
         ("live_and_simulated_specs_are_the_same", live_and_simulated_specs_are_the_same),
         ("nvml_is_started_and_stopped_once", nvml_is_started_and_stopped_once),
         ("a_missing_symbol_costs_one_fact", a_missing_symbol_costs_one_fact),
@@ -28,6 +29,8 @@ fn main() {
         ("an_unknown_profile_keeps_uuid_and_index", an_unknown_profile_keeps_uuid_and_index),
         ("capabilities_without_mig_minors", capabilities_without_mig_minors),
         ("missing_nodes_are_named_or_made", missing_nodes_are_named_or_made),
+        ("missing_driver_libraries_are_named", missing_driver_libraries_are_named),
+        ("places_that_others_can_change_are_named", places_that_others_can_change_are_named),
         ("sim_lays_out_and_refuses", sim_lays_out_and_refuses),
     ];
     let mut trials: Vec<Trial> =
@@ -318,6 +321,54 @@ fn missing_nodes_are_named_or_made() {
     let (_, simulated, _) =
         run(&mut divvy(&["generate", HOOK, "--host=sim:a100-lab", "--driver-root", &root]));
     assert_eq!(spec, simulated, "made nodes have other modes or numbers");
+}
+
+fn missing_driver_libraries_are_named() {
+    let laid = Laid::out("h100x8");
+    for entry in fs::read_dir(laid.library().parent().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("libcuda.so.580") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let (status, spec, errors) = laid.live(&["generate", HOOK, "--output=-"], &[]);
+    assert_eq!(status, 7);
+    assert!(errors.starts_with("warning: libcuda.so.580.95.05 was not found "), "{errors}");
+    assert!(errors.contains("hint: install the driver's user space"), "{errors}");
+    assert!(!spec.contains("libcuda.so."), "a link that leads nowhere");
+}
+
+/// Root runs the hook: whoever can change it, or the spec that names it, is told of.
+fn places_that_others_can_change_are_named() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let weak = dir.path().join("weak");
+    fs::create_dir(&weak).unwrap();
+    fs::set_permissions(&weak, fs::Permissions::from_mode(0o777)).unwrap();
+    let hook = weak.join("divvy-hook");
+    fs::copy("/bin/true", &hook).unwrap();
+    let spec = dir.path().join("divvy.json");
+    for (hook, spec, warned) in [
+        (Path::new("/bin/true"), spec.clone(), false),
+        (&hook, spec, true),
+        (Path::new("/bin/true"), weak.join("divvy.json"), true),
+    ] {
+        let mut generate = divvy(&["generate", "--host=sim:h100x8", "--hook-path"]);
+        let (status, _, errors) = run(generate.arg(hook).arg("--output").arg(&spec));
+        assert_eq!(status, 0, "{errors}");
+        let warning = format!("warning: {} is writable by others (mode 777): ", weak.display());
+        assert_eq!(errors.starts_with(&warning), warned, "{errors}");
+    }
+    // What somebody else owns is written anew, though it says the same.
+    let spec = dir.path().join("divvy.json");
+    nix::unistd::chown(&spec, Some(65534.into()), Some(65534.into())).unwrap();
+    let (_, said, _) = run(divvy(&["generate", "--host=sim:h100x8", HOOK, "--output"]).arg(&spec));
+    assert!(said.starts_with("wrote "), "{said}");
+    assert_eq!(fs::metadata(&spec).unwrap().uid(), 0);
+
+    let (status, _, errors) = run(divvy(&["sim", "h100x8"]).arg(weak.join("host")));
+    assert_eq!(status, 1);
+    assert!(errors.starts_with("error: cannot lay a host out in "), "{errors}");
+    assert!(!weak.join("host").exists());
 }
 
 fn sim_lays_out_and_refuses() {

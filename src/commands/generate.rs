@@ -1,6 +1,7 @@
 //! `divvy generate`: discover, plan, build the spec, write it in one step.
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -119,13 +120,14 @@ fn hook_path(given: Option<&Path>, simulated: bool) -> Result<PathBuf> {
             program.with_file_name("divvy-hook")
         }
     };
-    if path.is_file() {
+    let metadata = path.metadata();
+    if metadata.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0) {
         return Ok(path);
     }
     if simulated && given.is_none() {
         return Ok("/usr/bin/divvy-hook".into());
     }
-    Err(Failure::new(anyhow::anyhow!("there is no hook at {}", path.display()))
+    Err(Failure::new(anyhow::anyhow!("there is no program at {}, where the hook should be", path.display()))
         .hint("install divvy-hook beside divvy, or name it with --hook-path")
         .into())
 }

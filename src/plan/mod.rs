@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::discover::host::{
-    Capability, ComputeMode, ControlNode, DeviceNode, Found, Gpu, Host, MigDevice, MigMode, Placement,
+    Capability, ComputeMode, ControlNode, DeviceNode, DriverLibrary, Found, Gpu, Host, MigDevice, MigMode,
+    Placement,
 };
 
 /// What `generate` writes and `list` shows.
@@ -113,7 +114,20 @@ pub fn plan(host: &Host) -> Plan {
     for control in &host.control_nodes {
         plan_control_node(control, &mut plan);
     }
+    plan_libraries(host, &mut plan);
     plan
+}
+
+/// Devices without libcuda are of use to few programs, and a spec without it looks whole.
+fn plan_libraries(host: &Host, plan: &mut Plan) {
+    let is_cuda = |library: &DriverLibrary| library.soname == "libcuda.so.1";
+    if !host.driver_files.libraries.iter().any(is_cuda) {
+        plan.problems.push(Problem {
+            what: format!("libcuda.so.{}", host.driver_version),
+            why: "was not found where drivers are installed: containers go without it".into(),
+            hint: "install the driver's user space in the version of its kernel module; if it lies elsewhere, name its root with --driver-root".into(),
+        });
+    }
 }
 
 fn plan_gpu(gpu: &Gpu, plan: &mut Plan) {
