@@ -62,9 +62,8 @@ pub struct GenerateArgs {
     /// The machine
     #[command(flatten)]
     pub machine: MachineArgs,
-    /// File to write, - for standard output
-    /// [default: /var/run/cdi/divvy.json, - with --host]
-    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
+    /// File to write, - for standard output [default: /var/run/cdi/divvy.json, - with --host]
+    #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Format of the spec [default: by the file's ending, else json]
     #[arg(long, value_enum)]
@@ -83,9 +82,8 @@ pub struct GenerateArgs {
 /// Formats of a spec. Engines read both with the same parser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SpecFormat {
-    /// JSON
+    // Doc comments on these would double the length of --help.
     Json,
-    /// YAML
     Yaml,
 }
 
@@ -103,9 +101,9 @@ pub struct ListArgs {
 /// Formats of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
-    /// For people
+    // For people.
     Table,
-    /// For programs
+    // For programs.
     Json,
 }
 
