@@ -1,6 +1,7 @@
 //! An error with what to do about it, and how errors reach the user: `error: what: why`, then `hint: what to do`.
 
 use std::fmt;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Exit statuses of `divvy`. Each has one meaning; ARCHITECTURE.md lists them.
@@ -61,13 +62,18 @@ impl std::error::Error for Failure {
     }
 }
 
+/// Writes a line to standard error. That nobody reads it is no reason to fail.
+pub fn say(kind: &str, what: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{kind}: {what}");
+}
+
 /// Prints an error with its causes and hints, and says which status the process ends with.
 pub fn report(error: &anyhow::Error) -> Status {
-    eprintln!("error: {error:#}");
+    say("error", format_args!("{error:#}"));
     let mut status = Status::Failed;
     for failure in error.chain().filter_map(|cause| cause.downcast_ref::<Failure>()) {
         if let Some(hint) = &failure.hint {
-            eprintln!("hint: {hint}");
+            say("hint", hint);
         }
         status = failure.status;
     }

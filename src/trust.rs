@@ -13,16 +13,18 @@ const STICKY: u32 = 0o1000;
 /// The first thing on the way to `path` that somebody but root and this process's user may change, in words.
 /// What is not there yet is judged by the directory above it.
 pub fn weakness(path: &Path) -> Option<String> {
-    // By its real path: a link's own directory counts as little as where it leads.
+    let path = std::path::absolute(path).ok()?;
     let real = path.ancestors().find_map(|path| path.canonicalize().ok())?;
-    real.ancestors().find_map(|path| weakness_of(path).ok().flatten())
+    // Both the way as it is written, whose links can be set anew, and the way that it leads now.
+    path.ancestors().chain(real.ancestors()).find_map(|path| weakness_of(path).ok().flatten())
 }
 
 fn weakness_of(path: &Path) -> io::Result<Option<String>> {
     let metadata = path.symlink_metadata()?;
     let (owner, mode) = (metadata.uid(), metadata.permissions().mode());
     let trusted = owner == 0 || owner == nix::unistd::geteuid().as_raw();
-    let held = mode & OTHERS_WRITE == 0 || metadata.is_dir() && mode & STICKY != 0;
+    // A link's own mode means nothing; its directory's does.
+    let held = metadata.is_symlink() || mode & OTHERS_WRITE == 0 || metadata.is_dir() && mode & STICKY != 0;
     Ok(match (trusted, held) {
         (false, _) => Some(format!("{} belongs to user {owner}", path.display())),
         (_, false) => Some(format!("{} is writable by others (mode {:03o})", path.display(), mode & 0o7777)),
@@ -55,5 +57,8 @@ mod tests {
         }
         fs::set_permissions(dir.path().join("a"), Permissions::from_mode(0o777)).unwrap();
         assert!(weakness(&dir.path().join("a/missing/spec.json")).is_some());
+        // A link in such a directory can be set anew, wherever it leads now.
+        std::os::unix::fs::symlink("/bin/true", dir.path().join("a/link")).unwrap();
+        assert!(weakness(&dir.path().join("a/link")).is_some());
     }
 }

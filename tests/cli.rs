@@ -179,6 +179,14 @@ fn a_closed_pipe_is_no_error() {
     }
 }
 
+/// Warnings that nobody reads must not keep a spec from being written.
+#[test]
+fn a_closed_standard_error_is_no_error() {
+    let mut child = divvy(&["list", "--host=sim:nope"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+}
+
 #[test]
 fn completions_for_every_shell() {
     for shell in ["bash", "zsh", "fish"] {

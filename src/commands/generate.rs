@@ -10,7 +10,7 @@ use tracing::debug;
 use super::{STDOUT, list, print_problems, require_devices};
 use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::{self, Source, create};
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, Status, say};
 use crate::plan::{self, Plan};
 use crate::spec;
 use crate::trust;
@@ -35,7 +35,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     if args.create_device_nodes {
         for made in create::missing_nodes(&mut host, &roots.dev)? {
             if !quiet {
-                eprintln!("made {made}");
+                say("note", format_args!("made {made}"));
             }
         }
     }
@@ -61,7 +61,8 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
             warn_of_weakness(&[&hook, &path]);
             let written = write(&path, &contents)?;
             if !quiet {
-                writeln!(std::io::stdout(), "{}", summary(&path, &plan, written)).context(STDOUT)?;
+                // The spec is in place: whether somebody reads this changes nothing.
+                let _ = writeln!(std::io::stdout(), "{}", summary(&path, &plan, written));
             }
         }
     }
@@ -138,10 +139,8 @@ fn warn_of_weakness(paths: &[&Path]) {
         return;
     }
     for weakness in paths.iter().filter_map(|path| trust::weakness(path)) {
-        eprintln!("warning: {weakness}: who changes it is root when the next container starts");
-        eprintln!(
-            "hint: keep divvy-hook and the spec in directories that only root can write, as `make install` does"
-        );
+        say("warning", format_args!("{weakness}: who changes it is root when the next container starts"));
+        say("hint", "keep divvy-hook and the spec where only root can write, as `make install` does");
     }
 }
 

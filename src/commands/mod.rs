@@ -12,7 +12,7 @@ use anyhow::Result;
 use crate::cli::{Cli, Command, MachineArgs};
 use crate::discover::sim::SimHost;
 use crate::discover::{self, Roots, Source};
-use crate::failure::{Failure, Status};
+use crate::failure::{Failure, Status, say};
 use crate::plan::Plan;
 
 const STDOUT: &str = "cannot write to standard output";
@@ -56,7 +56,7 @@ fn no_such_host(name: &str) -> anyhow::Error {
 /// Problems and notes of a plan, on standard error.
 fn print_problems(plan: &Plan, quiet: bool) {
     for problem in &plan.problems {
-        eprintln!("warning: {} {}", problem.what, problem.why);
+        say("warning", format_args!("{} {}", problem.what, problem.why));
     }
     // One mend often serves several problems.
     let mut hints: Vec<&str> = Vec::new();
@@ -66,11 +66,11 @@ fn print_problems(plan: &Plan, quiet: bool) {
         }
     }
     for hint in hints {
-        eprintln!("hint: {hint}");
+        say("hint", hint);
     }
     if !quiet {
         for note in &plan.notes {
-            eprintln!("note: {note}");
+            say("note", note);
         }
     }
 }

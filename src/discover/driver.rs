@@ -2,11 +2,12 @@
 //! driver version in their names (`libcuda.so.580.126.09`), in the directories that hold such libraries, so a
 //! container never gets a mixture of two drivers.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use hooks::ldcache::Cache;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::files::Files;
 use super::host::{DriverFile, DriverFiles, DriverLibrary};
@@ -48,14 +49,17 @@ const PROGRAMS: [&str; 5] = [
     "nvidia-cuda-mps-control",
     "nvidia-cuda-mps-server",
 ];
-const PROGRAM_DIRS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/nvidia/bin"];
+const PROGRAM_DIRS: [&str; 5] =
+    ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/nvidia/bin", "/run/current-system/sw/bin"];
 
 /// Loader and vendor descriptions: OpenCL, Vulkan, EGL, OptiX.
-const DATA: [&str; 12] = [
+const DATA: [&str; 14] = [
     "/etc/OpenCL/vendors/nvidia.icd",
     "/etc/vulkan/icd.d/nvidia_icd.json",
     "/etc/vulkan/implicit_layer.d/nvidia_layers.json",
     "/usr/share/vulkan/icd.d/nvidia_icd.json",
+    "/usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+    "/usr/share/vulkan/icd.d/nvidia_icd.aarch64.json",
     "/usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
     "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
     "/usr/share/egl/egl_external_platform.d/09_nvidia_wayland2.json",
@@ -66,20 +70,20 @@ const DATA: [&str; 12] = [
     "/usr/share/nvidia/nvoptix.bin",
 ];
 
-/// What to hand to the dynamic loader for NVML: its plain name on this machine's own root, so that the loader's
-/// rules hold; a file in a driver root of its own.
-pub fn nvml_library(files: &dyn Files, driver_root: &Path) -> PathBuf {
-    const NAME: &str = "libnvidia-ml.so.1";
-    let found = || {
-        library_dirs(files)
-            .iter()
-            .find_map(|dir| files.driver_real_path(&dir.join(NAME)).ok())
-            .map(|path| super::files::join_root(driver_root, &path))
-    };
-    // NixOS keeps the driver out of the loader's directories.
-    let by_name = driver_root == Path::new("/")
-        && files.driver_real_path(Path::new("/run/opengl-driver/lib").join(NAME).as_path()).is_err();
-    if by_name { PathBuf::from(NAME) } else { found().unwrap_or_else(|| driver_root.join(NAME)) }
+/// NVIDIA's management library.
+const NVML: &str = "libnvidia-ml.so.1";
+
+/// What to hand to the dynamic loader for NVML, in turn: on this machine's own root its plain name, so that the
+/// loader's rules hold; then the file that is found in the driver root.
+pub fn nvml_libraries(files: &dyn Files, driver_root: &Path) -> Vec<PathBuf> {
+    let by_name = (driver_root == Path::new("/")).then(|| PathBuf::from(NVML));
+    let found = library_dirs(files).iter().find_map(|dir| files.driver_real_path(&dir.join(NVML)).ok());
+    let found = found.map(|path| super::files::join_root(driver_root, &path));
+    let mut libraries: Vec<_> = by_name.into_iter().chain(found).collect();
+    if libraries.is_empty() {
+        libraries.push(driver_root.join(NVML));
+    }
+    libraries
 }
 
 /// The driver version, from NVML or from the kernel module.
@@ -108,7 +112,7 @@ pub fn minor_from_proc(files: &dyn Files, pci_address: &str) -> Option<u32> {
 pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
     let mut found = DriverFiles::default();
     for dir in library_dirs(files) {
-        add_libraries(files, &dir, version, &mut found.libraries);
+        add_libraries(files, &dir, version, &mut found);
     }
     found.libraries.sort_by(|a, b| a.path.cmp(&b.path));
     for library in &found.libraries {
@@ -133,8 +137,13 @@ fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
         real.parent().map(Path::to_path_buf)
     });
     let usual = LIBRARY_DIRS.iter().filter_map(|dir| files.driver_real_path(Path::new(dir)).ok());
+    // Debian's alternatives and NixOS have links there, to where the driver really is.
+    let linked =
+        LIBRARY_DIRS.iter().flat_map(|dir| ["libcuda.so.1", NVML].map(|name| Path::new(dir).join(name)));
+    let linked =
+        linked.filter_map(|path| files.driver_real_path(&path).ok()?.parent().map(Path::to_path_buf));
     let mut dirs = Vec::new();
-    for dir in cached.chain(usual) {
+    for dir in cached.chain(usual).chain(linked) {
         if !dirs.contains(&dir) {
             dirs.push(dir);
         }
@@ -142,7 +151,7 @@ fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
     dirs
 }
 
-fn add_libraries(files: &dyn Files, dir: &Path, version: &str, libraries: &mut Vec<DriverLibrary>) {
+fn add_libraries(files: &dyn Files, dir: &Path, version: &str, found: &mut DriverFiles) {
     let Ok(names) = files.driver_names(dir) else { return };
     let of_driver = |name: &str| {
         let versioned = name.strip_suffix(version).is_some_and(|stem| stem.ends_with(".so."));
@@ -152,7 +161,7 @@ fn add_libraries(files: &dyn Files, dir: &Path, version: &str, libraries: &mut V
                     .iter()
                     .any(|prefix| name.starts_with(prefix) && is_file_version(&name[prefix.len()..])))
     };
-    let before = libraries.len();
+    let before = found.libraries.len();
     for name in names.iter().filter(|name| of_driver(name)) {
         let path = dir.join(name);
         // A link to a file elsewhere is found where that file lies.
@@ -161,24 +170,25 @@ fn add_libraries(files: &dyn Files, dir: &Path, version: &str, libraries: &mut V
         }
         let soname = match files.soname(&path) {
             Ok(soname) => soname.unwrap_or_else(|| name.clone()),
+            // A 32-bit library beside the others, which containers do not get.
+            Err(error) if error.kind() == ErrorKind::Unsupported => continue,
             Err(error) => {
-                // 32-bit libraries end here too.
-                debug!("{} is left out: {error}", path.display());
+                found.broken.push((path, error.to_string()));
                 continue;
             }
         };
         // What the hook would refuse would make every container fail.
         if let Err(error) = hooks::args::Library::new(&path, &soname) {
-            warn!("{} is left out: {error}", path.display());
+            found.broken.push((path, error.to_string()));
             continue;
         }
         let stem = name.split_once(".so.").map_or(name.as_str(), |(stem, _)| stem);
         let plain = format!("{stem}.so");
         let development_link = (stem == "libcuda" || names.contains(&plain)).then_some(plain);
-        libraries.push(DriverLibrary { path, soname, development_link });
+        found.libraries.push(DriverLibrary { path, soname, development_link });
     }
-    if libraries.len() > before && dir.file_name().is_some_and(|name| name != "vdpau") {
-        add_libraries(files, &dir.join("vdpau"), version, libraries);
+    if found.libraries.len() > before && dir.file_name().is_some_and(|name| name != "vdpau") {
+        add_libraries(files, &dir.join("vdpau"), version, found);
     }
 }
 

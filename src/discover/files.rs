@@ -8,9 +8,13 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+
+const RETRIES: u32 = 1000;
 
 /// A character device as it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +38,12 @@ pub trait Files {
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf>;
     /// Whole contents of a file in the driver root (at most 16 MiB).
     fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>>;
-    /// DT_SONAME of a shared library in the driver root; none if it has none.
+    /// DT_SONAME of a shared library in the driver root; none if it has none. `Unsupported` for a 32-bit one.
     fn soname(&self, path: &Path) -> io::Result<Option<String>>;
     /// The character device at a path in the device root. `InvalidData` if something else stands there.
     fn node(&self, path: &Path) -> io::Result<Node>;
+    /// The same path on this machine.
+    fn node_path(&self, path: &Path) -> PathBuf;
 }
 
 /// This machine: driver files under `driver_root`, nodes under `dev_root`, /proc and /sys as they are.
@@ -55,7 +61,14 @@ impl Live {
 
     fn open_driver_file(&self, path: &Path, flags: OFlag) -> io::Result<File> {
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        Ok(openat2(self.driver_root.as_fd(), path, how)?.into())
+        // The kernel gives up on `..` in a link while anything is renamed or mounted: again, for a while.
+        for _ in 0..RETRIES {
+            match openat2(self.driver_root.as_fd(), path, how) {
+                Err(Errno::EAGAIN) => std::thread::sleep(Duration::from_millis(1)),
+                opened => return Ok(opened?.into()),
+            }
+        }
+        Err(Errno::EAGAIN.into())
     }
 
     /// Not a FIFO, which would wait for its writer.
@@ -102,19 +115,34 @@ impl Files for Live {
     }
 
     fn soname(&self, path: &Path) -> io::Result<Option<String>> {
-        let file = self.open_regular(path)?;
+        let mut file = self.open_regular(path)?;
+        let mut class = [0; 5];
+        if file.read_exact(&mut class).is_ok() && class == *b"\x7fELF\x01" {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         elf_soname(&object::ReadCache::new(file))
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
     fn node(&self, path: &Path) -> io::Result<Node> {
-        node_at(&join_root(&self.dev_root, path))
+        node_at(&self.node_path(path))
+    }
+
+    fn node_path(&self, path: &Path) -> PathBuf {
+        join_root(&self.dev_root, path)
     }
 }
 
-/// The character device at a path of this machine. `InvalidData` if something else stands there.
+/// The character device at a path of this machine. `InvalidData` if something else stands there: a link too, which
+/// engines do not follow.
 pub fn node_at(path: &Path) -> io::Result<Node> {
-    let metadata = std::fs::metadata(path)?;
+    let metadata = std::fs::symlink_metadata(path)?;
+    if metadata.is_symlink() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a symbolic link, which engines do not follow",
+        ));
+    }
     if !metadata.file_type().is_char_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a character device"));
     }

@@ -109,11 +109,18 @@ pub enum Capability {
 /// A device node that a container needs, and what was found in its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceNode {
-    /// Path in the container, and below the device root.
+    /// Path in the container.
     pub path: PathBuf,
+    /// Path on this machine: the same below the device root.
+    #[serde(skip)]
+    pub host_path: PathBuf,
     /// Major number by /proc/devices; none where the kernel does not list the driver.
     #[serde(skip)]
     pub major: Option<u32>,
+    /// The driver is known not to be loaded. A node that is there all the same is a left-over, and its number may be
+    /// another driver's by now.
+    #[serde(skip)]
+    pub orphan: bool,
     /// Minor number.
     pub minor: u32,
     /// Permission bits for a node that has to be made.
@@ -139,6 +146,7 @@ impl DeviceNode {
     /// Judges what was found at the node's path against the numbers it should have.
     pub fn judge(&self, answer: std::io::Result<Node>) -> Found {
         match answer {
+            Ok(_) if self.orphan => Found::Wrong("its driver is not in /proc/devices".into()),
             Ok(node) if self.major.is_none_or(|major| major == node.major) && node.minor == self.minor => {
                 Found::Present(node.mode)
             }
@@ -174,6 +182,8 @@ pub struct DriverFiles {
     pub libraries: Vec<DriverLibrary>,
     /// Programs and data, mounted where they lie.
     pub files: Vec<DriverFile>,
+    /// Libraries by name that cannot be read as such, and why.
+    pub broken: Vec<(PathBuf, String)>,
 }
 
 /// One shared library of the driver.

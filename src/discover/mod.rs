@@ -51,13 +51,25 @@ pub fn discover(source: &Source) -> Result<Host> {
         Source::Live(roots) => {
             let files = Live::open(&roots.driver, &roots.dev)
                 .with_context(|| format!("cannot open the driver root {}", roots.driver.display()))?;
-            let library = driver::nvml_library(&files, &roots.driver);
-            debug!("NVML from {}", library.display());
-            let facts = nvml::read(&library).map_err(|error| explain_start(error, &roots.driver))?;
+            let facts = read_nvml(&files, roots).map_err(|error| explain_start(error, &roots.driver))?;
             assemble(facts, &files)
         }
         Source::Sim(sim) => assemble(sim.facts(), &sim.tree()),
     }
+}
+
+/// The first library that loads is the one: another would not start better.
+fn read_nvml(files: &Live, roots: &Roots) -> Result<facts::Facts, nvml::StartError> {
+    let libraries = driver::nvml_libraries(files, &roots.driver);
+    let mut not_loaded = None;
+    for library in &libraries {
+        debug!("NVML from {}", library.display());
+        match nvml::read(library) {
+            Err(error @ nvml::StartError::Library { .. }) => not_loaded = not_loaded.or(Some(error)),
+            answer => return answer,
+        }
+    }
+    Err(not_loaded.unwrap_or(nvml::StartError::DriverNotLoaded))
 }
 
 fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {
@@ -154,14 +166,15 @@ fn profile(device: &facts::MigDeviceFacts) -> Option<String> {
     Some(profile.trim().to_owned()).filter(|profile| !profile.is_empty())
 }
 
-/// NVML writes an eight-digit domain and capitals, sysfs and /proc four digits and small letters.
+/// NVML writes an eight-digit domain and capitals, sysfs and /proc at least four digits and small letters.
 fn sysfs_address(nvml: &str) -> String {
     let address = nvml.to_ascii_lowercase();
     match address.split_once(':') {
-        Some((domain, rest)) if domain.len() == 8 && domain.starts_with("0000") => {
-            format!("{}:{rest}", &domain[4..])
-        }
-        _ => address,
+        Some((domain, rest)) => match u32::from_str_radix(domain, 16) {
+            Ok(domain) => format!("{domain:04x}:{rest}"),
+            Err(_) => address,
+        },
+        None => address,
     }
 }
 
@@ -202,6 +215,6 @@ mod tests {
     fn pci_addresses_as_sysfs_writes_them() {
         assert_eq!(sysfs_address("00000000:10:1C.0"), "0000:10:1c.0");
         assert_eq!(sysfs_address("0000:10:1C.0"), "0000:10:1c.0");
-        assert_eq!(sysfs_address("00010000:10:1C.0"), "00010000:10:1c.0");
+        assert_eq!(sysfs_address("00010000:10:1C.0"), "10000:10:1c.0");
     }
 }

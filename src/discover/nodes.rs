@@ -16,6 +16,7 @@ const NVIDIA_MAJOR: u32 = 195;
 /// The driver's major numbers and node permissions.
 #[derive(Debug)]
 pub struct Numbers {
+    /// Empty where /proc/devices cannot be read.
     majors: BTreeMap<String, u32>,
     capabilities: BTreeMap<String, u32>,
     /// DeviceFileMode of the driver's parameters.
@@ -44,7 +45,7 @@ impl Numbers {
     /// /dev/nvidia<minor>
     pub fn gpu_node(&self, files: &dyn Files, minor: u32) -> DeviceNode {
         let path = PathBuf::from(format!("/dev/nvidia{minor}"));
-        look(files, path, Some(self.nvidia_major()), minor, self.gpu_mode)
+        self.look(files, path, Some(self.nvidia_major()), minor, self.gpu_mode)
     }
 
     /// The nodes of the driver as a whole, in the order that listings show them.
@@ -54,15 +55,44 @@ impl Numbers {
             ("/dev/nvidiactl", Some(self.nvidia_major()), 255, true, "nvidia"),
             ("/dev/nvidia-uvm", uvm, 0, true, "nvidia-uvm"),
             ("/dev/nvidia-uvm-tools", uvm, 1, false, "nvidia-uvm"),
-            ("/dev/nvidia-modeset", Some(self.nvidia_major()), 254, false, "nvidia-modeset"),
+            (
+                "/dev/nvidia-modeset",
+                self.major(&["nvidia-modeset", "nvidia-frontend"]),
+                254,
+                false,
+                "nvidia-modeset",
+            ),
         ]
         .into_iter()
         .map(|(path, major, minor, required, module)| ControlNode {
-            node: look(files, PathBuf::from(path), major, minor, self.gpu_mode),
+            node: self.look(files, PathBuf::from(path), major, minor, self.gpu_mode),
             required,
             module,
         })
         .collect()
+    }
+
+    fn look(
+        &self,
+        files: &dyn Files,
+        path: PathBuf,
+        major: Option<u32>,
+        minor: u32,
+        create_mode: u32,
+    ) -> DeviceNode {
+        let host_path = files.node_path(&path);
+        let orphan = major.is_none() && !self.majors.is_empty();
+        let mut node =
+            DeviceNode { path, host_path, major, orphan, minor, create_mode, found: Found::Missing };
+        node.found = node.judge(files.node(&node.path));
+        debug!(
+            "{} (major {:?}, minor {}): {:?}",
+            node.host_path.display(),
+            node.major,
+            node.minor,
+            node.found
+        );
+        node
     }
 
     /// The access capability of a GPU instance, or of a compute instance in it.
@@ -94,7 +124,7 @@ impl Numbers {
             Some(minor) => {
                 let path = PathBuf::from(format!("/dev/nvidia-caps/nvidia-cap{minor}"));
                 // Access capabilities are readable by all: the right is the open, checked by the device cgroup.
-                Capability::Node(look(
+                Capability::Node(self.look(
                     files,
                     path,
                     self.major(&["nvidia-caps"]),
@@ -104,13 +134,6 @@ impl Numbers {
             }
         }
     }
-}
-
-fn look(files: &dyn Files, path: PathBuf, major: Option<u32>, minor: u32, create_mode: u32) -> DeviceNode {
-    let mut node = DeviceNode { path, major, minor, create_mode, found: Found::Missing };
-    node.found = node.judge(files.node(&node.path));
-    debug!("{} (major {:?}, minor {}): {:?}", node.path.display(), node.major, node.minor, node.found);
-    node
 }
 
 /// Character majors by driver name, from /proc/devices (proc(5)).

@@ -118,8 +118,15 @@ pub fn plan(host: &Host) -> Plan {
     plan
 }
 
-/// Devices without libcuda are of use to few programs, and a spec without it looks whole.
+/// A library that is there and cannot be read is missed later and in stranger ways. Devices without libcuda are of use to few programs, and a spec without it looks whole.
 fn plan_libraries(host: &Host, plan: &mut Plan) {
+    for (path, why) in &host.driver_files.broken {
+        plan.problems.push(Problem {
+            what: path.display().to_string(),
+            why: format!("is left out: it cannot be read as a library: {why}"),
+            hint: "install the driver's user space anew".into(),
+        });
+    }
     let is_cuda = |library: &DriverLibrary| library.soname == "libcuda.so.1";
     if !host.driver_files.libraries.iter().any(is_cuda) {
         plan.problems.push(Problem {
@@ -243,7 +250,7 @@ fn mig_nodes(gpu: &Gpu, mig: &MigDevice) -> Result<Vec<PlannedNode>, LeftOut> {
 
 fn device_node(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
     planned(node).map_err(|why| LeftOut {
-        why: format!("{} {why}", node.path.display()),
+        why: format!("{} {why}", node.host_path.display()),
         hint: node_hint(node, "load the NVIDIA kernel module"),
     })
 }
@@ -261,28 +268,30 @@ fn planned(node: &DeviceNode) -> Result<PlannedNode, String> {
 fn node_hint(node: &DeviceNode, load: &str) -> String {
     let create = "run `divvy generate --create-device-nodes` as root to make missing device nodes";
     match &node.found {
-        Found::Wrong(_) => format!("remove {}, then {create}", node.path.display()),
         _ if node.major.is_none() => format!("{load} (/proc/devices does not list it), then {create}"),
+        Found::Wrong(_) => format!("remove {}, then {create}", node.host_path.display()),
         _ => create.into(),
     }
 }
 
 /// A control node that CUDA cannot do without goes into the spec even when it is missing: an engine then refuses
 /// to start a container and names the node, which is better than a container in which CUDA fails; and nothing has
-/// to be written anew when the node appears.
+/// to be written anew when the node appears. What stands in its place and is not it, no container gets.
 fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
     let node = &control.node;
     match planned(node) {
         Ok(node) => plan.control_nodes.push(node),
         Err(why) if control.required => {
-            plan.control_nodes.push(PlannedNode { path: node.path.clone(), mode: node.create_mode });
+            if node.found == Found::Missing {
+                plan.control_nodes.push(PlannedNode { path: node.path.clone(), mode: node.create_mode });
+            }
             plan.problems.push(Problem {
-                what: node.path.display().to_string(),
+                what: node.host_path.display().to_string(),
                 why: format!("{why}: no container with a GPU will work until it is there"),
                 hint: node_hint(node, &format!("`modprobe {}`", control.module)),
             });
         }
-        Err(why) => plan.notes.push(format!("{} {why}; containers go without it", node.path.display())),
+        Err(why) => plan.notes.push(format!("{} {why}; containers go without it", node.host_path.display())),
     }
 }
 

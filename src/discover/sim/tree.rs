@@ -256,6 +256,10 @@ impl Files for Tree {
         }
     }
 
+    fn node_path(&self, path: &Path) -> PathBuf {
+        path.to_path_buf()
+    }
+
     fn node(&self, path: &Path) -> io::Result<Node> {
         match self.get(path)? {
             Entry::Node(node) => Ok(*node),
