@@ -67,9 +67,8 @@ fn all(plan: &Plan, paths: &Paths<'_>) -> Result<ContainerEdits> {
     Ok(ContainerEdits { device_nodes: nodes(&union, paths)?, ..ContainerEdits::default() })
 }
 
-/// Path, type, mode and `rw`, never major and minor: the engine reads the live node at each start, so a module
-/// that was loaded anew with another major number makes no stale spec. `rw` without `m`: a container has no
-/// business making nodes.
+/// Path, type, mode and `rw`, never major and minor: the engine reads the live node, Podman and containerd at each
+/// start, Docker after each change in the spec directory. `rw` without `m`: a container has no business making nodes.
 /// `hostPath` only where it differs: rootless Podman cannot rename nodes.
 fn nodes(planned: &[PlannedNode], paths: &Paths<'_>) -> Result<Vec<DeviceNode>> {
     let node = |node: &PlannedNode| {

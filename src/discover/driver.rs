@@ -70,20 +70,13 @@ const DATA: [&str; 14] = [
     "/usr/share/nvidia/nvoptix.bin",
 ];
 
-/// NVIDIA's management library.
-const NVML: &str = "libnvidia-ml.so.1";
+/// NVIDIA's management library, by the name that programs ask the loader for.
+pub const NVML: &str = "libnvidia-ml.so.1";
 
-/// What to hand to the dynamic loader for NVML, in turn: on this machine's own root its plain name, so that the
-/// loader's rules hold; then the file that is found in the driver root.
-pub fn nvml_libraries(files: &dyn Files, driver_root: &Path) -> Vec<PathBuf> {
-    let by_name = (driver_root == Path::new("/")).then(|| PathBuf::from(NVML));
+/// The file of NVML in the driver root, as a path on this machine; none if there is none where libraries lie.
+pub fn nvml_library(files: &dyn Files, driver_root: &Path) -> Option<PathBuf> {
     let found = library_dirs(files).iter().find_map(|dir| files.driver_real_path(&dir.join(NVML)).ok());
-    let found = found.map(|path| super::files::join_root(driver_root, &path));
-    let mut libraries: Vec<_> = by_name.into_iter().chain(found).collect();
-    if libraries.is_empty() {
-        libraries.push(driver_root.join(NVML));
-    }
-    libraries
+    found.map(|path| super::files::join_root(driver_root, &path))
 }
 
 /// The driver version, from NVML or from the kernel module.
@@ -127,8 +120,8 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
     found
 }
 
-/// Directories that may hold driver libraries: where the loader's cache finds libcuda.so.1, then the usual ones.
-/// Links resolved, each once.
+/// Directories that may hold driver libraries: where the loader's cache finds libcuda.so.1, then the usual ones, then
+/// those that links in the usual ones lead to. Links resolved, each once.
 fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
     let cache = files.driver_bytes(Path::new("/etc/ld.so.cache")).unwrap_or_default();
     let cache = Cache::parse(&cache).unwrap_or_default();

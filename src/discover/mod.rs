@@ -58,18 +58,22 @@ pub fn discover(source: &Source) -> Result<Host> {
     }
 }
 
-/// The first library that loads is the one: another would not start better.
+/// On this machine's own root by the library's plain name first, so that the loader's rules hold; then, and in another
+/// root, by the file that is found. A library that loads is the one: another would not start better.
 fn read_nvml(files: &Live, roots: &Roots) -> Result<facts::Facts, nvml::StartError> {
-    let libraries = driver::nvml_libraries(files, &roots.driver);
-    let mut not_loaded = None;
-    for library in &libraries {
-        debug!("NVML from {}", library.display());
-        match nvml::read(library) {
-            Err(error @ nvml::StartError::Library { .. }) => not_loaded = not_loaded.or(Some(error)),
-            answer => return answer,
-        }
+    let own_root = roots.driver == Path::new("/");
+    let by_name = own_root.then(|| nvml::read(Path::new(driver::NVML)));
+    match by_name {
+        Some(Err(nvml::StartError::Library { .. })) | None => {}
+        Some(answer) => return answer,
     }
-    Err(not_loaded.unwrap_or(nvml::StartError::DriverNotLoaded))
+    let library = driver::nvml_library(files, &roots.driver);
+    debug!("NVML from {library:?}");
+    match (library, by_name) {
+        (Some(library), _) => nvml::read(&library),
+        (None, Some(not_loaded)) => not_loaded,
+        (None, None) => nvml::read(&roots.driver.join(driver::NVML)),
+    }
 }
 
 fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {

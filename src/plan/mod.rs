@@ -118,7 +118,8 @@ pub fn plan(host: &Host) -> Plan {
     plan
 }
 
-/// A library that is there and cannot be read is missed later and in stranger ways. Devices without libcuda are of use to few programs, and a spec without it looks whole.
+/// A library that is there and cannot be read is missed later and in stranger ways. Devices without libcuda are of use
+/// to few programs, and a spec without it looks whole.
 fn plan_libraries(host: &Host, plan: &mut Plan) {
     for (path, why) in &host.driver_files.broken {
         plan.problems.push(Problem {
