@@ -6,7 +6,6 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use hooks::ldcache::Cache;
 use tracing::debug;
 
 use super::files::Files;
@@ -81,7 +80,7 @@ pub fn nvml_library(files: &dyn Files, driver_root: &Path) -> Option<PathBuf> {
 
 /// The driver version, from NVML or from the kernel module.
 pub fn version(files: &dyn Files, nvml: Option<&str>) -> Result<String> {
-    let module = || files.kernel_text(Path::new("/sys/module/nvidia/version")).ok();
+    let module = || files.text(Path::new("/sys/module/nvidia/version")).ok();
     let version = nvml.map(str::to_owned).or_else(module).map(|v| v.trim().to_owned()).unwrap_or_default();
     let well_formed = !version.is_empty() && version.chars().all(|c| c.is_ascii_digit() || c == '.');
     if !well_formed {
@@ -97,7 +96,7 @@ pub fn version(files: &dyn Files, nvml: Option<&str>) -> Result<String> {
 /// A GPU's minor number from /proc/driver/nvidia/gpus/<address>/information, for a library that does not tell it.
 pub fn minor_from_proc(files: &dyn Files, pci_address: &str) -> Option<u32> {
     let path = format!("/proc/driver/nvidia/gpus/{pci_address}/information");
-    let text = files.kernel_text(Path::new(&path)).ok()?;
+    let text = files.text(Path::new(&path)).ok()?;
     text.lines().find_map(|line| line.strip_prefix("Device Minor:")?.trim().parse().ok())
 }
 
@@ -123,9 +122,8 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
 /// Directories that may hold driver libraries: where the loader's cache finds libcuda.so.1, then the usual ones, then
 /// those that links in the usual ones lead to. Links resolved, each once.
 fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
-    let cache = files.driver_bytes(Path::new("/etc/ld.so.cache")).unwrap_or_default();
-    let cache = Cache::parse(&cache).unwrap_or_default();
-    let cached = cache.lookup("libcuda.so.1").filter_map(|path| {
+    let cached = files.cached_library("libcuda.so.1");
+    let cached = cached.iter().filter_map(|path| {
         let real = files.driver_real_path(path).ok()?;
         real.parent().map(Path::to_path_buf)
     });

@@ -2,19 +2,22 @@
 //! everything above this trait is the same code for both.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hooks::ldcache::Cache;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 
 const RETRIES: u32 = 1000;
+const TEXT_LIMIT: u64 = 1 << 20;
+const CACHE_LIMIT: u64 = 16 << 20;
 
 /// A character device as it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,14 +33,16 @@ pub struct Node {
 /// Reads of one host. Paths are absolute; those of driver files and device nodes are without the driver root
 /// and device root, as a container sees them.
 pub trait Files {
-    /// A small text file under /proc or /sys (at most 1 MiB).
-    fn kernel_text(&self, path: &Path) -> io::Result<String>;
+    /// A text file of the host itself, outside both roots: /proc, /sys, configuration (at most 1 MiB).
+    fn text(&self, path: &Path) -> io::Result<String>;
+    /// File names in a directory of the host itself, sorted.
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// File names in a directory of the driver root, sorted.
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// The file a driver path leads to after all links, within the driver root.
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf>;
-    /// Whole contents of a file in the driver root (at most 16 MiB).
-    fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Where the loader's cache of the driver root finds a library; nothing where it has no cache.
+    fn cached_library(&self, soname: &str) -> Vec<PathBuf>;
     /// DT_SONAME of a shared library in the driver root; none if it has none. `Unsupported` for a 32-bit one.
     fn soname(&self, path: &Path) -> io::Result<Option<String>>;
     /// The character device at a path in the device root. `InvalidData` if something else stands there.
@@ -79,26 +84,19 @@ impl Live {
 }
 
 impl Files for Live {
-    fn kernel_text(&self, path: &Path) -> io::Result<String> {
+    fn text(&self, path: &Path) -> io::Result<String> {
         let mut text = String::new();
-        File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
-        Ok(text)
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        file.take(TEXT_LIMIT + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > TEXT_LIMIT { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
+    }
+
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        names_in(File::open(dir)?)
     }
 
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let handle = self.open_driver_file(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-        let mut names = Vec::new();
-        for entry in nix::dir::Dir::from_fd(handle.into())?.iter() {
-            // A name that is not UTF-8 is no driver file.
-            if let Ok(name) = entry?.file_name().to_str()
-                && name != "."
-                && name != ".."
-            {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        names_in(self.open_driver_file(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?)
     }
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
@@ -108,10 +106,13 @@ impl Files for Live {
         Ok(Path::new("/").join(inside))
     }
 
-    fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.open_regular(path)?.take(16 << 20).read_to_end(&mut bytes)?;
-        Ok(bytes)
+    fn cached_library(&self, soname: &str) -> Vec<PathBuf> {
+        let mut cache = Vec::new();
+        if let Ok(file) = self.open_regular(Path::new("/etc/ld.so.cache")) {
+            let _ = file.take(CACHE_LIMIT).read_to_end(&mut cache);
+        }
+        let cache = Cache::parse(&cache).unwrap_or_default();
+        cache.lookup(soname).map(Path::to_path_buf).collect()
     }
 
     fn soname(&self, path: &Path) -> io::Result<Option<String>> {
@@ -131,6 +132,21 @@ impl Files for Live {
     fn node_path(&self, path: &Path) -> PathBuf {
         join_root(&self.dev_root, path)
     }
+}
+
+/// The names in an open directory, sorted. One that is not UTF-8 is nothing that discovery looks for.
+fn names_in(dir: File) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in nix::dir::Dir::from_fd(dir.into())?.iter() {
+        if let Ok(name) = entry?.file_name().to_str()
+            && name != "."
+            && name != ".."
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// The character device at a path of this machine. `InvalidData` if something else stands there: a link too, which

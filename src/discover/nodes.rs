@@ -26,7 +26,7 @@ pub struct Numbers {
 impl Numbers {
     /// Reads /proc/devices, mig-minors and the driver's parameters; what is absent is simply not known.
     pub fn read(files: &dyn Files) -> Self {
-        let text = |path: &str| files.kernel_text(Path::new(path)).unwrap_or_default();
+        let text = |path: &str| files.text(Path::new(path)).unwrap_or_default();
         Self {
             majors: parse_majors(&text("/proc/devices")),
             capabilities: parse_mig_minors(&text("/proc/driver/nvidia-caps/mig-minors")),
@@ -111,7 +111,7 @@ impl Numbers {
         let proc_path = format!("/proc/driver/nvidia/capabilities/gpu{gpu_minor}/mig/{instance}/access");
         let listed = self.capabilities.get(&format!("gpu{gpu_minor}/{instance}/access")).copied();
         // The table is of the nvidia-caps driver; the file beside the capability says the same and more.
-        let file = || parse_capability(&files.kernel_text(Path::new(&proc_path)).unwrap_or_default());
+        let file = || parse_capability(&files.text(Path::new(&proc_path)).unwrap_or_default());
         let (minor, mode) = match listed {
             Some(minor) => (Some(minor), None),
             None => {

@@ -181,11 +181,11 @@ impl Tree {
         match self.0.get(path) {
             Some(Entry::Link(target)) => self.real_path(&path.parent()?.join(target)),
             Some(_) => Some(path.to_path_buf()),
-            None => self.names(path).next().map(|_| path.to_path_buf()),
+            None => self.below(path).next().map(|_| path.to_path_buf()),
         }
     }
 
-    fn names(&self, dir: &Path) -> impl Iterator<Item = &str> {
+    fn below(&self, dir: &Path) -> impl Iterator<Item = &str> {
         let first_part = |rest: &'_ Path| rest.components().next().map(|part| part.as_os_str().to_owned());
         let mut last = None;
         self.0.keys().filter_map(move |path| {
@@ -229,24 +229,28 @@ fn capability_file(minor: u32, mode: u32) -> String {
 }
 
 impl Files for Tree {
-    fn kernel_text(&self, path: &Path) -> io::Result<String> {
+    fn text(&self, path: &Path) -> io::Result<String> {
         match self.get(path)? {
             Entry::Text(text) => Ok(text.clone()),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
-    fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let names: Vec<_> = self.names(dir).map(str::to_owned).collect();
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let names: Vec<_> = self.below(dir).map(str::to_owned).collect();
         if names.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(names) }
+    }
+
+    fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        Files::names(self, dir)
     }
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
         self.real_path(path).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn driver_bytes(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.kernel_text(path).map(String::into_bytes)
+    fn cached_library(&self, _soname: &str) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     fn soname(&self, path: &Path) -> io::Result<Option<String>> {
