@@ -16,6 +16,7 @@ use clap::Parser;
 
 mod cli;
 mod commands;
+mod config;
 mod discover;
 mod failure;
 mod nvml;

@@ -1,0 +1,339 @@
+//! TOML -> `Config`. The shape is serde's part, with unknown keys refused; what a value may be is checked here, each
+//! with its line and column. Keys of parts that are not built yet are read, checked, and refused as "not enforced
+//! yet" where they ask for something.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+use toml::Spanned;
+
+use super::value::{self, Match};
+use super::{
+    Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule, WholeNames,
+};
+
+/// Name of shares that have none of their own.
+pub const DEFAULT_NAME: &str = "shared";
+
+/// CDI class of shares with `rename = true`, as NVIDIA's plugin has it with renameByDefault.
+const RENAMED: &str = "gpu.shared";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    gpu: Vec<Spanned<RawGpu>>,
+    #[serde(default)]
+    pool: BTreeMap<Spanned<String>, RawPool>,
+    #[serde(default)]
+    whole_names: WholeNames,
+    mig_strategy: Option<MigStrategy>,
+    start_timeout: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGpu {
+    r#match: Spanned<Vec<Spanned<String>>>,
+    mode: Option<Spanned<Mode>>,
+    name: Option<Spanned<String>>,
+    replicas: Option<Spanned<i64>>,
+    memory: Option<Spanned<RawSize>>,
+    sm_percent: Option<Spanned<i64>>,
+    advisory: Option<bool>,
+    require: Option<Spanned<Require>>,
+    overcommit: Option<bool>,
+    rename: Option<bool>,
+    exclusive: Option<Spanned<bool>>,
+    whole: Option<Spanned<bool>>,
+    graphics: Option<Spanned<bool>>,
+    share: Option<Vec<Spanned<RawShare>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawShare {
+    name: Option<Spanned<String>>,
+    replicas: Option<Spanned<i64>>,
+    memory: Option<Spanned<RawSize>>,
+    sm_percent: Option<Spanned<i64>>,
+    advisory: Option<bool>,
+    require: Option<Spanned<Require>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPool {
+    wait: Option<Spanned<String>>,
+    #[expect(dead_code, reason = "read for the sake of its check; pools come with leases")]
+    order: Option<Order>,
+    per_container: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Require {
+    Kernel,
+    Mps,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    Spread,
+    Pack,
+}
+
+/// A size as it was written, be it a number or a text, so that one error can say what is allowed.
+struct RawSize(String);
+
+impl<'de> Deserialize<'de> for RawSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnySize;
+        impl Visitor<'_> for AnySize {
+            type Value = RawSize;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a size as in \"8GiB\"")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<RawSize, E> {
+                Ok(RawSize(text.to_owned()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<RawSize, E> {
+                Ok(RawSize(number.to_string()))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<RawSize, E> {
+                Ok(RawSize(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(AnySize)
+    }
+}
+
+/// Parses TOML; `name` is the file's, for messages.
+pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
+    let source = Source { name, text };
+    let raw: RawConfig = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
+    source.later_keys(&raw)?;
+    let rules = raw.gpu.iter().map(|gpu| source.rule(gpu)).collect::<Result<Vec<_>, _>>()?;
+    source.no_entry_twice(&rules)?;
+    Ok(Config { rules, whole_names: raw.whole_names, mig_strategy: raw.mig_strategy, warnings: Vec::new() })
+}
+
+/// The text, and the way from its spans to places.
+struct Source<'a> {
+    name: &'a str,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn place<T>(&self, at: &Spanned<T>) -> Place {
+        Place::in_text(self.name, self.text, at.span().start)
+    }
+
+    fn mistake<T>(&self, at: &Spanned<T>, what: impl Into<String>) -> Mistake {
+        Mistake { place: self.place(at), what: what.into(), hint: None }
+    }
+
+    fn toml_error(&self, error: &toml::de::Error) -> Mistake {
+        let place = match error.span() {
+            Some(span) => Place::in_text(self.name, self.text, span.start),
+            None => Place::file(self.name),
+        };
+        // serde says field for what TOML calls a key, and variant for a value.
+        let what = error.message().trim().replace("unknown field", "unknown key");
+        let what = what.replace("unknown variant", "unknown value").replace("missing field", "missing key");
+        let what = what.replace("expected i64", "expected a whole number");
+        Mistake { place, what: what.lines().collect::<Vec<_>>().join(": "), hint: None }
+    }
+
+    fn not_yet<T>(&self, at: &Spanned<T>, what: &str, why: &str) -> Mistake {
+        let hint = "leave it out: divvy refuses what it cannot keep".to_owned();
+        Mistake { hint: Some(hint), ..self.mistake(at, format!("{what} is not enforced yet: {why}")) }
+    }
+
+    /// What belongs to leases: its values are checked, and then it is refused.
+    fn later_keys(&self, raw: &RawConfig) -> Result<(), Mistake> {
+        const LEASES: &str = "this version of divvy has no leases";
+        if let Some(timeout) = &raw.start_timeout {
+            value::duration(timeout.get_ref())
+                .map_err(|why| self.mistake(timeout, format!("start_timeout: {why}")))?;
+            return Err(self.not_yet(timeout, "start_timeout", LEASES));
+        }
+        for (name, pool) in &raw.pool {
+            if let Some(wait) = &pool.wait {
+                value::duration(wait.get_ref()).map_err(|why| self.mistake(wait, format!("wait: {why}")))?;
+            }
+            if let Some(count) = &pool.per_container {
+                self.count(count, "per_container")?;
+            }
+            return Err(self.not_yet(name, &format!("pool.{}", name.get_ref()), LEASES));
+        }
+        Ok(())
+    }
+
+    fn rule(&self, spanned: &Spanned<RawGpu>) -> Result<Rule, Mistake> {
+        let gpu = spanned.get_ref();
+        self.later_gpu_keys(gpu)?;
+        if gpu.r#match.get_ref().is_empty() {
+            return Err(self.mistake(&gpu.r#match, format!("match is empty: {}", value::MATCH_FORMS)));
+        }
+        let mode = gpu.mode.as_ref().map_or(Mode::Whole, |mode| *mode.get_ref());
+        let shares = match (mode, &gpu.share) {
+            (Mode::Whole, _) => self.no_shares(gpu).map(|()| Vec::new())?,
+            (_, Some(shares)) if !shares.is_empty() => self.unequal_shares(gpu, shares)?,
+            _ => vec![self.share(
+                gpu.name.as_ref(),
+                gpu.replicas.as_ref(),
+                gpu.memory.as_ref(),
+                gpu.sm_percent.as_ref(),
+                gpu.advisory.unwrap_or(false),
+            )?],
+        };
+        Ok(Rule {
+            place: self.place(spanned),
+            matches: gpu.r#match.get_ref().iter().map(|entry| self.entry(entry)).collect::<Result<_, _>>()?,
+            mode,
+            shares,
+            overcommit: gpu.overcommit.unwrap_or(false),
+            class: gpu.rename.unwrap_or(false).then(|| RENAMED.to_owned()),
+        })
+    }
+
+    fn later_gpu_keys(&self, gpu: &RawGpu) -> Result<(), Mistake> {
+        if let Some(mode) = gpu.mode.as_ref().filter(|mode| *mode.get_ref() == Mode::Mps) {
+            let why = "this version of divvy runs no MPS";
+            let hint = Some("mode = \"time-slice\" shares the GPU in turns, without limits".to_owned());
+            return Err(Mistake { hint, ..self.not_yet(mode, "mode = \"mps\"", why) });
+        }
+        for (key, set, why) in [
+            ("exclusive", &gpu.exclusive, "this version of divvy has no leases"),
+            ("whole", &gpu.whole, "this version of divvy has no leases"),
+            ("graphics", &gpu.graphics, "this version of divvy gives no /dev/dri nodes"),
+        ] {
+            if let Some(set) = set.as_ref().filter(|set| *set.get_ref()) {
+                return Err(self.not_yet(set, &format!("{key} = true"), why));
+            }
+        }
+        let shares = gpu.share.iter().flatten().filter_map(|share| share.get_ref().require.as_ref());
+        if let Some(require) = gpu.require.iter().chain(shares).next() {
+            return Err(self.not_yet(
+                require,
+                "require",
+                "no level of this version of divvy holds a limit of a share",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Keys of shares in a rule that makes none are a mode that was forgotten.
+    fn no_shares(&self, gpu: &RawGpu) -> Result<(), Mistake> {
+        let at = gpu.replicas.as_ref().map(|at| ("replicas", self.place(at)));
+        let at = at.or_else(|| gpu.memory.as_ref().map(|at| ("memory", self.place(at))));
+        let at = at.or_else(|| gpu.sm_percent.as_ref().map(|at| ("sm_percent", self.place(at))));
+        let at = at.or_else(|| gpu.name.as_ref().map(|at| ("name", self.place(at))));
+        let share = gpu.share.iter().flatten().next();
+        let at = at.or_else(|| share.map(|at| ("gpu.share", self.place(at))));
+        let Some((key, place)) = at else { return Ok(()) };
+        let what = match gpu.mode {
+            Some(_) => format!("{key} cannot stand in a rule with mode = \"whole\""),
+            None => format!("{key} needs a mode: without one the GPU stays whole"),
+        };
+        Err(Mistake {
+            place,
+            what,
+            hint: Some("add mode = \"time-slice\" to the rule to share the GPU".into()),
+        })
+    }
+
+    fn unequal_shares(&self, gpu: &RawGpu, shares: &[Spanned<RawShare>]) -> Result<Vec<ShareRule>, Mistake> {
+        let at = gpu.replicas.as_ref().map(|at| ("replicas", self.place(at)));
+        let at = at.or_else(|| gpu.memory.as_ref().map(|at| ("memory", self.place(at))));
+        let at = at.or_else(|| gpu.sm_percent.as_ref().map(|at| ("sm_percent", self.place(at))));
+        let at = at.or_else(|| gpu.name.as_ref().map(|at| ("name", self.place(at))));
+        if let Some((key, place)) = at {
+            let what = format!("{key} cannot stand beside [[gpu.share]]: each share has its own");
+            return Err(Mistake { place, what, hint: Some("move it into the [[gpu.share]] tables".into()) });
+        }
+        let mut rules: Vec<ShareRule> = Vec::new();
+        for spanned in shares {
+            let share = spanned.get_ref();
+            let rule = self.share(
+                share.name.as_ref(),
+                share.replicas.as_ref(),
+                share.memory.as_ref(),
+                share.sm_percent.as_ref(),
+                share.advisory.or(gpu.advisory).unwrap_or(false),
+            )?;
+            if rules.iter().any(|earlier| earlier.name == rule.name) {
+                let place = share.name.as_ref().map_or_else(|| self.place(spanned), |name| self.place(name));
+                let what = format!("two shares of one GPU are named {:?}", rule.name);
+                let hint = Some("give each [[gpu.share]] a name, or one of them more replicas".into());
+                return Err(Mistake { place, what, hint });
+            }
+            rules.push(rule);
+        }
+        Ok(rules)
+    }
+
+    fn share(
+        &self,
+        name: Option<&Spanned<String>>,
+        replicas: Option<&Spanned<i64>>,
+        memory: Option<&Spanned<RawSize>>,
+        sm_percent: Option<&Spanned<i64>>,
+        advisory: bool,
+    ) -> Result<ShareRule, Mistake> {
+        if let Some(name) = name {
+            value::share_name(name.get_ref()).map_err(|why| self.mistake(name, why))?;
+        }
+        let memory = memory.map(|size| {
+            let bytes = value::size(&size.get_ref().0);
+            bytes.map(Memory::Bytes).map_err(|why| self.mistake(size, format!("memory: {why}")))
+        });
+        let sm_percent = sm_percent.map(|percent| match u32::try_from(*percent.get_ref()) {
+            Ok(number @ 1..=100) => Ok(number),
+            _ => Err(self.mistake(percent, format!("sm_percent is {}: it is 1 to 100", percent.get_ref()))),
+        });
+        Ok(ShareRule {
+            name: name.map_or_else(|| DEFAULT_NAME.to_owned(), |name| name.get_ref().clone()),
+            replicas: replicas.map_or(Ok(1), |replicas| self.count(replicas, "replicas"))?,
+            memory: memory.transpose()?,
+            sm_percent: sm_percent.transpose()?,
+            advisory,
+        })
+    }
+
+    fn count(&self, count: &Spanned<i64>, key: &str) -> Result<u32, Mistake> {
+        match u32::try_from(*count.get_ref()) {
+            Ok(number @ 1..=MOST_REPLICAS) => Ok(number),
+            _ => {
+                Err(self.mistake(count, format!("{key} is {}: it is 1 to {MOST_REPLICAS}", count.get_ref())))
+            }
+        }
+    }
+
+    fn entry(&self, entry: &Spanned<String>) -> Result<MatchEntry, Mistake> {
+        let text = entry.get_ref().clone();
+        let matches = Match::parse(&text).map_err(|why| self.mistake(entry, format!("match: {why}")))?;
+        Ok(MatchEntry { text, matches, place: self.place(entry) })
+    }
+
+    /// The first match wins, so the second of two same entries never does anything.
+    fn no_entry_twice(&self, rules: &[Rule]) -> Result<(), Mistake> {
+        let mut seen: Vec<&MatchEntry> = Vec::new();
+        for entry in rules.iter().flat_map(|rule| &rule.matches) {
+            if let Some(first) = seen.iter().find(|seen| seen.matches == entry.matches) {
+                let what =
+                    format!("{:?} is matched already, at {}: the first match wins", entry.text, first.place);
+                return Err(Mistake {
+                    place: entry.place.clone(),
+                    what,
+                    hint: Some("remove one of the two".into()),
+                });
+            }
+            seen.push(entry);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! What the administrator wants: /etc/divvy/config.toml, or NVIDIA's device-plugin YAML, as a `Config` whose every
+//! value is allowed. Nothing of the machine is known here; whether the wish can be met is the planner's part. What
+//! this version cannot do yet is refused by its name and never ignored.
+//!
+//! - `value`: sizes, durations, share names and match entries, each from its text
+//! - `file`: TOML -> `Config`, every mistake with line and column
+//! - `device_plugin`: the YAML of NVIDIA's Kubernetes device plugin -> `Config`
+//! - `edit`: changes a rule in the TOML text and keeps all the rest
+
+mod device_plugin;
+pub mod edit;
+mod file;
+pub mod value;
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, Status};
+use value::Match;
+
+/// Where the configuration is, unless `--config` says otherwise. It need not be there.
+pub const DEFAULT_PATH: &str = "/etc/divvy/config.toml";
+
+/// A configuration is a page of text; what is longer is another file.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// Most replicas of one GPU or MIG device. Each time-sliced container holds a context of some 200 MiB, so the largest
+/// GPUs end well below; more is a slip of the finger that would fill the spec directory.
+pub const MOST_REPLICAS: u32 = 1024;
+
+/// What the configuration asks for. The default is that of a missing file: whole GPUs and MIG devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[[gpu]]` tables in file order; the first that matches a device decides on it.
+    pub rules: Vec<Rule>,
+    /// Whether whole GPUs and MIG devices get names.
+    pub whole_names: WholeNames,
+    /// NVIDIA's strategy for MIG names; none: index and UUID in the one kind.
+    pub mig_strategy: Option<MigStrategy>,
+    /// What the user should know about how this file was understood.
+    pub warnings: Vec<String>,
+}
+
+/// One `[[gpu]]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// File and line, for messages.
+    pub place: Place,
+    /// What it is about.
+    pub matches: Vec<MatchEntry>,
+    /// Whole, or cut into shares in which way.
+    pub mode: Mode,
+    /// Shares of each matched device; empty where it stays whole.
+    pub shares: Vec<ShareRule>,
+    /// The shares' limits may add up to more than the device has.
+    pub overcommit: bool,
+    /// CDI class of the shares if not `gpu`.
+    pub class: Option<String>,
+}
+
+/// One entry of a match list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatchEntry {
+    /// As it was written.
+    pub text: String,
+    /// What it means.
+    pub matches: Match,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// Equal shares under one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareRule {
+    /// The prefix of their device names.
+    pub name: String,
+    /// How many of them each matched device has, 1 to `MOST_REPLICAS`.
+    pub replicas: u32,
+    /// What each may use.
+    pub memory: Option<Memory>,
+    /// Percent of the device's SMs that each may use, 1 to 100.
+    pub sm_percent: Option<u32>,
+    /// A limit that nothing holds is accepted.
+    pub advisory: bool,
+}
+
+/// A memory limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Bytes.
+    Bytes(u64),
+    /// The device's memory divided by its replicas.
+    EqualPart,
+}
+
+/// How a GPU or MIG device is given out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// To one name.
+    #[default]
+    Whole,
+    /// To several, which the driver serves in turns.
+    TimeSlice,
+    /// To several at once, through NVIDIA's MPS server.
+    Mps,
+}
+
+/// Whether names of whole GPUs and MIG devices are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WholeNames {
+    /// Unless another generator writes them into the same directory.
+    #[default]
+    Auto,
+    /// Always.
+    Yes,
+    /// Never.
+    No,
+}
+
+/// NVIDIA's strategies for MIG devices, as its Kubernetes plugin has them (`--mig-strategy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigStrategy {
+    /// MIG devices have no names.
+    None,
+    /// All GPUs are cut into MIG devices of one profile, which are `nvidia.com/gpu`.
+    Single,
+    /// MIG devices are also `nvidia.com/mig-<profile>`.
+    Mixed,
+}
+
+/// A place in a file, for messages: `/etc/divvy/config.toml:7:12`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    file: String,
+    /// Both from 1; column counts characters.
+    line_and_column: Option<(usize, usize)>,
+}
+
+impl Place {
+    /// The place of byte `offset` in `text`.
+    fn in_text(file: &str, text: &str, offset: usize) -> Self {
+        let before = &text.as_bytes()[..offset.min(text.len())];
+        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        let column = 1 + String::from_utf8_lossy(&before[line_start..]).chars().count();
+        Self { file: file.to_owned(), line_and_column: Some((line, column)) }
+    }
+
+    /// A file as a whole.
+    fn file(file: &str) -> Self {
+        Self { file: file.to_owned(), line_and_column: None }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line_and_column {
+            Some((line, column)) => write!(f, "{}:{line}:{column}", self.file),
+            None => f.write_str(&self.file),
+        }
+    }
+}
+
+/// A mistake in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct Mistake {
+    /// Where.
+    pub place: Place,
+    /// What is wrong, and what is allowed.
+    pub what: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl From<Mistake> for Failure {
+    fn from(mistake: Mistake) -> Self {
+        let hint = mistake.hint.clone();
+        let failure = Failure::new(mistake).status(Status::Usage);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration's text: NVIDIA's device-plugin YAML if the name ends so, else TOML. `name` is for
+    /// messages.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Mistake> {
+        if name.ends_with(".yaml") || name.ends_with(".yml") {
+            device_plugin::parse(name, text)
+        } else {
+            file::parse(name, text)
+        }
+    }
+
+    /// Reads and parses a file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = read(path)?;
+        Ok(Self::parse(&path.display().to_string(), &text).map_err(Failure::from)?)
+    }
+
+    /// As `load`, but a missing file is the default configuration.
+    pub fn load_if_there(path: &Path) -> Result<Self> {
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            _ => Self::load(path),
+        }
+    }
+}
+
+/// A configuration's text, or why it cannot be one.
+pub fn read(path: &Path) -> Result<String> {
+    let cannot = || format!("cannot read the configuration {}", path.display());
+    let refuse =
+        |what: String, hint: &str| Failure::new(anyhow::anyhow!(what)).hint(hint).status(Status::Usage);
+    // Not a FIFO, which would wait for its writer.
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::PermissionDenied => "run as root, or let your user read it",
+            io::ErrorKind::NotFound => "check the name that --config gives",
+            _ => "check the path and its permissions",
+        };
+        Failure::new(anyhow::Error::new(error).context(cannot())).hint(hint).status(Status::Usage)
+    })?;
+    let metadata = file.metadata().with_context(cannot)?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a directory" } else { "no regular file" };
+        return Err(refuse(format!("the configuration {} is {what}", path.display()), "name a file").into());
+    }
+    let mut bytes = Vec::new();
+    file.take(SIZE_LIMIT + 1).read_to_end(&mut bytes).with_context(cannot)?;
+    if bytes.len() as u64 > SIZE_LIMIT {
+        let what = format!("the configuration {} is larger than 1 MiB", path.display());
+        return Err(refuse(what, "this is some other file").into());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes());
+        let place = Place::in_text(&path.display().to_string(), &text, valid);
+        refuse(format!("{place}: the configuration is not UTF-8 from here on"), "save it as UTF-8").into()
+    })
+}
+
+#[cfg(test)]
+mod tests;

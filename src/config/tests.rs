@@ -1,0 +1,229 @@
+//! Configurations as text, and what is said about each mistake.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, Mistake> {
+    Config::parse("c.toml", text)
+}
+
+#[track_caller]
+fn config(text: &str) -> Config {
+    parse(text).unwrap_or_else(|mistake| panic!("{mistake}"))
+}
+
+#[test]
+fn nothing_is_the_default() {
+    assert_eq!(config(""), Config::default());
+    assert_eq!(config("# a comment\n"), Config::default());
+}
+
+#[test]
+fn equal_replicas() {
+    let config = config("[[gpu]]\nmatch = [\"0\", \"1:2\"]\nmode = \"time-slice\"\nreplicas = 4\n");
+    let [rule] = &config.rules[..] else { panic!("{config:?}") };
+    assert_eq!((rule.mode, rule.class.as_deref(), rule.overcommit), (Mode::TimeSlice, None, false));
+    let matches: Vec<_> = rule.matches.iter().map(|entry| entry.matches.clone()).collect();
+    assert_eq!(matches, [Match::Index(0), Match::Mig(1, 2)]);
+    let share =
+        ShareRule { name: "shared".into(), replicas: 4, memory: None, sm_percent: None, advisory: false };
+    assert_eq!(rule.shares, [share]);
+}
+
+#[test]
+fn unequal_shares_inherit_advisory() {
+    let config = config(
+        "[[gpu]]\nmatch = [\"all\"]\nmode = \"time-slice\"\nadvisory = true\nrename = true\novercommit = true\n\
+         [[gpu.share]]\nname = \"large\"\nmemory = \"40GiB\"\nsm_percent = 50\n\
+         [[gpu.share]]\nname = \"small\"\nreplicas = 4\nmemory = \"8GiB\"\nadvisory = false\n",
+    );
+    let rule = &config.rules[0];
+    assert_eq!((rule.class.as_deref(), rule.overcommit), (Some("gpu.shared"), true));
+    let large = ShareRule {
+        name: "large".into(),
+        replicas: 1,
+        memory: Some(Memory::Bytes(40 << 30)),
+        sm_percent: Some(50),
+        advisory: true,
+    };
+    let small = ShareRule {
+        name: "small".into(),
+        replicas: 4,
+        memory: Some(Memory::Bytes(8 << 30)),
+        sm_percent: None,
+        advisory: false,
+    };
+    assert_eq!(rule.shares, [large, small]);
+}
+
+#[test]
+fn top_level_keys() {
+    for (text, names, strategy) in [
+        ("whole_names = \"yes\"\n", WholeNames::Yes, None),
+        ("whole_names = \"no\"\nmig_strategy = \"mixed\"\n", WholeNames::No, Some(MigStrategy::Mixed)),
+        ("mig_strategy = \"none\"\n", WholeNames::Auto, Some(MigStrategy::None)),
+    ] {
+        let config = config(text);
+        assert_eq!((config.whole_names, config.mig_strategy), (names, strategy));
+    }
+}
+
+/// One rule for GPU 0, time-sliced, with these lines more.
+fn rule(lines: &str) -> String {
+    format!("[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\n{lines}\n")
+}
+
+#[test]
+fn what_asks_for_nothing_is_accepted() {
+    config(&rule("exclusive = false\nwhole = false\ngraphics = false"));
+    config("[[gpu]]\nmatch = [\"0\"]\nmode = \"whole\"\n");
+    config("[[gpu]]\nmatch = [\"0\"]\n");
+}
+
+#[test]
+fn mistakes_name_line_column_and_what_is_allowed() {
+    const SIZE: &str = "a size is a whole number with KiB, MiB or GiB, as in \"8GiB\"";
+    for (text, said) in [
+        (
+            "gpus = 1\n".to_owned(),
+            "c.toml:1:1: unknown key `gpus`, expected one of `gpu`, `pool`, `whole_names`, `mig_strategy`, `start_timeout`"
+                .to_owned(),
+        ),
+        (
+            "\n[[gpu]]\nmatch = [\"0\"]\nrepilcas = 4\n".into(),
+            "c.toml:4:1: unknown key `repilcas`, expected one of `match`, `mode`, `name`, `replicas`, `memory`, `sm_percent`, \
+             `advisory`, `require`, `overcommit`, `rename`, `exclusive`, `whole`, `graphics`, `share`"
+                .into(),
+        ),
+        ("[[gpu]]\nmode = \"whole\"\n".into(), "c.toml:1:1: missing key `match`".into()),
+        (rule("mode = \"mps\""), "c.toml:4:1: duplicate key".into()),
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nmode = \"shared\"\n".into(),
+            "c.toml:3:8: unknown value `shared`, expected one of `whole`, `time-slice`, `mps`".into(),
+        ),
+        (
+            "whole_names = \"maybe\"".into(),
+            "c.toml:1:15: unknown value `maybe`, expected one of `auto`, `yes`, `no`".into(),
+        ),
+        (rule("replicas = 0"), "c.toml:4:12: replicas is 0: it is 1 to 1024".into()),
+        (rule("replicas = -1"), "c.toml:4:12: replicas is -1: it is 1 to 1024".into()),
+        (rule("replicas = 1_000_000_000"), "c.toml:4:12: replicas is 1000000000: it is 1 to 1024".into()),
+        (rule("replicas = \"4\""), "c.toml:4:12: invalid type: string \"4\", expected a whole number".into()),
+        (rule("sm_percent = 0"), "c.toml:4:14: sm_percent is 0: it is 1 to 100".into()),
+        (rule("sm_percent = 101"), "c.toml:4:14: sm_percent is 101: it is 1 to 100".into()),
+        (rule("memory = \"1T\""), format!("c.toml:4:10: memory: \"T\" in \"1T\" is no unit: {SIZE}")),
+        (rule("memory = \"1.5G\""), format!("c.toml:4:10: memory: \"1.5G\" is not a whole number: {SIZE}")),
+        (rule("memory = \"-1\""), format!("c.toml:4:10: memory: \"-1\" does not begin with a digit: {SIZE}")),
+        (rule("memory = -1"), format!("c.toml:4:10: memory: \"-1\" does not begin with a digit: {SIZE}")),
+        (rule("memory = \"10 GB\""), format!("c.toml:4:10: memory: \"GB\" in \"10 GB\" is no unit: {SIZE}")),
+        (rule("memory = 10"), format!("c.toml:4:10: memory: \"10\" has no unit: {SIZE}")),
+        (rule("memory = 1.5"), format!("c.toml:4:10: memory: \"1.5\" is not a whole number: {SIZE}")),
+        (rule("memory = true"), "c.toml:4:10: invalid type: boolean `true`, expected a size as in \"8GiB\"".into()),
+        (
+            rule("name = \"team a\""),
+            "c.toml:4:8: the device name in \"team a\" cannot hold ' ' (character 5)".into(),
+        ),
+        (
+            rule("name = \"all\""),
+            "c.toml:4:8: the name \"all\" is reserved: it has a meaning of its own".into(),
+        ),
+        (
+            rule("[[gpu.share]]\nname = \"a\"\n[[gpu.share]]\nname = \"a\""),
+            "c.toml:7:8: two shares of one GPU are named \"a\"".into(),
+        ),
+        (
+            rule("[[gpu.share]]\nreplicas = 2\n[[gpu.share]]\nreplicas = 3"),
+            "c.toml:6:1: two shares of one GPU are named \"shared\"".into(),
+        ),
+        (
+            rule("replicas = 2\n[[gpu.share]]\nname = \"a\""),
+            "c.toml:4:12: replicas cannot stand beside [[gpu.share]]: each share has its own".into(),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nreplicas = 2\n".into(),
+            "c.toml:3:12: replicas needs a mode: without one the GPU stays whole".into(),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nmode = \"whole\"\nmemory = \"1GiB\"\n".into(),
+            "c.toml:4:10: memory cannot stand in a rule with mode = \"whole\"".into(),
+        ),
+        (
+            "[[gpu]]\nmatch = []\n".into(),
+            format!("c.toml:2:9: match is empty: {}", value::MATCH_FORMS),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"0\", \"\"]\n".into(),
+            format!("c.toml:2:15: match: \"\" matches nothing: {}", value::MATCH_FORMS),
+        ),
+        (
+            "[[gpu]]\nmatch = [0]\n".into(),
+            "c.toml:2:10: invalid type: integer `0`, expected a string".into(),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"0\", \"0\"]\n".into(),
+            "c.toml:2:15: \"0\" is matched already, at c.toml:2:10: the first match wins".into(),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"10:1c.0\"]\n[[gpu]]\nmatch = [\"0000:10:1C.0\"]\n".into(),
+            "c.toml:4:10: \"0000:10:1C.0\" is matched already, at c.toml:2:10: the first match wins".into(),
+        ),
+        ("[[gpu]\n".into(), "c.toml:1:7: unclosed array table, expected `]`".into()),
+        ("# größe\nx".into(), "c.toml:2:2: key with no value, expected `=`".into()),
+    ] {
+        assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said), "{text}");
+    }
+}
+
+#[test]
+fn what_comes_later_is_refused_and_not_ignored() {
+    for (text, said) in [
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nmode = \"mps\"\n".to_owned(),
+            "c.toml:3:8: mode = \"mps\" is not enforced yet: this version of divvy runs no MPS",
+        ),
+        (
+            rule("exclusive = true"),
+            "c.toml:4:13: exclusive = true is not enforced yet: this version of divvy has no leases",
+        ),
+        (
+            rule("whole = true"),
+            "c.toml:4:9: whole = true is not enforced yet: this version of divvy has no leases",
+        ),
+        (
+            rule("graphics = true"),
+            "c.toml:4:12: graphics = true is not enforced yet: this version of divvy gives no /dev/dri nodes",
+        ),
+        (
+            rule("require = \"kernel\""),
+            "c.toml:4:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
+        ),
+        (
+            rule("[[gpu.share]]\nrequire = \"mps\""),
+            "c.toml:5:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
+        ),
+        (rule("require = \"most\""), "c.toml:4:11: unknown value `most`, expected `kernel` or `mps`"),
+        (
+            "start_timeout = \"10s\"\n".into(),
+            "c.toml:1:17: start_timeout is not enforced yet: this version of divvy has no leases",
+        ),
+        ("start_timeout = 10\n".into(), "c.toml:1:17: invalid type: integer `10`, expected a string"),
+        (
+            "\n[pool.shared]\nwait = \"30m\"\n".into(),
+            "c.toml:2:7: pool.shared is not enforced yet: this version of divvy has no leases",
+        ),
+        (
+            "[pool.shared]\nwait = \"soon\"\n".into(),
+            "c.toml:2:8: wait: \"soon\" is no duration: it is a whole number with s, m or h, as in \"30m\"",
+        ),
+        (
+            "[pool.shared]\norder = \"random\"\n".into(),
+            "c.toml:2:9: unknown value `random`, expected `spread` or `pack`",
+        ),
+        ("[pool.shared]\nper_container = 0\n".into(), "c.toml:2:17: per_container is 0: it is 1 to 1024"),
+        (
+            "[pool.shared]\nwaits = 0\n".into(),
+            "c.toml:2:1: unknown key `waits`, expected one of `wait`, `order`, `per_container`",
+        ),
+    ] {
+        assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said.to_owned()), "{text}");
+    }
+}
