@@ -29,7 +29,7 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write the CDI spec that names this machine's GPUs and MIG devices
+    /// Write the CDI spec that names this machine's GPUs, MIG devices and shares
     Generate(GenerateArgs),
     /// Show the devices that containers can ask for
     List(ListArgs),
@@ -56,12 +56,26 @@ pub struct MachineArgs {
     pub dev_root: Option<PathBuf>,
 }
 
+/// What is wanted of the machine.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Configuration, or the YAML of NVIDIA's device plugin [default: /etc/divvy/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the plan is kept [default: /run/divvy, for a spec where engines look]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
 /// Options of `generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// The machine
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// The plan
+    #[command(flatten)]
+    pub plan: PlanArgs,
     /// File to write, - for standard output [default: /var/run/cdi/divvy.json, - with --host]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -93,6 +107,9 @@ pub struct ListArgs {
     /// The machine
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// The plan
+    #[command(flatten)]
+    pub plan: PlanArgs,
     /// Format of the listing
     #[arg(long, value_enum, default_value = "table")]
     pub format: ListFormat,

@@ -3,8 +3,9 @@
 //! - `cli`, `commands`: what was typed; one verb a file
 //! - `nvml`: the driver's management library, and all unsafe code
 //! - `discover`: 1. the machine, or a simulated one -> `Host`
-//! - `plan`: 2. `Host` -> `Plan`: devices, their names and nodes; pure
-//! - `spec`: 3. `Plan` -> CDI spec
+//! - `config`: /etc/divvy/config.toml -> `Config`
+//! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
+//! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk
 //! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
@@ -21,6 +22,7 @@ mod discover;
 mod failure;
 mod nvml;
 mod plan;
+mod publish;
 mod spec;
 mod trust;
 

@@ -1,6 +1,7 @@
-//! Step 3: `Plan` -> CDI spec. What each device gets, by its two names, and what every container gets besides: control
-//! nodes, the driver's files, one environment variable and the one hook. Spec-level edits apply once to a
-//! container however many devices it asks for (CDI SPEC.md, "OCI Edits").
+//! Step 3: `Plan` -> CDI specs, one for each kind. What each device gets, by each of its names, and what every container
+//! gets besides: control nodes, the driver's files, one environment variable and the one hook. Spec-level edits apply
+//! once to a container however many devices of the kind it asks for (CDI SPEC.md, "OCI Edits"); devices of two kinds
+//! bring the same ones twice, which engines and hook take as once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,7 @@ use hooks::args::{CreateContainer, Library, Link};
 
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFiles, DriverLibrary};
-use crate::plan::{Plan, PlannedNode};
-
-/// Kind of all devices: the one that NVIDIA's tools taught.
-pub const KIND: &str = "nvidia.com/gpu";
-
-/// Every whole GPU and MIG device that has a name.
-const ALL: &str = "all";
+use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
 
 /// Read-only, and a container's own mounts stay its own.
 const MOUNT_OPTIONS: [&str; 5] = ["ro", "nosuid", "nodev", "rbind", "rprivate"];
@@ -33,17 +28,29 @@ pub struct Paths<'a> {
     pub hook: &'a Path,
 }
 
-/// Builds and validates the spec.
-pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Spec> {
-    let mut spec = Spec::new(KIND.parse()?);
-    for device in &plan.devices {
+/// Builds and validates the specs: that of the class `gpu` first, if it has devices, then the others by class.
+pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Spec>> {
+    let mut classes: Vec<&str> =
+        plan.devices.iter().flat_map(|device| &device.classes).map(String::as_str).collect();
+    classes.sort_by_key(|class| (*class != GPU_CLASS, *class));
+    classes.dedup();
+    classes.into_iter().map(|class| build_kind(class, plan, files, paths)).collect()
+}
+
+fn build_kind(class: &str, plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Spec> {
+    let mut spec = Spec::new(format!("{VENDOR}/{class}").parse()?);
+    let devices = || plan.devices.iter().filter(|device| device.classes.iter().any(|of| of == class));
+    for device in devices() {
         let edits =
             ContainerEdits { device_nodes: nodes(&device.nodes, paths)?, ..ContainerEdits::default() };
-        for name in [&device.name, &device.uuid] {
+        for name in device.names() {
             spec.devices.push(named(name, edits.clone())?);
         }
     }
-    spec.devices.push(named(ALL, all(plan, paths)?)?);
+    let whole: Vec<&Device> = devices().filter(|device| device.kind != Kind::Share).collect();
+    if !whole.is_empty() {
+        spec.devices.push(named(ALL, all(&whole, paths)?)?);
+    }
     spec.devices.sort_by(|a, b| a.name.cmp(&b.name));
     spec.container_edits = common(plan, files, paths)?;
     spec.cdi_version = cdi::minimum_version(&spec).to_string();
@@ -55,11 +62,11 @@ fn named(name: &str, container_edits: ContainerEdits) -> Result<cdi::Device> {
     Ok(cdi::Device { name: name.parse()?, annotations: BTreeMap::new(), container_edits })
 }
 
-/// The union of all devices' nodes: MIG devices of one GPU share its node, and compute instances their GPU
-/// instance's capability.
-fn all(plan: &Plan, paths: &Paths<'_>) -> Result<ContainerEdits> {
+/// The union of the devices' nodes: MIG devices of one GPU share its node, and compute instances their GPU
+/// instance's capability. Never a share: who asks for everything asks for whole devices.
+fn all(devices: &[&Device], paths: &Paths<'_>) -> Result<ContainerEdits> {
     let mut union: Vec<PlannedNode> = Vec::new();
-    for node in plan.devices.iter().flat_map(|device| &device.nodes) {
+    for node in devices.iter().flat_map(|device| &device.nodes) {
         if !union.contains(node) {
             union.push(node.clone());
         }
@@ -107,19 +114,20 @@ fn common(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Contain
         env: vec!["NVIDIA_VISIBLE_DEVICES=void".into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
         mounts: libraries.chain(others).map(mount).collect::<Result<_>>()?,
-        hooks: vec![create_container_hook(files, paths)?],
+        hooks: vec![create_container_hook(plan, files, paths)?],
         ..ContainerEdits::default()
     })
 }
 
 /// The one spec-level hook. Its environment must not be empty: a runtime may hand the image's environment to a
 /// hook without one (CVE-2025-23266).
-fn create_container_hook(files: &DriverFiles, paths: &Paths<'_>) -> Result<Hook> {
+fn create_container_hook(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Hook> {
     let name = paths.hook.file_name().context("the hook's path has no file name")?;
     let library = |library: &DriverLibrary| Library::new(&library.path, &library.soname);
     let request = CreateContainer {
         libraries: files.libraries.iter().map(library).collect::<Result<_, _>>()?,
         links: files.libraries.iter().filter_map(development_link).collect::<Result<_, _>>()?,
+        generation: Some(plan.generation.clone()),
     };
     Ok(Hook {
         hook_name: HookName::CreateContainer,

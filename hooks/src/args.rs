@@ -78,6 +78,9 @@ pub struct CreateContainer {
     /// A further symbolic link to make in the container
     #[arg(long = "link", value_name = "TARGET=PATH")]
     pub links: Vec<Link>,
+    /// The plan that the spec was made from; this phase needs nothing of it
+    #[arg(long, value_name = "ID")]
+    pub generation: Option<String>,
 }
 
 /// A driver library that the spec mounts into the container.
@@ -117,7 +120,12 @@ impl CreateContainer {
     pub fn to_args(&self) -> Vec<String> {
         let libraries = self.libraries.iter().map(|library| format!("--library={library}"));
         let links = self.links.iter().map(|link| format!("--link={link}"));
-        std::iter::once("create-container".to_owned()).chain(libraries).chain(links).collect()
+        let generation = self.generation.iter().map(|id| format!("--generation={id}"));
+        std::iter::once("create-container".to_owned())
+            .chain(generation)
+            .chain(libraries)
+            .chain(links)
+            .collect()
     }
 }
 
@@ -257,12 +265,14 @@ mod tests {
                 Link::new("../card0", "/dev/dri/by-path/pci-0=card").unwrap(),
                 Link::new("-odd", "/a").unwrap(),
             ],
+            generation: Some("00ff00ff00ff00ff".into()),
         };
         let words = request.to_args();
         assert_eq!(
             words,
             [
                 "create-container",
+                "--generation=00ff00ff00ff00ff",
                 "--library=/usr/lib/x86_64-linux-gnu/libcuda.so.580.126.09=libcuda.so.1",
                 "--library=/usr/lib/x86_64-linux-gnu/libnvidia-glcore.so.580.126.09",
                 "--library=/opt/a=b c/libx.so",

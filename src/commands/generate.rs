@@ -1,4 +1,4 @@
-//! `divvy generate`: discover, plan, build the spec, write it in one step.
+//! `divvy generate`: discover, plan, build the specs, write them and the plan.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -7,20 +7,36 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tracing::debug;
 
-use super::{STDOUT, list, print_problems, require_devices};
+use super::{Planned, STDOUT, list, print_problems, require_devices};
 use crate::cli::{GenerateArgs, SpecFormat};
-use crate::discover::{self, Source, create};
+use crate::discover::Source;
+use crate::discover::host::Host;
 use crate::failure::{Failure, Status, say};
+use crate::plan::earlier::{self, Earlier};
 use crate::plan::{self, Plan};
+use crate::publish::{self, State};
 use crate::spec;
 use crate::trust;
-
-/// Where engines look, and where nvidia-ctk puts its own: cleared at boot, like the devices.
-const DEFAULT_OUTPUT: &str = "/var/run/cdi/divvy.json";
 
 enum Output {
     Stdout,
     File(PathBuf),
+}
+
+impl Output {
+    /// The file that is written, or would be.
+    fn path(&self) -> &Path {
+        match self {
+            Self::Stdout => Path::new(publish::DEFAULT_OUTPUT),
+            Self::File(path) => path,
+        }
+    }
+}
+
+/// A spec as it will be written.
+struct Rendered {
+    path: PathBuf,
+    text: String,
 }
 
 /// Runs the verb.
@@ -28,18 +44,25 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     let output = output(args);
     let format = format(args, &output)?;
     let source = args.machine.source()?;
-    let roots = args.machine.roots()?;
-    let hook = hook_path(args.hook_path.as_deref(), matches!(source, Source::Sim(_)))?;
+    let hook = hook_path(args.hook_path.as_deref(), !matches!(source, Source::Live(_)))?;
 
-    let mut host = discover::discover(&source)?;
-    if args.create_device_nodes {
-        for made in create::missing_nodes(&mut host, &roots.dev)? {
-            if !quiet {
-                say("note", format_args!("made {made}"));
-            }
+    let to_disk = matches!(output, Output::File(_)) && !args.dry_run;
+    let state_dir = match output {
+        Output::Stdout => args.plan.state_dir.clone(),
+        Output::File(_) => publish::state_dir(args.plan.state_dir.as_deref(), output.path()),
+    };
+    // From before the earlier plan is read until the new one is written.
+    let state = state_dir.as_deref().filter(|_| to_disk).map(State::open).transpose().map_err(state_hint)?;
+    let earlier = state_dir.as_deref().map(publish::earlier).unwrap_or_default();
+
+    let made = |made: &str| {
+        if !quiet {
+            say("note", format_args!("made {made}"));
         }
-    }
-    let plan = plan::plan(&host);
+    };
+    let create_nodes = args.create_device_nodes.then_some(&made as &dyn Fn(&str));
+    let Planned { host, plan, .. } =
+        Planned::new(&args.machine, &args.plan, source, &earlier, output.path(), create_nodes)?;
     for device in &plan.devices {
         let nodes: Vec<_> = device.nodes.iter().map(|node| node.path.display().to_string()).collect();
         debug!("device {} = {}: {}", device.name, device.uuid, nodes.join(" "));
@@ -47,26 +70,37 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     print_problems(&plan, quiet);
     require_devices(&plan)?;
 
+    let roots = args.machine.roots()?;
     let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook: &hook };
-    let spec = spec::build(&plan, &host.driver_files, &paths)?;
-    let contents = match format {
-        SpecFormat::Json => spec.to_json(),
-        SpecFormat::Yaml => yaml(&spec)?,
-    };
-    let status = if plan.problems.is_empty() { Status::Done } else { Status::Incomplete };
+    let specs = render(&spec::build(&plan, &host.driver_files, &paths)?, format, &output)?;
     match output {
-        _ if args.dry_run => dry_run(&plan, &output, contents.len())?,
-        Output::Stdout => std::io::stdout().write_all(contents.as_bytes()).context(STDOUT)?,
+        _ if args.dry_run => dry_run(&host, &plan, &specs, &output)?,
+        Output::Stdout => {
+            let all = specs.iter().map(|spec| spec.text.as_str()).collect::<Vec<_>>();
+            let between = if format == SpecFormat::Yaml { "---\n" } else { "" };
+            std::io::stdout().write_all(all.join(between).as_bytes()).context(STDOUT)?;
+        }
         Output::File(path) => {
             warn_of_weakness(&[&hook, &path]);
-            let written = write(&path, &contents)?;
+            let said = write(&path, &specs, &host, &plan, &earlier, state.as_ref())?;
             if !quiet {
-                // The spec is in place: whether somebody reads this changes nothing.
-                let _ = writeln!(std::io::stdout(), "{}", summary(&path, &plan, written));
+                // The specs are in place: whether somebody reads this changes nothing.
+                let _ = writeln!(std::io::stdout(), "{said}");
             }
         }
     }
-    Ok(status)
+    Ok(if plan.problems.is_empty() { Status::Done } else { Status::Incomplete })
+}
+
+fn render(specs: &[cdi::Spec], format: SpecFormat, output: &Output) -> Result<Vec<Rendered>> {
+    let render = |spec: &cdi::Spec| {
+        let text = match format {
+            SpecFormat::Json => spec.to_json(),
+            SpecFormat::Yaml => yaml(spec)?,
+        };
+        Ok(Rendered { path: publish::spec_path(output.path(), spec.kind.class()), text })
+    };
+    specs.iter().map(render).collect()
 }
 
 /// Every string is quoted: to YAML 1.1 the name `0:1` is a number.
@@ -75,13 +109,13 @@ fn yaml(spec: &cdi::Spec) -> Result<String> {
     serde_saphyr::to_string_with_options(spec, options).context("write the spec as YAML")
 }
 
-/// A simulated host's spec belongs into the engines' directory only where somebody says so.
+/// A simulated or recorded host's spec belongs into the engines' directory only where somebody says so.
 fn output(args: &GenerateArgs) -> Output {
     match &args.output {
         Some(path) if path == Path::new("-") => Output::Stdout,
         Some(path) => Output::File(path.clone()),
         None if args.machine.host.is_some() => Output::Stdout,
-        None => Output::File(DEFAULT_OUTPUT.into()),
+        None => Output::File(publish::DEFAULT_OUTPUT.into()),
     }
 }
 
@@ -113,7 +147,7 @@ fn format(args: &GenerateArgs, output: &Output) -> Result<SpecFormat> {
 }
 
 /// The hook's absolute path. A spec that names a hook which is not there makes every start fail.
-fn hook_path(given: Option<&Path>, simulated: bool) -> Result<PathBuf> {
+fn hook_path(given: Option<&Path>, elsewhere: bool) -> Result<PathBuf> {
     let path = match given {
         Some(path) => std::path::absolute(path)?,
         None => {
@@ -125,7 +159,7 @@ fn hook_path(given: Option<&Path>, simulated: bool) -> Result<PathBuf> {
     if metadata.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0) {
         return Ok(path);
     }
-    if simulated && given.is_none() {
+    if elsewhere && given.is_none() {
         return Ok("/usr/bin/divvy-hook".into());
     }
     Err(Failure::new(anyhow::anyhow!("there is no program at {}, where the hook should be", path.display()))
@@ -144,11 +178,43 @@ fn warn_of_weakness(paths: &[&Path]) {
     }
 }
 
-fn write(path: &Path, contents: &str) -> Result<cdi::Written> {
-    cdi::write(path, contents.as_bytes()).map_err(|error| match write_hint(&error, path) {
+/// Side kinds first and the plan last: whoever sees the new plan finds all of its specs. Returns what to say.
+fn write(
+    output: &Path,
+    specs: &[Rendered],
+    host: &Host,
+    plan: &Plan,
+    earlier: &Earlier,
+    state: Option<&State>,
+) -> Result<String> {
+    let mut said = Vec::new();
+    for spec in specs.iter().rev() {
+        let written =
+            cdi::write(&spec.path, spec.text.as_bytes()).map_err(|error| explain(error, &spec.path))?;
+        let verb = if written == cdi::Written::Unchanged { "unchanged:" } else { "wrote" };
+        said.push(format!("{verb} {}", spec.path.display()));
+    }
+    let paths: Vec<PathBuf> = specs.iter().map(|spec| spec.path.clone()).collect();
+    for removed in publish::remove_stale(output, &earlier.specs, &paths)? {
+        said.push(format!("removed {}", removed.display()));
+    }
+    if let Some(state) = state {
+        state
+            .write_plan(&earlier::to_json(plan, &host.driver_version, &paths))
+            .map_err(|error| explain(error, output))?;
+    }
+    said.reverse();
+    if said.is_empty() {
+        said.push(format!("nothing to write to {}", output.display()));
+    }
+    Ok(format!("{}: {}", said.join(", "), counts(plan)))
+}
+
+fn explain(error: cdi::WriteError, path: &Path) -> anyhow::Error {
+    match write_hint(&error, path) {
         Some(hint) => Failure::new(error).hint(hint).into(),
         None => error.into(),
-    })
+    }
 }
 
 fn write_hint(error: &cdi::WriteError, path: &Path) -> Option<String> {
@@ -169,26 +235,31 @@ fn write_hint(error: &cdi::WriteError, path: &Path) -> Option<String> {
     }
 }
 
-fn summary(path: &Path, plan: &Plan, written: cdi::Written) -> String {
-    let verb = match written {
-        cdi::Written::Created | cdi::Written::Replaced => "wrote",
-        cdi::Written::Unchanged => "unchanged:",
-    };
-    let of = |kind| plan.devices.iter().filter(|device| device.kind == kind).count();
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    format!(
-        "{verb} {}: {}, {}",
-        path.display(),
-        count(of(plan::Kind::Gpu), "GPU"),
-        count(of(plan::Kind::Mig), "MIG device")
-    )
+fn state_hint(error: anyhow::Error) -> anyhow::Error {
+    Failure::new(error).hint("run as root, or choose a file of your own with --output").into()
 }
 
-fn dry_run(plan: &Plan, output: &Output, bytes: usize) -> Result<()> {
-    list::print_table(plan)?;
-    let target = match output {
-        Output::Stdout => "standard output".to_owned(),
-        Output::File(path) => path.display().to_string(),
-    };
-    writeln!(std::io::stdout(), "\nwould write these devices, {bytes} bytes, to {target}").context(STDOUT)
+/// `7 GPUs, 4 MIG devices, 4 shares`
+fn counts(plan: &Plan) -> String {
+    let of = |kind| plan.devices.iter().filter(|device| device.kind == kind).count();
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let mut counts = vec![count(of(plan::Kind::Gpu), "GPU"), count(of(plan::Kind::Mig), "MIG device")];
+    if of(plan::Kind::Share) > 0 {
+        counts.push(count(of(plan::Kind::Share), "share"));
+    }
+    counts.join(", ")
+}
+
+fn dry_run(host: &Host, plan: &Plan, specs: &[Rendered], output: &Output) -> Result<()> {
+    list::print_table(host, plan)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out).context(STDOUT)?;
+    for spec in specs {
+        let target = match output {
+            Output::Stdout => "standard output".to_owned(),
+            Output::File(_) => spec.path.display().to_string(),
+        };
+        writeln!(out, "would write {} bytes to {target}", spec.text.len()).context(STDOUT)?;
+    }
+    writeln!(out, "would give names to {} (generation {})", counts(plan), plan.generation).context(STDOUT)
 }

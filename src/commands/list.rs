@@ -1,79 +1,173 @@
-//! `divvy list`: the devices that containers can ask for, as a table or as JSON.
+//! `divvy list`: the devices that containers can ask for, by GPU, as a table or as JSON.
 
 use std::io::Write;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{STDOUT, print_problems, require_devices};
+use super::{Planned, STDOUT, print_problems, require_devices};
 use crate::cli::{ListArgs, ListFormat};
-use crate::discover;
+use crate::config::Mode;
+use crate::discover::host::{Gpu, Host};
 use crate::failure::Status;
-use crate::plan::{self, Device, Plan};
-use crate::spec::KIND;
+use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, VENDOR};
 
 /// The JSON listing. Sizes are bytes.
 #[derive(Serialize)]
 struct Listing<'a> {
     driver_version: &'a str,
     cuda_version: Option<&'a str>,
-    kind: &'static str,
+    generation: &'a str,
+    devices: Vec<ListedDevice<'a>>,
+    control_nodes: &'a [PlannedNode],
+    problems: &'a [Problem],
+    warnings: &'a [String],
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct ListedDevice<'a> {
+    /// As `--device` takes them: `nvidia.com/gpu=shared-0`.
+    cdi_names: Vec<String>,
     #[serde(flatten)]
-    plan: &'a Plan,
+    device: &'a Device,
 }
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
-    let host = discover::discover(&args.machine.source()?)?;
-    let plan = plan::plan(&host);
+    let Planned { host, plan, .. } = Planned::as_generated(&args.machine, &args.plan)?;
     match args.format {
         ListFormat::Json => {
-            let listing = Listing {
-                driver_version: &host.driver_version,
-                cuda_version: host.cuda_version.as_deref(),
-                kind: KIND,
-                plan: &plan,
-            };
             let mut out = std::io::stdout().lock();
-            serde_json::to_writer_pretty(&mut out, &listing).map_err(std::io::Error::from).context(STDOUT)?;
+            serde_json::to_writer_pretty(&mut out, &listing(&host, &plan))
+                .map_err(std::io::Error::from)
+                .context(STDOUT)?;
             writeln!(out).context(STDOUT)?;
         }
         ListFormat::Table if plan.devices.is_empty() => {}
-        ListFormat::Table => print_table(&plan)?,
+        ListFormat::Table => print_table(&host, &plan)?,
     }
     print_problems(&plan, quiet);
     require_devices(&plan)?;
     Ok(Status::Done)
 }
 
-/// One line a device. `--device nvidia.com/gpu=` takes the first column or the last.
-pub fn print_table(plan: &Plan) -> Result<()> {
-    let mut rows = vec![["NAME", "TYPE", "MODEL", "PROFILE", "MEMORY", "SMS", "UUID"].map(str::to_owned)];
-    rows.extend(plan.devices.iter().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
+fn listing<'a>(host: &'a Host, plan: &'a Plan) -> Listing<'a> {
+    let listed = |device: &'a Device| ListedDevice { cdi_names: cdi_names(device), device };
+    Listing {
+        driver_version: &host.driver_version,
+        cuda_version: host.cuda_version.as_deref(),
+        generation: &plan.generation,
+        devices: plan.devices.iter().map(listed).collect(),
+        control_nodes: &plan.control_nodes,
+        problems: &plan.problems,
+        warnings: &plan.warnings,
+        notes: &plan.notes,
+    }
+}
+
+fn cdi_names(device: &Device) -> Vec<String> {
+    let names =
+        |class: &String| device.names().map(|name| format!("{VENDOR}/{class}={name}")).collect::<Vec<_>>();
+    device.classes.iter().flat_map(names).collect()
+}
+
+const COLUMNS: usize = 6;
+
+/// One block a GPU, one line a device. `--device` takes the first column.
+pub fn print_table(host: &Host, plan: &Plan) -> Result<()> {
+    let rows: Vec<_> = plan.devices.iter().map(|device| (device.gpu, row(device))).collect();
+    let mut head = ["NAME", "MODE", "MEMORY", "SMS", "LIMITED BY", "MIG DEVICE"].map(str::to_owned);
+    if plan.devices.iter().all(|device| device.mig.is_none()) {
+        head[COLUMNS - 1].clear();
+    }
+    let width = |column: usize| {
+        let cells = rows.iter().map(|(_, row)| &row[column]).chain([&head[column]]);
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let line = |row: &[String; COLUMNS]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
     let mut out = std::io::stdout().lock();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end()).context(STDOUT)?;
+    writeln!(out, "{}", line(&head)).context(STDOUT)?;
+    for gpu in &host.gpus {
+        let of_gpu: Vec<_> = rows.iter().filter(|(index, _)| *index == gpu.index).collect();
+        if !of_gpu.is_empty() {
+            writeln!(out, "{}", about(gpu)).context(STDOUT)?;
+        }
+        for (_, row) in of_gpu {
+            writeln!(out, "{}", line(row)).context(STDOUT)?;
+        }
     }
     Ok(())
 }
 
-fn row(device: &Device) -> [String; 7] {
+/// The line above a GPU's devices.
+fn about(gpu: &Gpu) -> String {
+    let memory = gpu.memory_bytes.map(mib);
+    let facts = [gpu.model.clone(), memory, gpu.pci_address.clone(), Some(gpu.uuid.clone())];
+    format!("GPU {}: {}", gpu.index, facts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{}MiB", bytes >> 20)
+}
+
+fn row(device: &Device) -> [String; COLUMNS] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
-    let kind = match device.kind {
-        plan::Kind::Gpu => "gpu",
-        plan::Kind::Mig => "mig",
-    };
+    let mig = device.mig.as_ref().map(|mig| format!("{} {}", or_dash(mig.profile.clone()), device.uuid));
     [
-        device.name.clone(),
-        kind.into(),
-        or_dash(device.model.clone()),
-        or_dash(device.mig.as_ref().and_then(|mig| mig.profile.clone())),
-        or_dash(device.memory_bytes.map(|bytes| format!("{}MiB", bytes >> 20))),
+        name(device),
+        mode(device),
+        or_dash(device.memory_bytes.map(mib)),
         or_dash(device.sms.map(|sms| sms.to_string())),
-        device.uuid.clone(),
+        limited_by(device),
+        mig.unwrap_or_default(),
     ]
+}
+
+/// As `--device` takes it, without the kind where that is nvidia.com/gpu.
+fn name(device: &Device) -> String {
+    match device.classes.first() {
+        Some(class) if class != GPU_CLASS => format!("{VENDOR}/{class}={}", device.name),
+        _ => device.name.clone(),
+    }
+}
+
+fn mode(device: &Device) -> String {
+    let mode = match device.mode {
+        Mode::Whole if device.kind == Kind::Mig => "mig",
+        Mode::Whole => "whole",
+        Mode::TimeSlice => "time-slice",
+        Mode::Mps => "mps",
+    };
+    match &device.share {
+        Some(share) => format!("{mode}, 1 of {} on {}", share.count, share.of),
+        None => mode.into(),
+    }
+}
+
+/// What keeps the container to the memory and SMs of its line. A whole GPU needs nothing to.
+fn limited_by(device: &Device) -> String {
+    let limits = [("memory", device.limits.memory), ("SMs", device.limits.sms)];
+    let held: Vec<_> = limits.iter().filter_map(|(what, limit)| Some((*what, (*limit)?))).collect();
+    match held[..] {
+        [] if device.kind == Kind::Share => "nothing".into(),
+        [] => "-".into(),
+        [(_, one), (_, other)] if one == other => level(&one).into(),
+        _ => held
+            .iter()
+            .map(|(what, limit)| format!("{what}: {}", level(limit)))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+fn level(limit: &Limit) -> &'static str {
+    match limit.by {
+        Level::Mig => "mig",
+        Level::Advisory => "nothing (advisory)",
+    }
 }

@@ -5,15 +5,19 @@ mod generate;
 mod list;
 mod sim;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::cli::{Cli, Command, MachineArgs};
+use crate::cli::{Cli, Command, MachineArgs, PlanArgs};
+use crate::config::{self, Config};
+use crate::discover::host::Host;
 use crate::discover::sim::SimHost;
-use crate::discover::{self, Roots, Source};
+use crate::discover::{self, Roots, Source, create};
 use crate::failure::{Failure, Status, say};
-use crate::plan::Plan;
+use crate::plan::earlier::Earlier;
+use crate::plan::{self, Plan};
+use crate::publish;
 
 const STDOUT: &str = "cannot write to standard output";
 
@@ -46,6 +50,53 @@ impl MachineArgs {
     }
 }
 
+/// What every verb that shows or writes devices begins with.
+struct Planned {
+    host: Host,
+    config: Config,
+    plan: Plan,
+}
+
+impl Planned {
+    /// Discovers and plans. `output` is the spec file; `create_nodes` is told of each device node that was made, none
+    /// makes no nodes.
+    fn new(
+        machine: &MachineArgs,
+        args: &PlanArgs,
+        source: Source,
+        earlier: &Earlier,
+        output: &Path,
+        create_nodes: Option<&dyn Fn(&str)>,
+    ) -> Result<Self> {
+        let config = config(args, &source)?;
+        let output_dir = publish::output_dir(output);
+        let mut host = discover::discover(&source, &output_dir)?;
+        if let Some(made) = create_nodes {
+            create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
+        }
+        let plan = plan::plan(&host, &config, earlier, &output_dir);
+        Ok(Self { host, config, plan })
+    }
+
+    /// As the last `generate` that engines read did it, so that a listing shows the names that work.
+    fn as_generated(machine: &MachineArgs, args: &PlanArgs) -> Result<Self> {
+        let source = machine.source()?;
+        let live = matches!(source, Source::Live(_)).then_some(Path::new(publish::STATE_DIR));
+        let earlier = args.state_dir.as_deref().or(live).map(publish::earlier).unwrap_or_default();
+        let output = earlier.specs.first().cloned().unwrap_or_else(|| publish::DEFAULT_OUTPUT.into());
+        Self::new(machine, args, source, &earlier, &output, None)
+    }
+}
+
+/// The configuration that was named, else the host's own.
+fn config(args: &PlanArgs, source: &Source) -> Result<Config> {
+    match (&args.config, source) {
+        (Some(path), _) => Config::load(path),
+        (None, Source::Live(_)) => Config::load_if_there(Path::new(config::DEFAULT_PATH)),
+        (None, _) => Ok(Config::default()),
+    }
+}
+
 fn no_such_host(name: &str) -> anyhow::Error {
     Failure::new(anyhow::anyhow!("there is no simulated host {name:?}"))
         .hint(format!("choose one of {}", discover::sim::names()))
@@ -68,6 +119,9 @@ fn print_problems(plan: &Plan, quiet: bool) {
     for hint in hints {
         say("hint", hint);
     }
+    for warning in &plan.warnings {
+        say("warning", warning);
+    }
     if !quiet {
         for note in &plan.notes {
             say("note", note);
@@ -77,7 +131,8 @@ fn print_problems(plan: &Plan, quiet: bool) {
 
 /// A machine without a device is an error everywhere: an empty spec makes engines fail without a reason.
 fn require_devices(plan: &Plan) -> Result<()> {
-    if !plan.devices.is_empty() {
+    // Where all names are left to others, there is nothing to write and nothing wrong.
+    if !plan.devices.is_empty() || plan.whole_names_withheld && plan.problems.is_empty() {
         return Ok(());
     }
     let (what, hint) = if plan.problems.is_empty() && plan.notes.is_empty() {

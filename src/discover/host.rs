@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::files::Node;
+use super::others::Others;
 pub use crate::nvml::facts::{ComputeMode, FailedGpu, FailedMigDevice, Placement};
 
 /// One machine with NVIDIA GPUs.
@@ -23,6 +24,9 @@ pub struct Host {
     /// The driver's files for containers.
     #[serde(skip)]
     pub driver_files: DriverFiles,
+    /// CDI specs and generators that are not divvy's.
+    #[serde(skip)]
+    pub others: Others,
 }
 
 /// One physical GPU.

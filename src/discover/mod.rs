@@ -6,6 +6,7 @@
 //! - `files`: where files are read, a live or a simulated machine
 //! - `nodes`: device numbers, device nodes, MIG capabilities
 //! - `driver`: the driver's version and files
+//! - `others`: CDI specs and generators that are not divvy's
 //! - `create`: makes missing device nodes
 //! - `sim`: the built-in simulated hosts
 
@@ -14,6 +15,7 @@ pub mod driver;
 pub mod files;
 pub mod host;
 mod nodes;
+pub mod others;
 pub mod sim;
 
 use std::path::{Path, PathBuf};
@@ -46,15 +48,17 @@ pub struct Roots {
 }
 
 /// Discovers a host.
-pub fn discover(source: &Source) -> Result<Host> {
+///
+/// `output_dir` is where the spec goes; others' specs there matter even where engines do not look by themselves.
+pub fn discover(source: &Source, output_dir: &Path) -> Result<Host> {
     match source {
         Source::Live(roots) => {
             let files = Live::open(&roots.driver, &roots.dev)
                 .with_context(|| format!("cannot open the driver root {}", roots.driver.display()))?;
             let facts = read_nvml(&files, roots).map_err(|error| explain_start(error, &roots.driver))?;
-            assemble(facts, &files)
+            assemble(facts, &files, output_dir)
         }
-        Source::Sim(sim) => assemble(sim.facts(), &sim.tree()),
+        Source::Sim(sim) => assemble(sim.facts(), &sim.tree(), output_dir),
     }
 }
 
@@ -96,7 +100,7 @@ fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {
 }
 
 /// Facts and files of one machine -> Host. The same code for live and simulated machines.
-fn assemble(facts: facts::Facts, files: &dyn Files) -> Result<Host> {
+fn assemble(facts: facts::Facts, files: &dyn Files, output_dir: &Path) -> Result<Host> {
     let numbers = Numbers::read(files);
     let driver_version = driver::version(files, facts.driver_version.as_deref())?;
     let driver_files = driver::files(files, &driver_version);
@@ -108,6 +112,7 @@ fn assemble(facts: facts::Facts, files: &dyn Files) -> Result<Host> {
         failed: facts.failed,
         control_nodes: numbers.control_nodes(files),
         driver_files,
+        others: others::read(files, output_dir),
     })
 }
 

@@ -1,39 +1,75 @@
-//! Step 2: `Host` -> `Plan`: which CDI devices there will be, under which names, with which nodes; and what is left
-//! out, each with its reason. Pure: no file is read and no clock asked here, so that a plan is the same on the
-//! machine, on a simulated host and in a test.
+//! Step 2: `Host` + `Config` -> `Plan`: which CDI devices there will be, under which names, with which nodes and
+//! limits; and what is left out, each with its reason. Pure: no file is read and no clock asked here, so that a plan
+//! is the same on the machine, on a simulated host and in a test.
+//!
+//! - `unit`: whole GPUs and MIG devices, and which rule decides on each
+//! - `nodes`: what a device consists of, and what keeps it from being given out
+//! - `shares`: a device cut into shares: sums, limits, numbers
+//! - `names`: names that others write too, and names that mean another device than before
+//! - `earlier`: the plan as a file, and what is read back from the one before
 
-use std::path::PathBuf;
+pub mod earlier;
+mod names;
+mod nodes;
+mod shares;
+mod unit;
+
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::discover::host::{
-    Capability, ComputeMode, ControlNode, DeviceNode, DriverLibrary, Found, Gpu, Host, MigDevice, MigMode,
-    Placement,
-};
+use crate::config::{Config, MigStrategy, Mode};
+use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
+use earlier::{Earlier, KnownGpu};
+pub use shares::{Level, Limit, Limits};
+pub use unit::{Unit, covers, units};
+
+/// Vendor of all kinds: the one that NVIDIA's tools taught.
+pub const VENDOR: &str = "nvidia.com";
+/// Class of whole GPUs, MIG devices, and of shares that have no other.
+pub const GPU_CLASS: &str = "gpu";
+/// The name for every whole GPU and MIG device that has one.
+pub const ALL: &str = "all";
 
 /// What `generate` writes and `list` shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// Devices in GPU order, MIG devices in the place of their GPU.
+    /// Tells one plan from another; in the plan's file and in every spec made from it.
+    pub generation: String,
+    /// Devices in GPU order, MIG devices and shares in the place of their GPU.
     pub devices: Vec<Device>,
+    /// GPUs that have numbers, in the order of the numbers.
+    #[serde(skip)]
+    pub gpus: Vec<KnownGpu>,
     /// What every container with a device gets besides.
     pub control_nodes: Vec<PlannedNode>,
     /// What should be there and is not.
     pub problems: Vec<Problem>,
+    /// What is done as asked, and may not be what was meant.
+    pub warnings: Vec<String>,
     /// What is as it should be and may still surprise.
     pub notes: Vec<String>,
+    /// Names of whole GPUs and MIG devices are left to another generator.
+    #[serde(skip)]
+    pub whole_names_withheld: bool,
 }
 
-/// One CDI device: a whole GPU or a MIG device.
+/// One CDI device: a whole GPU, a MIG device, or a share of either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Device {
-    /// `0` for a GPU, `0:1` for a MIG device: NVML indices.
+    /// `0` for a GPU, `0:1` for a MIG device: NVML indices; `shared-0` for a share.
     pub name: String,
-    /// The same device by UUID: `GPU-...` or `MIG-...`.
+    /// CDI classes in which it has its names: `gpu` for the kind nvidia.com/gpu.
+    pub classes: Vec<String>,
+    /// The same device by UUID, `GPU-...` or `MIG-...`; of a share, the device that it is a part of.
     pub uuid: String,
-    /// GPU or MIG device.
+    /// GPU, MIG device or share.
     #[serde(rename = "type")]
     pub kind: Kind,
+    /// Whole, or how the shares of one device share it.
+    pub mode: Mode,
+    /// NVML index of the GPU.
+    pub gpu: u32,
     /// Product name of the GPU.
     pub model: Option<String>,
     /// PCI address of the GPU, as sysfs writes it.
@@ -42,15 +78,28 @@ pub struct Device {
     pub compute_capability: Option<String>,
     /// Who may open contexts on the GPU.
     pub compute_mode: Option<ComputeMode>,
-    /// Memory, bytes.
+    /// Memory that the device has, or that the share's limit leaves of it, bytes.
     pub memory_bytes: Option<u64>,
-    /// Streaming multiprocessors.
+    /// Streaming multiprocessors, likewise.
     pub sms: Option<u32>,
-    /// What a MIG device is a part of.
+    /// What holds the two.
+    pub limits: Limits,
+    /// What a share is a part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
+    /// What a MIG device, or the one that it is a share of, is a part of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mig: Option<MigPart>,
     /// Device nodes of this device alone.
     pub nodes: Vec<PlannedNode>,
+}
+
+impl Device {
+    /// Its names in each of its classes. A share has no UUID of its own.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let uuid = (self.kind != Kind::Share).then_some(self.uuid.as_str());
+        std::iter::once(self.name.as_str()).chain(uuid)
+    }
 }
 
 /// Kinds of devices.
@@ -61,6 +110,19 @@ pub enum Kind {
     Gpu,
     /// A compute instance inside a GPU instance.
     Mig,
+    /// A part of one of the two.
+    Share,
+}
+
+/// What a share is a part of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Share {
+    /// The whole device, as `0` or `0:1`.
+    pub of: String,
+    /// The share's name in the configuration: its device name without the number.
+    pub name: String,
+    /// How many shares the whole device is cut into.
+    pub count: u32,
 }
 
 /// The instances that a MIG device is made of.
@@ -97,11 +159,102 @@ pub struct Problem {
     pub hint: String,
 }
 
-/// Decides on every device of the host.
-pub fn plan(host: &Host) -> Plan {
-    let mut plan = Plan::default();
+/// Decides on every device of the host. `earlier` is the plan before this one, whose names shall not wander;
+/// `output_dir` is where the spec goes, and so where a name may not be defined by another spec too.
+pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output_dir: &Path) -> Plan {
+    let mut plan = Plan { warnings: config.warnings.clone(), ..Plan::default() };
+    if !refused_by_mig_strategy(host, config, &mut plan) {
+        let units = unit::units(host, config);
+        let decided = unit::decide(&units, host, config, &mut plan);
+        plan_units(host, config, &decided, earlier, &mut plan);
+        names::consider_others(host, config, output_dir, &mut plan);
+    }
+    what_nvml_cannot_tell(host, config, &mut plan);
+    for control in &host.control_nodes {
+        nodes::plan_control_node(control, &mut plan);
+    }
+    nodes::plan_libraries(host, &mut plan);
+    names::moved(earlier, &mut plan);
+    plan.generation = earlier::generation(host, &plan);
+    plan
+}
+
+/// NVIDIA's `single` means that every device is the same; a machine where they are not is refused as a whole, since
+/// `nvidia.com/gpu` would mean two things.
+fn refused_by_mig_strategy(host: &Host, config: &Config, plan: &mut Plan) -> bool {
+    if config.mig_strategy != Some(MigStrategy::Single) {
+        return false;
+    }
+    let mut profiles: Vec<_> =
+        host.gpus.iter().flat_map(|gpu| &gpu.mig_devices).map(|mig| &mig.profile).collect();
+    profiles.sort();
+    profiles.dedup();
+    let whole = host.gpus.iter().find(|gpu| gpu.mig_mode != MigMode::Enabled);
+    let (what, why) = match (whole, &profiles[..]) {
+        (Some(gpu), _) => (format!("GPU {}", gpu.index), "is not in MIG mode".to_owned()),
+        (None, [_, _, ..]) => {
+            let names: Vec<_> =
+                profiles.iter().map(|profile| profile.as_deref().unwrap_or("(no name)")).collect();
+            ("this machine".into(), format!("has MIG devices of several profiles: {}", names.join(", ")))
+        }
+        _ => return false,
+    };
+    plan.problems.push(Problem {
+        what,
+        why: format!("{why}, and mig_strategy = \"single\" means that all devices are the same"),
+        hint: "use mig_strategy = \"mixed\", or cut all GPUs alike".into(),
+    });
+    true
+}
+
+fn plan_units(
+    host: &Host,
+    config: &Config,
+    decided: &[unit::Decided<'_>],
+    earlier: &Earlier,
+    plan: &mut Plan,
+) {
+    let order = shares::number(host, config, decided, earlier);
+    for decided in decided {
+        let unit = &decided.unit;
+        let planned = nodes::usable_uuid(unit.uuid()).and_then(|()| match unit {
+            Unit::Gpu(gpu) => Ok(vec![nodes::gpu_node(gpu)?]),
+            Unit::Mig(gpu, mig) => nodes::mig_nodes(gpu, mig),
+        });
+        let whole = planned.map(|nodes| Device { nodes, classes: classes(unit, config), ..unit.device() });
+        let devices = whole.and_then(|whole| match decided.rule {
+            Some(rule) if rule.mode != Mode::Whole => shares::cut(&whole, rule, &order, plan),
+            _ => Ok(vec![whole]),
+        });
+        match devices {
+            Ok(devices) => plan.devices.extend(devices),
+            Err(left_out) => plan.problems.push(left_out.problem(unit.what())),
+        }
+    }
+    plan.gpus = order.gpus;
+}
+
+/// The kinds of a whole device's names. Under `mixed` a MIG device is also of the kind that NVIDIA's plugin calls
+/// a resource: `nvidia.com/mig-1g.10gb`, with a dot for each `+`.
+fn classes(unit: &Unit<'_>, config: &Config) -> Vec<String> {
+    let mut classes = vec![GPU_CLASS.to_owned()];
+    if let Unit::Mig(_, mig) = unit
+        && config.mig_strategy == Some(MigStrategy::Mixed)
+        && let Some(profile) = &mig.profile
+    {
+        let class = format!("mig-{}", profile.replace('+', "."));
+        // A profile that nobody has heard of may hold anything.
+        if format!("{VENDOR}/{class}").parse::<cdi::Kind>().is_ok() {
+            classes.push(class);
+        }
+    }
+    classes
+}
+
+/// GPUs and MIG devices that did not answer, or contradict each other, and GPUs that are cut by MIG into nothing.
+fn what_nvml_cannot_tell(host: &Host, config: &Config, plan: &mut Plan) {
     for gpu in &host.gpus {
-        plan_gpu(gpu, &mut plan);
+        mig_failures(gpu, config, plan);
     }
     for failed in &host.failed {
         plan.problems.push(Problem {
@@ -111,40 +264,17 @@ pub fn plan(host: &Host) -> Plan {
                 .into(),
         });
     }
-    for control in &host.control_nodes {
-        plan_control_node(control, &mut plan);
-    }
-    plan_libraries(host, &mut plan);
-    plan
 }
 
-/// A library that is there and cannot be read is missed later and in stranger ways. Devices without libcuda are of use
-/// to few programs, and a spec without it looks whole.
-fn plan_libraries(host: &Host, plan: &mut Plan) {
-    for (path, why) in &host.driver_files.broken {
-        plan.problems.push(Problem {
-            what: path.display().to_string(),
-            why: format!("is left out: it cannot be read as a library: {why}"),
-            hint: "install the driver's user space anew".into(),
-        });
-    }
-    let is_cuda = |library: &DriverLibrary| library.soname == "libcuda.so.1";
-    if !host.driver_files.libraries.iter().any(is_cuda) {
-        plan.problems.push(Problem {
-            what: format!("libcuda.so.{}", host.driver_version),
-            why: "was not found where drivers are installed: containers go without it".into(),
-            hint: "install the driver's user space in the version of its kernel module; if it lies elsewhere, name its root with --driver-root".into(),
-        });
-    }
-}
-
-fn plan_gpu(gpu: &Gpu, plan: &mut Plan) {
+fn mig_failures(gpu: &Gpu, config: &Config, plan: &mut Plan) {
     if gpu.mig_mode != MigMode::Enabled {
-        let what = format!("GPU {}", gpu.index);
-        match usable_uuid(&gpu.uuid).and_then(|()| gpu_node(gpu)) {
-            Ok(node) => plan.devices.push(Device { nodes: vec![node], ..device(gpu) }),
-            Err(missing) => plan.problems.push(missing.problem(what)),
-        }
+        return;
+    }
+    if config.mig_strategy == Some(MigStrategy::None) {
+        plan.notes.push(format!(
+            "GPU {} is in MIG mode and mig_strategy is \"none\", so neither it nor its MIG devices have names",
+            gpu.index
+        ));
         return;
     }
     if gpu.mig_devices.is_empty() && gpu.mig_failed.is_empty() {
@@ -153,146 +283,12 @@ fn plan_gpu(gpu: &Gpu, plan: &mut Plan) {
             index = gpu.index
         ));
     }
-    for mig in &gpu.mig_devices {
-        let what = format!("MIG device {}:{}", gpu.index, mig.index);
-        match usable_uuid(&mig.uuid).and_then(|()| mig_nodes(gpu, mig)) {
-            Ok(nodes) => plan.devices.push(mig_device(gpu, mig, nodes)),
-            Err(missing) => plan.problems.push(missing.problem(what)),
-        }
-    }
     for failed in &gpu.mig_failed {
         plan.problems.push(Problem {
             what: format!("MIG device {}:{}", gpu.index, failed.index),
             why: format!("is left out: NVML cannot read it: {}", failed.reason),
             hint: "`nvidia-smi -L` should show it; a driver older than its GPU may not".into(),
         });
-    }
-}
-
-fn device(gpu: &Gpu) -> Device {
-    Device {
-        name: gpu.index.to_string(),
-        uuid: gpu.uuid.clone(),
-        kind: Kind::Gpu,
-        model: gpu.model.clone(),
-        pci_address: gpu.pci_address.clone(),
-        compute_capability: gpu.compute_capability.clone(),
-        compute_mode: gpu.compute_mode,
-        memory_bytes: gpu.memory_bytes,
-        sms: gpu.sms,
-        mig: None,
-        nodes: Vec::new(),
-    }
-}
-
-fn mig_device(gpu: &Gpu, mig: &MigDevice, nodes: Vec<PlannedNode>) -> Device {
-    Device {
-        name: format!("{}:{}", gpu.index, mig.index),
-        uuid: mig.uuid.clone(),
-        kind: Kind::Mig,
-        memory_bytes: mig.memory_bytes,
-        sms: mig.sms,
-        mig: Some(MigPart {
-            profile: mig.profile.clone(),
-            gpu_instance: mig.gpu_instance,
-            compute_instance: mig.compute_instance,
-            placement: mig.placement,
-        }),
-        nodes,
-        ..device(gpu)
-    }
-}
-
-/// Why a device cannot be given to a container.
-struct LeftOut {
-    why: String,
-    hint: String,
-}
-
-impl LeftOut {
-    fn problem(self, what: String) -> Problem {
-        Problem { what, why: format!("is left out: {}", self.why), hint: self.hint }
-    }
-}
-
-/// A UUID becomes a CDI device name, which one strange character makes the whole spec unreadable for.
-fn usable_uuid(uuid: &str) -> Result<(), LeftOut> {
-    uuid.parse::<cdi::DeviceName>().map(|_| ()).map_err(|error| LeftOut {
-        why: format!("its UUID {uuid:?} cannot be a device name: {error}"),
-        hint: "compare with `nvidia-smi -L`; a driver that garbles UUIDs needs an upgrade".into(),
-    })
-}
-
-fn gpu_node(gpu: &Gpu) -> Result<PlannedNode, LeftOut> {
-    let node = gpu.node.as_ref().ok_or_else(|| LeftOut {
-        why: "its minor number is not known".into(),
-        hint: "`grep Minor /proc/driver/nvidia/gpus/*/information` should show it; upgrade the driver if not"
-            .into(),
-    })?;
-    device_node(node)
-}
-
-/// The GPU's node and the two capabilities: all three or none, since two of them open nothing.
-fn mig_nodes(gpu: &Gpu, mig: &MigDevice) -> Result<Vec<PlannedNode>, LeftOut> {
-    let capability = |capability: &Capability| match capability {
-        Capability::Node(node) => device_node(node),
-        Capability::Unlisted { name } => Err(LeftOut {
-            why: format!("the driver lists no capability {name}"),
-            hint: "check /proc/driver/nvidia-caps/mig-minors and the GPU instances (`nvidia-smi mig -lgi`)"
-                .into(),
-        }),
-    };
-    Ok(vec![
-        gpu_node(gpu)?,
-        capability(&mig.gpu_instance_capability)?,
-        capability(&mig.compute_instance_capability)?,
-    ])
-}
-
-fn device_node(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
-    planned(node).map_err(|why| LeftOut {
-        why: format!("{} {why}", node.host_path.display()),
-        hint: node_hint(node, "load the NVIDIA kernel module"),
-    })
-}
-
-/// The node as it goes into the spec; or what is wrong with it, for a sentence that begins with its path.
-fn planned(node: &DeviceNode) -> Result<PlannedNode, String> {
-    match &node.found {
-        Found::Present(mode) => Ok(PlannedNode { path: node.path.clone(), mode: *mode }),
-        Found::Missing => Err("is missing".into()),
-        Found::Wrong(what) => Err(format!("cannot be used: {what}")),
-    }
-}
-
-/// What to do about a node that is not as it should be; `load` says how its driver is loaded.
-fn node_hint(node: &DeviceNode, load: &str) -> String {
-    let create = "run `divvy generate --create-device-nodes` as root to make missing device nodes";
-    match &node.found {
-        _ if node.major.is_none() => format!("{load} (/proc/devices does not list it), then {create}"),
-        Found::Wrong(_) => format!("remove {}, then {create}", node.host_path.display()),
-        _ => create.into(),
-    }
-}
-
-/// A control node that CUDA cannot do without goes into the spec even when it is missing: an engine then refuses
-/// to start a container and names the node, which is better than a container in which CUDA fails; and nothing has
-/// to be written anew when the node appears. What stands in its place and is not it, no container gets.
-fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
-    let node = &control.node;
-    match planned(node) {
-        Ok(node) => plan.control_nodes.push(node),
-        Err(why) if control.required => {
-            if node.found == Found::Missing {
-                plan.control_nodes.push(PlannedNode { path: node.path.clone(), mode: node.create_mode });
-            }
-            plan.problems.push(Problem {
-                what: node.host_path.display().to_string(),
-                why: format!("{why}: no container with a GPU will work until it is there"),
-                hint: node_hint(node, &format!("`modprobe {}`", control.module)),
-            });
-        }
-        Err(why) => plan.notes.push(format!("{} {why}; containers go without it", node.host_path.display())),
     }
 }
 

@@ -1,9 +1,16 @@
 use super::*;
+use crate::discover::host::{Capability, Found};
 use crate::discover::sim::SimHost;
 use crate::discover::{Source, discover};
 
+const OUTPUT_DIR: &str = "/var/run/cdi";
+
 fn lab() -> Host {
-    discover(&Source::Sim(SimHost::parse("a100-lab").unwrap())).unwrap()
+    discover(&Source::Sim(SimHost::parse("a100-lab").unwrap()), Path::new(OUTPUT_DIR)).unwrap()
+}
+
+fn plan(host: &Host) -> Plan {
+    super::plan(host, &Config::default(), &Earlier::default(), Path::new(OUTPUT_DIR))
 }
 
 fn paths(device: &Device) -> Vec<&str> {
@@ -112,3 +119,6 @@ fn a_garbled_uuid_costs_one_device() {
     assert_eq!(plan.devices.len(), 10);
     assert_eq!(plan.problems[0].what, "GPU 1");
 }
+
+mod names;
+mod shares;

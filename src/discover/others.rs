@@ -1,0 +1,169 @@
+//! What others say about the same devices: CDI specs in the engines' directories that divvy did not write, and whether
+//! NVIDIA's generator runs on this machine by itself. A name that two files of one directory define is one that no
+//! engine resolves, and a name from outside reaches a GPU past its shares. Nothing here fails: a spec that cannot be
+//! read is remembered as such.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tracing::debug;
+
+use super::files::Files;
+
+/// Where engines look for specs by themselves; a name in the second hides the same name in the first.
+pub const SPEC_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
+/// Where systemd finds units, the administrator's own first (systemd.unit(5)).
+const UNIT_DIRS: [&str; 4] =
+    ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
+/// NVIDIA's unit that writes /var/run/cdi/nvidia.yaml at boot and after changes of the driver.
+const REFRESH_UNIT: &str = "nvidia-cdi-refresh.service";
+
+/// Others' specs and generators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Specs of NVIDIA's kinds.
+    pub specs: Vec<OtherSpec>,
+    /// Spec files that engines may understand and divvy does not, and why.
+    pub unreadable: Vec<(PathBuf, String)>,
+    /// nvidia-cdi-refresh is installed and not masked.
+    pub refresh_unit: bool,
+}
+
+/// One spec that `generate` will not replace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherSpec {
+    /// The file.
+    pub path: PathBuf,
+    /// Its kind, as `nvidia.com/gpu`.
+    pub kind: String,
+    /// Its devices.
+    pub devices: Vec<OtherDevice>,
+}
+
+/// One device of such a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherDevice {
+    /// Name in its kind.
+    pub name: String,
+    /// Device nodes on the host that its containers get, those of the whole spec included.
+    pub nodes: BTreeSet<PathBuf>,
+}
+
+/// The part of a spec that matters here; whatever else stands in it is none of our business.
+#[derive(Deserialize)]
+struct RawSpec {
+    kind: String,
+    #[serde(default)]
+    devices: Vec<RawDevice>,
+    #[serde(default, rename = "containerEdits")]
+    container_edits: RawEdits,
+}
+
+#[derive(Deserialize)]
+struct RawDevice {
+    name: String,
+    #[serde(default, rename = "containerEdits")]
+    container_edits: RawEdits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawEdits {
+    #[serde(default)]
+    device_nodes: Vec<RawNode>,
+    #[serde(default)]
+    hooks: Vec<RawHook>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawNode {
+    path: PathBuf,
+    host_path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct RawHook {
+    #[serde(default)]
+    args: Vec<String>,
+}
+
+/// Looks into the engines' directories, and into the one that divvy writes to if that is another. What divvy wrote
+/// into that one it will write anew; anywhere else it is as strange as any.
+pub fn read(files: &dyn Files, output_dir: &Path) -> Others {
+    let mut others = Others { refresh_unit: refresh_unit(files), ..Others::default() };
+    let engine_dirs = SPEC_DIRS.map(Path::new);
+    let output_dir_too = Some(output_dir).filter(|dir| !engine_dirs.contains(dir));
+    for dir in engine_dirs.into_iter().chain(output_dir_too) {
+        for name in files.names(dir).unwrap_or_default() {
+            let path = dir.join(name);
+            match read_spec(files, &path, dir == output_dir) {
+                Ok(Some(spec)) => others.specs.push(spec),
+                Ok(None) => {}
+                Err(why) => others.unreadable.push((path, why)),
+            }
+        }
+    }
+    debug!("other specs: {others:?}");
+    others
+}
+
+/// A spec that concerns NVIDIA's devices; none for any other file, and for divvy's own if `skip_own`.
+fn read_spec(files: &dyn Files, path: &Path, skip_own: bool) -> Result<Option<OtherSpec>, String> {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    if !matches!(ending, Some("json" | "yaml")) {
+        return Ok(None);
+    }
+    let text = match files.text(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let raw = parse(&text, ending == Some("json"))?;
+    if !raw.kind.starts_with("nvidia.com/") || skip_own && is_own(&raw) {
+        return Ok(None);
+    }
+    let common: Vec<PathBuf> = host_nodes(&raw.container_edits).collect();
+    let device = |device: &RawDevice| OtherDevice {
+        name: device.name.clone(),
+        nodes: common.iter().cloned().chain(host_nodes(&device.container_edits)).collect(),
+    };
+    let devices = raw.devices.iter().map(device).collect();
+    Ok(Some(OtherSpec { path: path.to_path_buf(), kind: raw.kind, devices }))
+}
+
+/// JSON is YAML, but a JSON parser is the faster by far.
+fn parse(text: &str, json: bool) -> Result<RawSpec, String> {
+    let as_json = json.then(|| serde_json::from_str(text).ok()).flatten();
+    match as_json {
+        Some(spec) => Ok(spec),
+        // The first line says what is wrong, the others draw it.
+        None => serde_saphyr::from_str(text)
+            .map_err(|error| error.to_string().lines().next().unwrap_or("it is not a CDI spec").to_owned()),
+    }
+}
+
+fn host_nodes(edits: &RawEdits) -> impl Iterator<Item = PathBuf> {
+    edits.device_nodes.iter().map(|node| node.host_path.as_ref().unwrap_or(&node.path).clone())
+}
+
+/// Whether divvy wrote the file with this text, wherever it lies and whatever its name.
+pub fn is_divvys(text: &str) -> bool {
+    parse(text, true).is_ok_and(|spec| is_own(&spec))
+}
+
+/// The hook is what makes a spec divvy's.
+fn is_own(spec: &RawSpec) -> bool {
+    let mut hooks = spec.container_edits.hooks.iter();
+    hooks.any(|hook| hook.args.get(1).is_some_and(|phase| phase == "create-container"))
+}
+
+fn refresh_unit(files: &dyn Files) -> bool {
+    let unit = |dir: &str| files.text(&Path::new(dir).join(REFRESH_UNIT)).ok();
+    // The first directory that has it decides; a masked unit is a link to /dev/null.
+    UNIT_DIRS.iter().find_map(|dir| unit(dir)).is_some_and(|text| !text.trim().is_empty())
+}

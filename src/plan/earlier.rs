@@ -1,0 +1,179 @@
+//! The plan as a file (plan.json), and what is read back from the one before: which names meant which device, and
+//! which GPUs had which numbers. One generation stands in the file and in the specs made from it, so that a later
+//! reader of both can tell whether they belong together.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::discover::host::Host;
+
+use super::{Device, Plan};
+
+/// Version of the file's format. A reader refuses any other.
+const VERSION: u32 = 1;
+
+/// What an earlier plan says that a later one should keep to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// GPUs in the order of their numbers.
+    pub gpus: Vec<KnownGpu>,
+    /// UUID of the device that each name meant, by class and name.
+    pub names: BTreeMap<(String, String), String>,
+    /// The spec files that were made from it, `divvy.json` first.
+    pub specs: Vec<PathBuf>,
+}
+
+/// A GPU and the numbers of its shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownGpu {
+    /// None for one that NVML counts and cannot read.
+    pub uuid: Option<String>,
+    /// How many numbers of each run are its own.
+    pub numbers: Vec<NumberCount>,
+}
+
+/// A GPU's part of a run of numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumberCount {
+    /// The run.
+    #[serde(flatten)]
+    pub run: Numbers,
+    /// How many of its numbers are this GPU's.
+    pub count: u32,
+}
+
+/// A run of numbers: the shares of one name in one class.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Numbers {
+    /// CDI class.
+    pub class: String,
+    /// Share name.
+    pub name: String,
+}
+
+/// The file.
+#[derive(Serialize)]
+struct PlanFile<'a> {
+    version: u32,
+    generation: &'a str,
+    driver_version: &'a str,
+    specs: &'a [PathBuf],
+    gpus: &'a [KnownGpu],
+    devices: &'a [Device],
+}
+
+/// The part of the file that is read back.
+#[derive(Deserialize)]
+struct EarlierFile {
+    specs: Vec<PathBuf>,
+    gpus: Vec<KnownGpu>,
+    devices: Vec<EarlierDevice>,
+}
+
+#[derive(Deserialize)]
+struct EarlierDevice {
+    name: String,
+    classes: Vec<String>,
+    uuid: String,
+}
+
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: u32,
+}
+
+/// Why a plan file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is of a later or an earlier divvy.
+    #[error("it is of version {found}, and this divvy reads version {VERSION}")]
+    Version {
+        /// What it says.
+        found: u32,
+    },
+    /// It is not what `to_json` wrote.
+    #[error("it is not a plan")]
+    Json {
+        /// Where and why.
+        source: serde_json::Error,
+    },
+}
+
+/// The file's text.
+pub fn to_json(plan: &Plan, driver_version: &str, specs: &[PathBuf]) -> String {
+    let file = PlanFile {
+        version: VERSION,
+        generation: &plan.generation,
+        driver_version,
+        specs,
+        gpus: &plan.gpus,
+        devices: &plan.devices,
+    };
+    // Strings, numbers and lists: nothing in it can fail to be JSON but a path that is not UTF-8, which no spec has.
+    let mut text = serde_json::to_string_pretty(&file).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+impl Earlier {
+    /// Reads a plan file's text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let json = |source| Error::Json { source };
+        let AnyVersion { version } = serde_json::from_str(text).map_err(json)?;
+        if version != VERSION {
+            return Err(Error::Version { found: version });
+        }
+        let file: EarlierFile = serde_json::from_str(text).map_err(json)?;
+        let mut names = BTreeMap::new();
+        for device in file.devices {
+            for class in device.classes {
+                names.insert((class, device.name.clone()), device.uuid.clone());
+            }
+        }
+        Ok(Self { gpus: file.gpus, names, specs: file.specs })
+    }
+}
+
+/// A plan's generation: the same for the same devices and driver, so that a plan that changes nothing leaves every
+/// file as it is.
+pub fn generation(host: &Host, plan: &Plan) -> String {
+    let text = serde_json::to_string(&(&host.driver_version, &plan.devices, &plan.gpus, &plan.control_nodes));
+    format!("{:016x}", fnv1a(text.unwrap_or_default().as_bytes()))
+}
+
+/// 64-bit FNV-1a (RFC 9923): no secret depends on it, and the standard library's hashes may change.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fnv_test_vectors() {
+        // RFC 9923, appendix C.
+        for (text, hash) in
+            [("", 0xcbf2_9ce4_8422_2325), ("a", 0xaf63_dc4c_8601_ec8c), ("foobar", 0x8594_4171_f739_67e8)]
+        {
+            assert_eq!(fnv1a(text.as_bytes()), hash);
+        }
+    }
+
+    #[test]
+    fn a_plan_of_another_version_is_refused() {
+        for (text, said) in [
+            ("{\"version\":2,\"all\":\"else\"}", "it is of version 2, and this divvy reads version 1"),
+            ("{\"version\":1}", "it is not a plan"),
+            ("{\"version\":1,\"specs\":[", "it is not a plan"),
+            ("", "it is not a plan"),
+            ("[]", "it is not a plan"),
+        ] {
+            assert_eq!(Earlier::parse(text).unwrap_err().to_string(), said, "{text}");
+        }
+    }
+}

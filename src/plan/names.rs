@@ -1,0 +1,200 @@
+//! Names beside others: whole devices' names are left to NVIDIA's generator where it writes them into the same
+//! directory, names that two specs define are named, and so are names from outside that reach a shared GPU. And names
+//! beside themselves: those that meant another device in the plan before.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, WholeNames};
+use crate::discover::host::Host;
+use crate::discover::others::{OtherSpec, SPEC_DIRS};
+
+use super::earlier::Earlier;
+use super::{ALL, Device, GPU_CLASS, Kind, Plan, Problem, VENDOR};
+
+/// Decides on names of whole devices, and says what others' names do to ours.
+pub fn consider_others(host: &Host, config: &Config, output_dir: &Path, plan: &mut Plan) {
+    let others = &host.others;
+    let beside: Vec<&OtherSpec> =
+        others.specs.iter().filter(|spec| spec.path.parent() == Some(output_dir)).collect();
+    reached_from_outside(host, plan);
+    let clash = beside.iter().find(|spec| !whole_names_in(plan, spec).is_empty());
+    let withheld_by = match (config.whole_names, clash) {
+        (WholeNames::No, _) => Some("whole_names is \"no\"".to_owned()),
+        (WholeNames::Yes, _) => None,
+        (WholeNames::Auto, Some(spec)) => Some(format!("{} has them", spec.path.display())),
+        (WholeNames::Auto, None) => others.refresh_unit.then(|| "nvidia-cdi-refresh writes them".to_owned()),
+    };
+    if let Some(why) = withheld_by {
+        withhold_whole_names(&why, config.whole_names, plan);
+    }
+    for spec in beside {
+        defined_twice(spec, plan);
+    }
+    hidden(host, output_dir, plan);
+    for (path, why) in &others.unreadable {
+        plan.notes.push(format!("{} cannot be read, so its names are not compared: {why}", path.display()));
+    }
+}
+
+fn kind_of(class: &str) -> String {
+    format!("{VENDOR}/{class}")
+}
+
+/// The names in nvidia.com/gpu that the plan would give whole devices and that a spec has too.
+fn whole_names_in(plan: &Plan, spec: &OtherSpec) -> Vec<String> {
+    if spec.kind != kind_of(GPU_CLASS) {
+        return Vec::new();
+    }
+    let whole = plan.devices.iter().filter(|device| device.kind != Kind::Share);
+    let mut names: BTreeSet<&str> = whole.flat_map(Device::names).collect();
+    if !names.is_empty() {
+        names.insert(ALL);
+    }
+    let theirs = spec.devices.iter().filter(|device| names.contains(device.name.as_str()));
+    theirs.map(|device| device.name.clone()).collect()
+}
+
+fn withhold_whole_names(why: &str, asked: WholeNames, plan: &mut Plan) {
+    for device in plan.devices.iter_mut().filter(|device| device.kind != Kind::Share) {
+        device.classes.retain(|class| class != GPU_CLASS);
+    }
+    let before = plan.devices.len();
+    plan.devices.retain(|device| !device.classes.is_empty());
+    plan.whole_names_withheld = true;
+    if before > plan.devices.len() && asked == WholeNames::Auto {
+        plan.notes.push(format!(
+            "names of whole GPUs and MIG devices are left out, because {why} (whole_names = \"auto\")"
+        ));
+    }
+}
+
+/// Two specs in one directory with one name: engines resolve neither.
+fn defined_twice(spec: &OtherSpec, plan: &mut Plan) {
+    let ours = names_in(plan, &spec.kind);
+    let twice: Vec<&str> =
+        spec.devices.iter().map(|device| device.name.as_str()).filter(|name| ours.contains(*name)).collect();
+    if let Some(names) = listed(&spec.kind, &twice) {
+        plan.problems.push(Problem {
+            what: spec.path.display().to_string(),
+            why: format!("defines {names} too: engines resolve no name that two specs of one directory have"),
+            hint: "remove that file, write one of the two elsewhere with --output, or rename the shares"
+                .into(),
+        });
+    }
+}
+
+/// /var/run/cdi goes before /etc/cdi, name by name.
+fn hidden(host: &Host, output_dir: &Path, plan: &mut Plan) {
+    let [low, high] = SPEC_DIRS.map(Path::new);
+    if output_dir != low {
+        return;
+    }
+    for spec in host.others.specs.iter().filter(|spec| spec.path.parent() == Some(high)) {
+        let ours = names_in(plan, &spec.kind);
+        let hidden: Vec<&str> = spec
+            .devices
+            .iter()
+            .map(|device| device.name.as_str())
+            .filter(|name| ours.contains(*name))
+            .collect();
+        if let Some(names) = listed(&spec.kind, &hidden) {
+            plan.notes.push(format!("{} goes before divvy's spec with {names}", spec.path.display()));
+        }
+    }
+}
+
+fn names_in(plan: &Plan, kind: &str) -> BTreeSet<String> {
+    let devices =
+        plan.devices.iter().filter(|device| device.classes.iter().any(|class| kind_of(class) == kind));
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    for device in devices {
+        if device.kind != Kind::Share {
+            names.insert(ALL.to_owned());
+        }
+        names.extend(device.names().map(str::to_owned));
+    }
+    names
+}
+
+/// Limits and leases of a share do not bind who takes the GPU by another name.
+fn reached_from_outside(host: &Host, plan: &mut Plan) {
+    let mut shared: Vec<&Device> = Vec::new();
+    for device in plan.devices.iter().filter(|device| device.kind == Kind::Share) {
+        if shared.last().is_none_or(|last| last.uuid != device.uuid) {
+            shared.push(device);
+        }
+    }
+    let mut warnings = Vec::new();
+    for spec in &host.others.specs {
+        for share in &shared {
+            let reaches =
+                |nodes: &BTreeSet<PathBuf>| share.nodes.iter().all(|node| nodes.contains(&node.path));
+            let names: Vec<&str> = spec
+                .devices
+                .iter()
+                .filter(|device| reaches(&device.nodes))
+                .map(|device| device.name.as_str())
+                .collect();
+            let of = share.share.as_ref().map(|share| share.of.as_str()).unwrap_or_default();
+            let what = if of.contains(':') { "MIG device" } else { "GPU" };
+            if let Some(names) = listed(&spec.kind, &names) {
+                let path = spec.path.display();
+                warnings.push(format!("{what} {of} can be had past its shares, as {names} of {path}"));
+            }
+        }
+    }
+    plan.warnings.extend(warnings);
+}
+
+/// `nvidia.com/gpu=0`, or the first of several and how many there are; none for none.
+fn listed(kind: &str, names: &[&str]) -> Option<String> {
+    match names {
+        [] => None,
+        [one] => Some(format!("{kind}={one}")),
+        [one, two] => Some(format!("{kind}={one}, {two}")),
+        [first, second, rest @ ..] => Some(format!("{kind}={first}, {second} and {} more", rest.len())),
+    }
+}
+
+/// Says which names mean another device than in the plan before. Who starts a container by an old note or script
+/// should know.
+pub fn moved(earlier: &Earlier, plan: &mut Plan) {
+    let mut runs: Vec<Moved<'_>> = Vec::new();
+    for device in &plan.devices {
+        for class in &device.classes {
+            let Some(before) = earlier.names.get(&(class.clone(), device.name.clone())) else { continue };
+            if *before == device.uuid {
+                continue;
+            }
+            let moved = Moved { class, first: &device.name, last: &device.name, before, now: &device.uuid };
+            match runs.last_mut() {
+                Some(run)
+                    if run.before == moved.before && run.now == moved.now && run.class == moved.class =>
+                {
+                    run.last = moved.last;
+                }
+                _ => runs.push(moved),
+            }
+        }
+    }
+    let notes: Vec<String> = runs.iter().map(Moved::note).collect();
+    plan.notes.extend(notes);
+}
+
+/// Names in a row that moved from one device to another.
+struct Moved<'a> {
+    class: &'a str,
+    first: &'a str,
+    last: &'a str,
+    before: &'a str,
+    now: &'a str,
+}
+
+impl Moved<'_> {
+    fn note(&self) -> String {
+        let Self { class, first, last, before, now } = self;
+        let names = if first == last { format!("{first} means") } else { format!("{first} to {last} mean") };
+        format!("{}={names} {now} now, and meant {before} before", kind_of(class))
+    }
+}

@@ -1,0 +1,181 @@
+//! Step 3, to disk: the specs of one plan, one file a kind, and the plan itself for the daemon. `divvy.json` holds the
+//! kind nvidia.com/gpu, `divvy-<class>.json` beside it any other. What the earlier plan had and this one has not is
+//! removed, if divvy wrote it. A plan is kept only where engines read the spec: a spec written anywhere else is for
+//! somebody to look at, and must not make the running one stale.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::discover::others::{self, SPEC_DIRS};
+use crate::failure::{Failure, say};
+use crate::plan::GPU_CLASS;
+use crate::plan::earlier::Earlier;
+
+/// Where engines look, and where nvidia-ctk puts its own: cleared at boot, like the devices.
+pub const DEFAULT_OUTPUT: &str = "/var/run/cdi/divvy.json";
+
+/// Where divvy keeps what it knows of the running machine; cleared at boot.
+pub const STATE_DIR: &str = "/run/divvy";
+
+const PLAN: &str = "plan.json";
+const LOCK: &str = "generate.lock";
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// 16 GPUs of 1024 shares make some 12 MB.
+const PLAN_LIMIT: u64 = 64 << 20;
+
+/// The directory of divvy's state, and the right to change it while this value lives.
+#[derive(Debug)]
+pub struct State {
+    dir: PathBuf,
+    /// Open and locked. Two runs at once would leave the specs of one beside the plan of the other.
+    _lock: fs::File,
+}
+
+/// Where the state of this run is: where somebody says so, or where engines read the spec.
+pub fn state_dir(given: Option<&Path>, output: &Path) -> Option<PathBuf> {
+    match given {
+        Some(dir) => Some(dir.to_path_buf()),
+        None => SPEC_DIRS.map(Path::new).contains(&output_dir(output).as_path()).then(|| STATE_DIR.into()),
+    }
+}
+
+/// The directory of the spec, by the name that it is compared with.
+pub fn output_dir(output: &Path) -> PathBuf {
+    let dir = match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let real = |dir: &Path| fs::canonicalize(dir).or_else(|_| std::path::absolute(dir)).ok();
+    // /run/cdi is /var/run/cdi by another name.
+    let engine_dir = SPEC_DIRS.iter().map(Path::new).find(|engine_dir| real(engine_dir) == real(dir));
+    engine_dir.unwrap_or(dir).to_path_buf()
+}
+
+impl State {
+    /// Makes the directory if there is none (its parent must be there) and waits up to ten seconds for another run.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let cannot = || format!("cannot use the state directory {}", dir.display());
+        make_directory(dir).with_context(cannot)?;
+        let path = dir.join(LOCK);
+        let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
+        let open =
+            fs::OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(flags).open(&path);
+        let lock = open.with_context(cannot)?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { dir: dir.to_path_buf(), _lock: lock }),
+                Err(fs::TryLockError::Error(error)) => return Err(error).with_context(cannot),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(Failure::new(anyhow::anyhow!(
+                        "another run of divvy holds {}",
+                        path.display()
+                    ))
+                    .hint("wait for it, or see with `fuser` what it is")
+                    .into());
+                }
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    /// Puts the plan in its place.
+    pub fn write_plan(&self, text: &str) -> Result<(), cdi::WriteError> {
+        cdi::write(&self.dir.join(PLAN), text.as_bytes()).map(drop)
+    }
+}
+
+/// 0755 whatever the umask: unprivileged users may see what is shared.
+fn make_directory(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => fs::set_permissions(dir, fs::Permissions::from_mode(0o755)),
+    }
+}
+
+/// The plan before this one; none where there is none. One that cannot be read costs the memory of names, not the run.
+pub fn earlier(state_dir: &Path) -> Earlier {
+    let path = state_dir.join(PLAN);
+    let text = match read_plan(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Earlier::default(),
+        Err(error) => return no_earlier(&path, &error),
+    };
+    Earlier::parse(&text).unwrap_or_else(|error| no_earlier(&path, &error))
+}
+
+fn read_plan(path: &Path) -> io::Result<String> {
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let mut text = String::new();
+    file.take(PLAN_LIMIT).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn no_earlier(path: &Path, why: &dyn std::error::Error) -> Earlier {
+    say("warning", format_args!("the earlier plan {} is not used: {why}", path.display()));
+    say("hint", "names may mean other devices than before: compare with `divvy list`");
+    Earlier::default()
+}
+
+/// The file for a kind: the output itself for `gpu`, else `divvy-<class>.json` beside it.
+pub fn spec_path(output: &Path, class: &str) -> PathBuf {
+    if class == GPU_CLASS {
+        return output.to_path_buf();
+    }
+    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    output.with_file_name(format!("{}-{class}.{}", part(output.file_stem()), part(output.extension())))
+}
+
+/// Removes spec files that divvy wrote and that are no part of the plan any more; returns them.
+pub fn remove_stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for path in stale(output, earlier, current) {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove the outdated {}", path.display()));
+            }
+            _ => removed.push(path),
+        }
+    }
+    Ok(removed)
+}
+
+/// Candidates are the output, what the earlier plan lists, and what lies beside the output under a name of a side
+/// kind; of these the ones that divvy wrote.
+fn stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Vec<PathBuf> {
+    let mut candidates = vec![output.to_path_buf()];
+    candidates.extend(earlier.iter().filter(|path| path.parent() == output.parent()).cloned());
+    let beside = output.parent().and_then(|dir| fs::read_dir(dir).ok());
+    for entry in beside.into_iter().flatten().flatten() {
+        let path = entry.path();
+        let class = side_class(output, &path);
+        if class.is_some_and(|class| spec_path(output, &class) == path) {
+            candidates.push(path);
+        }
+    }
+    candidates.sort();
+    candidates.dedup();
+    candidates.retain(|path| !current.contains(path) && is_divvys(path));
+    candidates
+}
+
+/// `gpu.shared` for `divvy-gpu.shared.json` beside `divvy.json`.
+fn side_class(output: &Path, path: &Path) -> Option<String> {
+    let stem = output.file_stem()?.to_str()?;
+    let name = path.file_stem()?.to_str()?;
+    Some(name.strip_prefix(stem)?.strip_prefix('-')?.to_owned())
+}
+
+fn is_divvys(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
+        && fs::read_to_string(path).is_ok_and(|text| others::is_divvys(&text))
+}
