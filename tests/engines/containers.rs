@@ -7,13 +7,15 @@ use crate::engine::{Engine, EngineTrial};
 use crate::ground::Ground;
 
 /// Name and function of each trial.
-pub const TRIALS: [EngineTrial; 16] = [
+pub const TRIALS: [EngineTrial; 18] = [
     ("mig_device", mig_device),
     ("whole_gpu", whole_gpu),
     ("by_uuid", by_uuid),
     ("all", all),
     ("two_devices", two_devices),
     ("same_device_twice", same_device_twice),
+    ("share_of_a_gpu", share_of_a_gpu),
+    ("share_of_a_mig_device", share_of_a_mig_device),
     ("no_device", no_device),
     ("unknown_device", unknown_device),
     ("visible_devices_is_void", visible_devices_is_void),
@@ -117,6 +119,29 @@ fn same_device_twice(ground: &Ground, engine: &Engine) {
     let container = engine.container(ground, &["1", "1"]);
     assert_nodes(container.sh(OPEN_ALL).ok(), &["/dev/nvidia1"]);
     assert_loads(container.sh(LOAD).ok());
+}
+
+/// The second spec of the machine cuts GPU 6 in two. A share has its GPU's node, alone or with the other share.
+fn share_of_a_gpu(ground: &Ground, engine: &Engine) {
+    for devices in [vec!["shared-0"], vec!["shared-1", "shared-0"]] {
+        let container = engine.container(ground, &devices);
+        assert_nodes(container.sh(OPEN_ALL).ok(), &["/dev/nvidia6"]);
+        assert_loads(container.sh(LOAD).ok());
+    }
+    for other in [(195, 5), (195, 7)] {
+        assert_denied(ground, engine, "shared-0", other);
+    }
+}
+
+/// And the MIG device 0:3, in a kind and so a file of its own. Two kinds in one container bring libraries and hook
+/// twice.
+fn share_of_a_mig_device(ground: &Ground, engine: &Engine) {
+    let capabilities = ["/dev/nvidia-caps/nvidia-cap84", "/dev/nvidia-caps/nvidia-cap85"];
+    let share = engine.container(ground, &[]).option("--device=nvidia.com/gpu.shared=shared-1");
+    assert_nodes(share.sh(OPEN_ALL).ok(), &["/dev/nvidia0", capabilities[0], capabilities[1]]);
+    let both = engine.container(ground, &["shared-0"]).option("--device=nvidia.com/gpu.shared=shared-1");
+    assert_nodes(both.sh(OPEN_ALL).ok(), &["/dev/nvidia0", "/dev/nvidia6", capabilities[0], capabilities[1]]);
+    assert_loads(both.sh(LOAD).ok());
 }
 
 fn no_device(ground: &Ground, engine: &Engine) {

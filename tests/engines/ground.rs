@@ -201,7 +201,22 @@ fn lay_out(ground: &Ground) -> Result<(), String> {
          cp -a /sim/etc/. /etc/
          cp -a /sim/dev/. /dev/
          ldconfig
-         divvy --quiet generate --host sim:a100-lab --output /var/run/cdi/divvy.json");
+         divvy --quiet generate --host sim:a100-lab --output /var/run/cdi/divvy.json
+         mkdir /etc/divvy
+         cat >/etc/divvy/shares.toml <<'T'
+whole_names = \"no\"
+[[gpu]]
+match = [\"6\"]
+mode = \"time-slice\"
+replicas = 2
+[[gpu]]
+match = [\"0:3\"]
+mode = \"time-slice\"
+replicas = 2
+rename = true
+T
+         divvy --quiet generate --host sim:a100-lab --config /etc/divvy/shares.toml \\
+             --state-dir /run/shares --output /etc/cdi/shares.json");
     output.require()
 }
 

@@ -17,13 +17,13 @@ pub const TRIALS: [MachineTrial; 5] = [
 
 /// Mounts the driver's part of /proc for the script that follows, and asks NVML of the mock. It cannot be so for the
 /// whole machine: the kernel mounts no new /proc for a rootless container where the old one is partly covered.
-const LIVE: &str = "
+pub const LIVE: &str = "
     mount --bind /sim/proc/driver /proc/driver
     mount --bind /sim/proc/devices /proc/devices
     export MOCK_NVML_FACTS=/facts.json";
 
 /// Runs a script in a mount namespace of its own, with an empty directory $dir.
-fn apart(ground: &Ground, script: &str) -> Output {
+pub fn apart(ground: &Ground, script: &str) -> Output {
     let script = format!("dir=$(mktemp -d)\n{script}");
     ground.command("in.sh", &["unshare", "--mount", "sh", "-c", &script])
 }

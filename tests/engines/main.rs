@@ -5,6 +5,7 @@
 //! - `engine`: the engines, and how a container is started with each
 //! - `containers`: what a container gets and does not get; one function a trial, run on every engine
 //! - `hostile`: images and options that aim at the host
+//! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
 //! A trial whose needs are not met is skipped with the reason, and never passed. `DIVVY_REQUIRE=docker,podman`
@@ -18,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
+mod beside;
 mod containers;
 mod engine;
 mod ground;
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
         }
     }
-    for (name, needs, trial) in machine::TRIALS {
+    for (name, needs, trial) in machine::TRIALS.into_iter().chain(beside::TRIALS) {
         trials.push(Trial::ignorable_test(format!("machine/{name}"), move || run(needs, trial)));
     }
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
