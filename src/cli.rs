@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::discover::sim;
+
 /// Share NVIDIA GPUs between containers, by name, on the engine you already run
 #[derive(Debug, Parser)]
 #[command(
@@ -35,6 +37,8 @@ pub enum Command {
     List(ListArgs),
     /// Lay a simulated host out as real files and device nodes
     Sim(SimArgs),
+    /// Write all that divvy reads on this machine into a directory, for a bug report or a test
+    Record(RecordArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -42,11 +46,15 @@ pub enum Command {
     },
 }
 
+fn host_help() -> String {
+    format!("Another host than this machine: {}, or a directory that `divvy record` wrote", sim::names())
+}
+
 /// Which machine.
 #[derive(Debug, Args)]
 pub struct MachineArgs {
-    /// A simulated host instead of this machine: sim:a100-lab or sim:h100x8
-    #[arg(long, value_name = "HOST")]
+    /// Another host than this machine
+    #[arg(long, value_name = "HOST", help = host_help())]
     pub host: Option<String>,
     /// Where the driver's libraries and programs lie, if not in /
     #[arg(long, value_name = "DIR", default_value = "/")]
@@ -127,8 +135,32 @@ pub enum ListFormat {
 /// Options of `sim`.
 #[derive(Debug, Args)]
 pub struct SimArgs {
-    /// The host: a100-lab or h100x8 (sim: in front may stand or not)
+    /// The host
+    #[arg(help = format!("The host: {} (sim: in front may stand or not)", sim::names()))]
     pub name: String,
     /// A directory that is empty or not there yet
     pub dir: PathBuf,
+}
+
+/// Options of `record`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What is in the record: what NVML says (models, UUIDs, PCI addresses, sizes), numbers and permissions of the
+driver's device nodes, names and paths of the driver's files, the kernel's list of drivers, and the
+configuration with all that is written in it. No secrets otherwise: no host, user or network names, no
+processes, no serial numbers, and nothing of what containers or the driver's files hold.
+
+`divvy list --host DIR` replays it, on any machine. Nothing is sent anywhere.")]
+pub struct RecordArgs {
+    /// A directory that is empty or not there yet
+    pub dir: PathBuf,
+    /// Replace UUIDs by numbers, the same UUID by the same number everywhere
+    #[arg(long)]
+    pub mask: bool,
+    /// The configuration to record [default: /etc/divvy/config.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The machine
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }

@@ -2,7 +2,7 @@
 //!
 //! - `cli`, `commands`: what was typed; one verb a file
 //! - `nvml`: the driver's management library, and all unsafe code
-//! - `discover`: 1. the machine, or a simulated one -> `Host`
+//! - `discover`: 1. the machine, or a simulated or recorded one -> `Host`
 //! - `config`: /etc/divvy/config.toml -> `Config`
 //! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
 //! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk

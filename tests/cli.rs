@@ -15,7 +15,7 @@ const HOOK: &str = "--hook-path=/bin/true";
 
 #[test]
 fn golden_specs() {
-    for host in ["a100-lab", "h100x8"] {
+    for host in ["a100-lab", "h100x8", "l4", "mixed"] {
         let host_flag = format!("--host=sim:{host}");
         let (status, json, errors) = run(&mut divvy(&["generate", &host_flag, HOOK]));
         assert_eq!((status, errors.as_str()), (0, ""), "{host}");
@@ -34,7 +34,7 @@ fn yaml_says_the_same_as_json() {
 
 #[test]
 fn golden_tables() {
-    for host in ["a100-lab", "h100x8"] {
+    for host in ["a100-lab", "h100x8", "l4", "mixed"] {
         let (status, table, errors) = run(&mut divvy(&["list", &format!("--host=sim:{host}")]));
         assert_eq!((status, errors.as_str()), (0, ""));
         golden(&format!("{host}.list"), &table);
@@ -101,8 +101,13 @@ fn mistakes_are_named_and_mended() {
             2,
             vec![
                 "error: there is no simulated host \"sim:nope\"",
-                "hint: choose one of sim:a100-lab, sim:h100x8",
+                "hint: choose one of sim:a100-lab, sim:h100x8, sim:l4, sim:mixed\n",
             ],
+        ),
+        (
+            vec!["list", "--host=a100-lab"],
+            2,
+            vec!["error: there is no directory a100-lab\n", "or one of sim:a100-lab, sim:h100x8"],
         ),
         (
             vec!["generate", LAB, "--output=/tmp/x.yml"],
@@ -206,21 +211,23 @@ fn the_commands_in_the_readme_parse() {
         .filter_map(|line| line.strip_prefix("sudo ").unwrap_or(line).strip_prefix("divvy "))
         .collect();
     assert!(shown.len() >= 6, "{shown:?}");
+    let dir = tempfile::tempdir().unwrap();
     for line in shown {
         let mut args: Vec<_> = line.split_whitespace().collect();
         // A simulated host in place of this machine's; making nodes is for live machines alone.
         if args[0] != "completions" && !args.contains(&"--host") {
             args.retain(|arg| *arg != "--create-device-nodes");
-            args.extend([LAB, if args[0] == "generate" { "--output=-" } else { "--format=table" }]);
+            args.push(LAB);
+            args.extend(Some("--output=-").filter(|_| args[0] == "generate"));
         }
-        let (status, _, errors) = run(&mut divvy(&args));
+        let (status, _, errors) = run(divvy(&args).current_dir(&dir));
         assert_eq!(status, 0, "divvy {line}: {errors}");
     }
 }
 
 #[test]
 fn help_is_there_for_every_verb() {
-    for verb in ["generate", "list", "sim", "completions"] {
+    for verb in ["generate", "list", "sim", "record", "completions"] {
         let (status, help, _) = run(&mut divvy(&[verb, "--help"]));
         assert_eq!(status, 0);
         assert!(help.contains("Usage: divvy"), "{help}");

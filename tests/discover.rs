@@ -1,18 +1,18 @@
-//! Black box, as root: live discovery through a real libnvidia-ml interface. A simulated host is laid out as files
-//! and device nodes, the mock library stands in its driver root, and its /proc files over this machine's in a
-//! mount namespace of the test's own. Live discovery must then tell the same as the simulated data.
+//! Black box, as root: live discovery through a real libnvidia-ml interface, on simulated hosts that are laid out as
+//! files. It must then tell the same as the simulated data.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
 mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::{Arguments, Trial};
+use support::laid::Laid;
 use support::needs::{self, Need};
-use support::{divvy, facts, leave_out_symbol, mock_nvml, run};
+use support::{divvy, facts, leave_out_symbol, run};
 
 const HOOK: &str = "--hook-path=/bin/true";
 
@@ -42,87 +42,24 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
-/// A simulated host laid out under a directory, with the mock library in the place of its NVML.
-struct Laid {
-    dir: tempfile::TempDir,
-    facts: PathBuf,
-}
-
-impl Laid {
-    fn out(host: &str) -> Self {
-        // Not in /tmp, which may forbid device nodes.
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let laid = Self { facts: facts(host), dir };
-        let (status, _, errors) = run(divvy(&["sim", host]).arg(laid.root()));
-        assert_eq!((status, errors.as_str()), (0, ""));
-        fs::remove_file(laid.library()).unwrap();
-        mock_nvml(laid.library().parent().unwrap());
-        laid
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("host")
-    }
-
-    fn library(&self) -> PathBuf {
-        let dir = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-        self.root().join(dir).join("libnvidia-ml.so.1")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("nvml.log")
-    }
-
-    /// The facts, changed: `edit` works on the JSON.
-    fn change_facts(&mut self, edit: impl FnOnce(&mut serde_json::Value)) {
-        let mut json = serde_json::from_str(&fs::read_to_string(&self.facts).unwrap()).unwrap();
-        edit(&mut json);
-        self.facts = self.dir.path().join("facts.json");
-        fs::write(&self.facts, json.to_string()).unwrap();
-    }
-
-    /// Runs divvy live on the laid-out host: `settings` are the mock's.
-    fn live(&self, args: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
-        let program = divvy(&[]).get_program().to_owned();
-        let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && exec \"$@\"";
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--propagation", "private", "sh", "-c", script])
-            .arg(self.root())
-            .arg(program);
-        command.args(args).arg("--driver-root").arg(self.root());
-        command.env("MOCK_NVML_FACTS", &self.facts).env("MOCK_NVML_LOG", self.log());
-        command.envs(settings.iter().copied());
-        run(&mut command)
-    }
-
-    fn list(&self, settings: &[(&str, &str)]) -> (serde_json::Value, String) {
-        let (status, json, errors) = self.live(&["list", "--format=json"], settings);
-        assert_eq!(status, 0, "{errors}");
-        (serde_json::from_str(&json).unwrap(), errors)
-    }
-
-    fn names(&self, settings: &[(&str, &str)]) -> Vec<String> {
-        let (listing, _) = self.list(settings);
-        let devices = listing["devices"].as_array().unwrap();
-        devices.iter().map(|device| device["name"].as_str().unwrap().to_owned()).collect()
-    }
-}
-
 fn live_and_simulated_specs_are_the_same() {
-    for host in ["a100-lab", "h100x8"] {
+    for host in ["a100-lab", "h100x8", "l4", "mixed"] {
         let laid = Laid::out(host);
         let root = laid.root().display().to_string();
         let sim = format!("--host=sim:{host}");
-        let flags = ["generate", HOOK, "--output=-"];
+        // A simulated host brings its configuration, this machine has none.
+        let config = facts(host).with_extension("toml");
+        let config = config.exists().then(|| format!("--config={}", config.display()));
+        let flags: Vec<&str> =
+            ["generate", HOOK, "--output=-"].into_iter().chain(config.as_deref()).collect();
         let (status, live, errors) = laid.live(&flags, &[]);
         assert_eq!((status, errors.as_str()), (0, ""), "{host}");
         let (_, simulated, _) =
             run(&mut divvy(&["generate", HOOK, "--output=-", &sim, "--driver-root", &root]));
-        assert_eq!(live, simulated, "{host}");
+        assert!(live == simulated, "{host}: the specs differ");
         let (_, simulated, _) = run(&mut divvy(&["list", "--format=json", &sim]));
-        let simulated: serde_json::Value = serde_json::from_str(&simulated).unwrap();
-        assert_eq!(laid.list(&[]).0, simulated, "{host}");
+        let flags: Vec<&str> = ["list", "--format=json"].into_iter().chain(config.as_deref()).collect();
+        assert_eq!(laid.live(&flags, &[]).1, simulated, "{host}");
     }
 }
 

@@ -3,6 +3,8 @@
 mod completions;
 mod generate;
 mod list;
+mod new_directory;
+mod record;
 mod sim;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use anyhow::Result;
 use crate::cli::{Cli, Command, MachineArgs, PlanArgs};
 use crate::config::{self, Config};
 use crate::discover::host::Host;
+use crate::discover::recorded::Recorded;
 use crate::discover::sim::SimHost;
 use crate::discover::{self, Roots, Source, create};
 use crate::failure::{Failure, Status, say};
@@ -27,6 +30,7 @@ pub fn run(cli: Cli) -> Result<Status> {
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::List(args) => list::run(&args, cli.quiet),
         Command::Sim(args) => sim::run(&args, cli.quiet),
+        Command::Record(args) => record::run(&args, cli.quiet),
         Command::Completions { shell } => completions::run(shell),
     }
 }
@@ -45,8 +49,10 @@ impl MachineArgs {
 
     fn source(&self) -> Result<Source> {
         let Some(name) = &self.host else { return Ok(Source::Live(self.roots()?)) };
-        let simulated = name.strip_prefix("sim:").and_then(SimHost::parse);
-        simulated.map(Source::Sim).ok_or_else(|| no_such_host(name))
+        match name.strip_prefix("sim:") {
+            Some(sim) => SimHost::parse(sim).map(Source::Sim).ok_or_else(|| no_such_host(name)),
+            None => Ok(Source::Recorded(Box::new(Recorded::open(Path::new(name))?))),
+        }
     }
 }
 
@@ -93,7 +99,10 @@ fn config(args: &PlanArgs, source: &Source) -> Result<Config> {
     match (&args.config, source) {
         (Some(path), _) => Config::load(path),
         (None, Source::Live(_)) => Config::load_if_there(Path::new(config::DEFAULT_PATH)),
-        (None, _) => Ok(Config::default()),
+        (None, _) => match source.config() {
+            Some((name, text)) => Ok(Config::parse(&name, &text).map_err(Failure::from)?),
+            None => Ok(Config::default()),
+        },
     }
 }
 

@@ -196,11 +196,7 @@ impl Config {
     /// Reads a configuration's text: NVIDIA's device-plugin YAML if the name ends so, else TOML. `name` is for
     /// messages.
     pub fn parse(name: &str, text: &str) -> Result<Self, Mistake> {
-        if name.ends_with(".yaml") || name.ends_with(".yml") {
-            device_plugin::parse(name, text)
-        } else {
-            file::parse(name, text)
-        }
+        if is_yaml(name) { device_plugin::parse(name, text) } else { file::parse(name, text) }
     }
 
     /// Reads and parses a file.
@@ -216,6 +212,11 @@ impl Config {
             _ => Self::load(path),
         }
     }
+}
+
+/// Whether a file of this name is NVIDIA's YAML.
+pub fn is_yaml(name: &str) -> bool {
+    name.ends_with(".yaml") || name.ends_with(".yml")
 }
 
 /// A configuration's text, or why it cannot be one.

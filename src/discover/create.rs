@@ -12,14 +12,14 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, SFlag, makedev, mkdirat, mknodat, umask};
 
 use super::files::{Node, join_root, node_at};
-use super::host::{Capability, DeviceNode, Found, Host};
+use super::host::{Found, Host};
 use crate::failure::Failure;
 
 /// Makes every node of the host that is missing and whose numbers are known; returns what was made.
 /// Nodes whose driver is not registered with the kernel stay missing, for the planner to name.
 pub fn missing_nodes(host: &mut Host, dev_root: &Path) -> Result<Vec<String>> {
     let mut made = Vec::new();
-    for node in nodes_of(host) {
+    for node in host.nodes_mut() {
         let Some(major) = node.major else { continue };
         if node.found != Found::Missing {
             continue;
@@ -39,22 +39,6 @@ pub fn missing_nodes(host: &mut Host, dev_root: &Path) -> Result<Vec<String>> {
         node.found = node.judge(node_at(&path));
     }
     Ok(made)
-}
-
-fn nodes_of(host: &mut Host) -> impl Iterator<Item = &mut DeviceNode> {
-    let control = host.control_nodes.iter_mut().map(|control| &mut control.node);
-    let gpus = host.gpus.iter_mut().flat_map(|gpu| {
-        let capabilities = gpu
-            .mig_devices
-            .iter_mut()
-            .flat_map(|mig| [&mut mig.gpu_instance_capability, &mut mig.compute_instance_capability]);
-        let capabilities = capabilities.filter_map(|capability| match capability {
-            Capability::Node(node) => Some(node),
-            Capability::Unlisted { .. } => None,
-        });
-        gpu.node.iter_mut().chain(capabilities)
-    });
-    control.chain(gpus)
 }
 
 /// `path` is /dev/NAME or /dev/DIRECTORY/NAME.

@@ -1,5 +1,5 @@
-//! Where discovery reads files: this machine, or a simulated host's tree. The two answer alike, so that
-//! everything above this trait is the same code for both.
+//! Where discovery reads files: this machine, a simulated host's tree, or a recorded host. All answer alike, so that
+//! everything above this trait is the same code for them.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -14,13 +14,15 @@ use hooks::ldcache::Cache;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use serde::{Deserialize, Serialize};
 
 const RETRIES: u32 = 1000;
 const TEXT_LIMIT: u64 = 1 << 20;
 const CACHE_LIMIT: u64 = 16 << 20;
 
 /// A character device as it is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Node {
     /// Device number, major part.
     pub major: u32,

@@ -19,6 +19,8 @@ pub struct Host {
     pub gpus: Vec<Gpu>,
     /// GPUs that are there and did not answer.
     pub failed: Vec<FailedGpu>,
+    /// GPUs and MIG devices that are not in `gpus`, because another claims to be the same.
+    pub contradictions: Vec<Contradiction>,
     /// /dev/nvidiactl and the like: what every container with a GPU needs.
     pub control_nodes: Vec<ControlNode>,
     /// The driver's files for containers.
@@ -27,6 +29,37 @@ pub struct Host {
     /// CDI specs and generators that are not divvy's.
     #[serde(skip)]
     pub others: Others,
+}
+
+impl Host {
+    /// Every device node of the host, capabilities included.
+    pub fn nodes_mut(&mut self) -> impl Iterator<Item = &mut DeviceNode> {
+        let control = self.control_nodes.iter_mut().map(|control| &mut control.node);
+        let gpus = self.gpus.iter_mut().flat_map(|gpu| {
+            let capabilities = gpu
+                .mig_devices
+                .iter_mut()
+                .flat_map(|mig| [&mut mig.gpu_instance_capability, &mut mig.compute_instance_capability]);
+            let capabilities = capabilities.filter_map(|capability| match capability {
+                Capability::Node(node) => Some(node),
+                Capability::Unlisted { .. } => None,
+            });
+            gpu.node.iter_mut().chain(capabilities)
+        });
+        control.chain(gpus)
+    }
+}
+
+/// A GPU or MIG device that says of itself what another says too. Neither can be given out: nobody knows whose
+/// memory a container would reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Contradiction {
+    /// `GPU 3`, `MIG device 0:1`; with the UUID where it is the index that two share.
+    pub what: String,
+    /// NVML index of the GPU that it is, or is a part of.
+    pub gpu: u32,
+    /// For a sentence after `is left out: `: `GPU 1 has the same minor number 1`.
+    pub why: String,
 }
 
 /// One physical GPU.

@@ -1,21 +1,25 @@
-//! Step 1: the machine, or a simulated one -> `Host`. One NVML session tells the facts, /proc the capability minors,
+//! Step 1: the machine, or a simulated or recorded one -> `Host`. One NVML session tells the facts, /proc the capability minors,
 //! /dev what stands there, the driver root its files. Nothing is judged fatal here but the absence of a driver;
 //! what is missing is recorded in the `Host` for the planner to name.
 //!
 //! - `host`: the result
-//! - `files`: where files are read, a live or a simulated machine
+//! - `files`: where files are read, whatever the machine
 //! - `nodes`: device numbers, device nodes, MIG capabilities
 //! - `driver`: the driver's version and files
 //! - `others`: CDI specs and generators that are not divvy's
+//! - `contradictions`: devices that claim to be the same
 //! - `create`: makes missing device nodes
 //! - `sim`: the built-in simulated hosts
+//! - `recorded`: hosts as directories, written on one machine and read on another
 
+mod contradictions;
 pub mod create;
 pub mod driver;
 pub mod files;
 pub mod host;
 mod nodes;
 pub mod others;
+pub mod recorded;
 pub mod sim;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +32,7 @@ use crate::nvml::{self, facts};
 use files::{Files, Live};
 use host::{Capability, Gpu, Host, MigDevice, MigMode};
 use nodes::Numbers;
+use recorded::{Recorded, Recorder, Recording};
 
 /// Which machine to discover.
 #[derive(Debug)]
@@ -36,6 +41,19 @@ pub enum Source {
     Live(Roots),
     /// A built-in simulated host.
     Sim(sim::SimHost),
+    /// A host that was recorded, perhaps on another machine.
+    Recorded(Box<Recorded>),
+}
+
+impl Source {
+    /// The configuration that a simulated or recorded host brings: its name for messages, and its text.
+    pub fn config(&self) -> Option<(String, String)> {
+        match self {
+            Self::Live(_) => None,
+            Self::Sim(sim) => Some((format!("sim:{}'s configuration", sim.name), sim.config?.to_owned())),
+            Self::Recorded(recorded) => recorded.config(),
+        }
+    }
 }
 
 /// Where a live machine's driver and device nodes lie.
@@ -51,14 +69,32 @@ pub struct Roots {
 ///
 /// `output_dir` is where the spec goes; others' specs there matter even where engines do not look by themselves.
 pub fn discover(source: &Source, output_dir: &Path) -> Result<Host> {
+    read(source, |facts, files| assemble(facts, files, output_dir))
+}
+
+/// Discovers a host, and keeps every answer that discovery got.
+pub fn record(source: &Source, output_dir: &Path) -> Result<Recording> {
+    read(source, |facts, files| {
+        let recorder = Recorder::new(files);
+        let host = assemble(facts.clone(), &recorder, output_dir)?;
+        Ok(recorder.finish(facts, host))
+    })
+}
+
+fn read<T>(source: &Source, assemble: impl FnOnce(facts::Facts, &dyn Files) -> Result<T>) -> Result<T> {
     match source {
         Source::Live(roots) => {
             let files = Live::open(&roots.driver, &roots.dev)
                 .with_context(|| format!("cannot open the driver root {}", roots.driver.display()))?;
             let facts = read_nvml(&files, roots).map_err(|error| explain_start(error, &roots.driver))?;
-            assemble(facts, &files, output_dir)
+            assemble(facts, &files)
         }
-        Source::Sim(sim) => assemble(sim.facts(), &sim.tree(), output_dir),
+        Source::Sim(sim) => assemble(sim.facts(), &sim.tree()),
+        Source::Recorded(recorded) => {
+            let assembled = assemble(recorded.facts(), &**recorded);
+            recorded.check()?;
+            assembled
+        }
     }
 }
 
@@ -99,17 +135,19 @@ fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {
     Failure::new(error).hint(hint).into()
 }
 
-/// Facts and files of one machine -> Host. The same code for live and simulated machines.
+/// Facts and files of one machine -> Host. The same code for live, simulated and recorded machines.
 fn assemble(facts: facts::Facts, files: &dyn Files, output_dir: &Path) -> Result<Host> {
     let numbers = Numbers::read(files);
     let driver_version = driver::version(files, facts.driver_version.as_deref())?;
     let driver_files = driver::files(files, &driver_version);
     let gpus = facts.gpus.into_iter().map(|gpu| assemble_gpu(gpu, files, &numbers)).collect();
+    let (gpus, contradictions) = contradictions::take_out(gpus);
     Ok(Host {
         driver_version,
         cuda_version: facts.cuda_version.map(|v| format!("{}.{}", v / 1000, v % 1000 / 10)),
         gpus,
         failed: facts.failed,
+        contradictions,
         control_nodes: numbers.control_nodes(files),
         driver_files,
         others: others::read(files, output_dir),

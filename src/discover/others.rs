@@ -19,6 +19,9 @@ pub const SPEC_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 const UNIT_DIRS: [&str; 4] =
     ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
+/// How the kinds of NVIDIA's devices begin.
+const NVIDIA: &str = "nvidia.com/";
+
 /// NVIDIA's unit that writes /var/run/cdi/nvidia.yaml at boot and after changes of the driver.
 const REFRESH_UNIT: &str = "nvidia-cdi-refresh.service";
 
@@ -112,10 +115,19 @@ pub fn read(files: &dyn Files, output_dir: &Path) -> Others {
     others
 }
 
+/// Whether engines take a file of this name for a spec.
+pub fn is_spec_file(path: &Path) -> bool {
+    matches!(path.extension().and_then(|ending| ending.to_str()), Some("json" | "yaml"))
+}
+
+/// Whether a spec with this text can be of a kind of NVIDIA's. Others' are none of our business, broken or not.
+pub fn concerns_nvidia(text: &str) -> bool {
+    text.contains(NVIDIA)
+}
+
 /// A spec that concerns NVIDIA's devices; none for any other file, and for divvy's own if `skip_own`.
 fn read_spec(files: &dyn Files, path: &Path, skip_own: bool) -> Result<Option<OtherSpec>, String> {
-    let ending = path.extension().and_then(|ending| ending.to_str());
-    if !matches!(ending, Some("json" | "yaml")) {
+    if !is_spec_file(path) {
         return Ok(None);
     }
     let text = match files.text(path) {
@@ -123,28 +135,35 @@ fn read_spec(files: &dyn Files, path: &Path, skip_own: bool) -> Result<Option<Ot
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.to_string()),
     };
-    let raw = parse(&text, ending == Some("json"))?;
-    if !raw.kind.starts_with("nvidia.com/") || skip_own && is_own(&raw) {
+    if !concerns_nvidia(&text) {
         return Ok(None);
     }
+    let raw = parse(&text)?;
+    if !raw.kind.starts_with(NVIDIA) || skip_own && is_own(&raw) {
+        return Ok(None);
+    }
+    raw.kind.parse::<cdi::Kind>().map_err(|error| error.to_string())?;
     let common: Vec<PathBuf> = host_nodes(&raw.container_edits).collect();
     let device = |device: &RawDevice| OtherDevice {
         name: device.name.clone(),
         nodes: common.iter().cloned().chain(host_nodes(&device.container_edits)).collect(),
     };
-    let devices = raw.devices.iter().map(device).collect();
+    // No engine takes any other name, and a message should not repeat it.
+    let devices = raw.devices.iter().filter(|device| device.name.parse::<cdi::DeviceName>().is_ok());
+    let devices = devices.map(device).collect();
     Ok(Some(OtherSpec { path: path.to_path_buf(), kind: raw.kind, devices }))
 }
 
 /// JSON is YAML, but a JSON parser is the faster by far.
-fn parse(text: &str, json: bool) -> Result<RawSpec, String> {
-    let as_json = json.then(|| serde_json::from_str(text).ok()).flatten();
-    match as_json {
-        Some(spec) => Ok(spec),
-        // The first line says what is wrong, the others draw it.
-        None => serde_saphyr::from_str(text)
-            .map_err(|error| error.to_string().lines().next().unwrap_or("it is not a CDI spec").to_owned()),
+fn parse(text: &str) -> Result<RawSpec, String> {
+    if let Ok(spec) = serde_json::from_str(text) {
+        return Ok(spec);
     }
+    serde_saphyr::from_str(text).map_err(|error| {
+        // The first line says what is wrong, the others draw it. The words may be the file's.
+        let error = error.to_string();
+        error.lines().next().unwrap_or("it is not a CDI spec").escape_debug().to_string()
+    })
 }
 
 fn host_nodes(edits: &RawEdits) -> impl Iterator<Item = PathBuf> {
@@ -153,7 +172,7 @@ fn host_nodes(edits: &RawEdits) -> impl Iterator<Item = PathBuf> {
 
 /// Whether divvy wrote the file with this text, wherever it lies and whatever its name.
 pub fn is_divvys(text: &str) -> bool {
-    parse(text, true).is_ok_and(|spec| is_own(&spec))
+    parse(text).is_ok_and(|spec| is_own(&spec))
 }
 
 /// The hook is what makes a spec divvy's.

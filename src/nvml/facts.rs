@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// All that one NVML session told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Facts {
     /// Driver version, as `580.126.09`.
     pub driver_version: Option<String>,
@@ -23,6 +24,7 @@ pub struct Facts {
 
 /// A GPU that NVML counts and cannot give a handle or a UUID for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FailedGpu {
     /// NVML index.
     pub index: u32,
@@ -32,6 +34,7 @@ pub struct FailedGpu {
 
 /// One physical GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GpuFacts {
     /// NVML index.
     pub index: u32,
@@ -69,6 +72,7 @@ pub enum ComputeMode {
 
 /// The MIG state of one GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MigFacts {
     /// MIG mode is on now (not merely pending).
     pub enabled: bool,
@@ -84,6 +88,7 @@ pub struct MigFacts {
 
 /// A MIG device whose UUID or instance ids NVML would not give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FailedMigDevice {
     /// NVML MIG index on its GPU.
     pub index: u32,
@@ -93,6 +98,7 @@ pub struct FailedMigDevice {
 
 /// One compute instance inside one GPU instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MigDeviceFacts {
     /// NVML MIG index on its GPU.
     pub index: u32,
@@ -118,6 +124,7 @@ pub struct MigDeviceFacts {
 
 /// nvmlGpuInstancePlacement_t: a run of memory slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Placement {
     /// First memory slice.
     pub start: u32,

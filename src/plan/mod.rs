@@ -217,7 +217,7 @@ fn plan_units(
     let order = shares::number(host, config, decided, earlier);
     for decided in decided {
         let unit = &decided.unit;
-        let planned = nodes::usable_uuid(unit.uuid()).and_then(|()| match unit {
+        let planned = nodes::usable_uuid(unit).and_then(|()| match unit {
             Unit::Gpu(gpu) => Ok(vec![nodes::gpu_node(gpu)?]),
             Unit::Mig(gpu, mig) => nodes::mig_nodes(gpu, mig),
         });
@@ -254,8 +254,9 @@ fn classes(unit: &Unit<'_>, config: &Config) -> Vec<String> {
 /// GPUs and MIG devices that did not answer, or contradict each other, and GPUs that are cut by MIG into nothing.
 fn what_nvml_cannot_tell(host: &Host, config: &Config, plan: &mut Plan) {
     for gpu in &host.gpus {
-        mig_failures(gpu, config, plan);
+        mig_failures(host, gpu, config, plan);
     }
+    contradictions(host, plan);
     for failed in &host.failed {
         plan.problems.push(Problem {
             what: format!("GPU {}", failed.index),
@@ -266,7 +267,16 @@ fn what_nvml_cannot_tell(host: &Host, config: &Config, plan: &mut Plan) {
     }
 }
 
-fn mig_failures(gpu: &Gpu, config: &Config, plan: &mut Plan) {
+/// Two names for one device, or one for two: whichever is told the truth about, neither is given out.
+fn contradictions(host: &Host, plan: &mut Plan) {
+    plan.problems.extend(host.contradictions.iter().map(|contradiction| Problem {
+        what: contradiction.what.clone(),
+        why: format!("is left out: {}", contradiction.why),
+        hint: "compare with `nvidia-smi -L` and /proc/driver/nvidia; a driver that mixes up its devices must be reloaded".into(),
+    }));
+}
+
+fn mig_failures(host: &Host, gpu: &Gpu, config: &Config, plan: &mut Plan) {
     if gpu.mig_mode != MigMode::Enabled {
         return;
     }
@@ -277,7 +287,8 @@ fn mig_failures(gpu: &Gpu, config: &Config, plan: &mut Plan) {
         ));
         return;
     }
-    if gpu.mig_devices.is_empty() && gpu.mig_failed.is_empty() {
+    let contradicted = host.contradictions.iter().any(|contradiction| contradiction.gpu == gpu.index);
+    if gpu.mig_devices.is_empty() && gpu.mig_failed.is_empty() && !contradicted {
         plan.notes.push(format!(
             "GPU {index} is in MIG mode and has no MIG devices, so it has no name; `nvidia-smi mig -i {index} -lgip` lists what can be made",
             index = gpu.index

@@ -5,7 +5,7 @@ use crate::discover::host::{
     Capability, ControlNode, DeviceNode, DriverLibrary, Found, Gpu, Host, MigDevice,
 };
 
-use super::{Plan, PlannedNode, Problem};
+use super::{Plan, PlannedNode, Problem, Unit};
 
 /// Why a device cannot be given to a container.
 #[derive(Debug)]
@@ -22,10 +22,17 @@ impl LeftOut {
     }
 }
 
-/// A UUID becomes a CDI device name, which one strange character makes the whole spec unreadable for.
-pub fn usable_uuid(uuid: &str) -> Result<(), LeftOut> {
-    uuid.parse::<cdi::DeviceName>().map(|_| ()).map_err(|error| LeftOut {
-        why: format!("its UUID {uuid:?} cannot be a device name: {error}"),
+/// A UUID becomes a CDI device name. One strange character in it makes the whole spec unreadable, and one that looks
+/// like another name would be one.
+pub fn usable_uuid(unit: &Unit<'_>) -> Result<(), LeftOut> {
+    let (uuid, prefix) = (unit.uuid(), if matches!(unit, Unit::Gpu(_)) { "GPU-" } else { "MIG-" });
+    let why = match uuid.parse::<cdi::DeviceName>() {
+        Err(error) => error.to_string(),
+        Ok(_) if !uuid.starts_with(prefix) => format!("it does not begin with {prefix}"),
+        Ok(_) => return Ok(()),
+    };
+    Err(LeftOut {
+        why: format!("its UUID {uuid:?} cannot be a device name: {why}"),
         hint: "compare with `nvidia-smi -L`; a driver that garbles UUIDs needs an upgrade".into(),
     })
 }

@@ -1,6 +1,7 @@
-//! Shared by the black box tests: running the built `divvy`, and the mock NVML library.
+//! Shared by the black box tests: running the built `divvy`, the mock NVML library, machines that are laid out.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod laid;
 pub mod needs;
 
 use std::path::{Path, PathBuf};

@@ -20,6 +20,8 @@ pub struct SimHost {
     /// One line for listings.
     pub about: &'static str,
     facts: &'static str,
+    /// The configuration that its administrator would have written.
+    pub config: Option<&'static str>,
     /// Major number of the nvidia-caps driver, which the kernel assigns anew at each boot.
     caps_major: u32,
     /// Major number of nvidia-uvm, likewise.
@@ -27,11 +29,12 @@ pub struct SimHost {
 }
 
 /// Every built-in host.
-pub const HOSTS: [SimHost; 2] = [
+pub const HOSTS: [SimHost; 4] = [
     SimHost {
         name: "a100-lab",
         about: "8 x A100-SXM4-40GB, GPU 0 cut by MIG",
         facts: include_str!("a100-lab.json"),
+        config: None,
         caps_major: 242,
         uvm_major: 511,
     },
@@ -39,8 +42,25 @@ pub const HOSTS: [SimHost; 2] = [
         name: "h100x8",
         about: "8 x H100 80GB, whole",
         facts: include_str!("h100x8.json"),
+        config: None,
         caps_major: 235,
         uvm_major: 511,
+    },
+    SimHost {
+        name: "l4",
+        about: "1 x L4, which has no MIG",
+        facts: include_str!("l4.json"),
+        config: None,
+        caps_major: 236,
+        uvm_major: 509,
+    },
+    SimHost {
+        name: "mixed",
+        about: "4 x H100 80GB: two whole, GPU 1 cut by MIG, GPU 2 shared in turns",
+        facts: include_str!("mixed.json"),
+        config: Some(include_str!("mixed.toml")),
+        caps_major: 235,
+        uvm_major: 510,
     },
 ];
 
@@ -62,7 +82,7 @@ impl SimHost {
     }
 }
 
-/// `sim:a100-lab, sim:h100x8`, for messages.
+/// `sim:a100-lab, sim:h100x8, ...`, for messages.
 pub fn names() -> String {
     HOSTS.map(|host| format!("sim:{}", host.name)).join(", ")
 }
@@ -73,9 +93,9 @@ mod tests {
 
     #[test]
     fn every_host_has_facts() {
-        for host in HOSTS {
+        for (host, gpus) in HOSTS.into_iter().zip([8, 8, 1, 4]) {
             let facts: Facts = serde_json::from_str(host.facts).unwrap();
-            assert_eq!(facts.gpus.len(), 8, "{}", host.name);
+            assert_eq!(facts.gpus.len(), gpus, "{}", host.name);
         }
     }
 }

@@ -1,0 +1,86 @@
+//! `divvy record DIR`: writes all that discovery reads into a directory, which `--host DIR` replays on any machine.
+//! What was written is replayed before it is put in its place: a record that tells another host is no record.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::STDOUT;
+use super::new_directory::{NewDirectory, make_parents, write_file};
+use crate::cli::RecordArgs;
+use crate::config::{self, DEFAULT_PATH};
+use crate::discover::host::Host;
+use crate::discover::recorded::{CONFIGS, Recorded};
+use crate::discover::{self, Source};
+use crate::failure::{Failure, Status, say};
+use crate::publish;
+
+/// Runs the verb.
+pub fn run(args: &RecordArgs, quiet: bool) -> Result<Status> {
+    let source = args.machine.source()?;
+    let config = config(args, &source)?;
+    let new = NewDirectory::begin(&args.dir, "write a recorded host")?;
+    let output_dir = publish::output_dir(Path::new(publish::DEFAULT_OUTPUT));
+    let recording = discover::record(&source, &output_dir)?;
+    let files = recording.files(config, args.mask)?;
+    for (path, text) in &files {
+        let place = new.path().join(path);
+        make_parents(&place, new.path())
+            .and_then(|()| write_file(&place, text.as_bytes(), 0o644))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let replayed = Recorded::open(new.path()).map(|recorded| Source::Recorded(Box::new(recorded)));
+    let replayed =
+        replayed.and_then(|recorded| discover::discover(&recorded, &output_dir)).map_err(not_replayed)?;
+    if !recording.is_replayed_by(&replayed, args.mask)? {
+        return Err(not_replayed(anyhow::anyhow!("the replay tells another host")));
+    }
+    fs::set_permissions(new.path(), Permissions::from_mode(0o755))
+        .context("cannot open the directory to others")?;
+    let dir = new.finish()?;
+    if !quiet {
+        let what = summary(&recording.host);
+        writeln!(io::stdout(), "recorded {what} in {} ({} files)", dir.display(), files.len())
+            .context(STDOUT)?;
+        notes(&dir, args.mask);
+    }
+    Ok(Status::Done)
+}
+
+fn notes(dir: &Path, mask: bool) {
+    let uuids = if mask { "UUIDs are replaced by numbers" } else { "UUIDs are in it; --mask takes them out" };
+    say(
+        "note",
+        format_args!(
+            "it holds what NVML says, device numbers, the driver's file names and the configuration; no host or user names, no processes; {uuids}"
+        ),
+    );
+    say("note", format_args!("`divvy list --host {}` replays it", dir.display()));
+}
+
+fn summary(host: &Host) -> String {
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let mig_devices = host.gpus.iter().map(|gpu| gpu.mig_devices.len()).sum();
+    format!("{}, {}", count(host.gpus.len(), "GPU"), count(mig_devices, "MIG device"))
+}
+
+/// The configuration in use, with its file's name in a record: the named one, or the one that the host has.
+fn config(args: &RecordArgs, source: &Source) -> Result<Option<(&'static str, String)>> {
+    let recorded_name = |name: &str| CONFIGS[usize::from(config::is_yaml(name))];
+    let path = match (&args.config, source) {
+        (Some(path), _) => path.as_path(),
+        (None, Source::Live(_)) if Path::new(DEFAULT_PATH).exists() => Path::new(DEFAULT_PATH),
+        (None, Source::Live(_)) => return Ok(None),
+        (None, _) => return Ok(source.config().map(|(name, text)| (recorded_name(&name), text))),
+    };
+    Ok(Some((recorded_name(&path.display().to_string()), config::read(path)?)))
+}
+
+fn not_replayed(error: anyhow::Error) -> anyhow::Error {
+    Failure::new(error.context("the record is not this host's, nothing was written"))
+        .hint("this is a defect of divvy: please report it with what `divvy --debug list` prints")
+        .into()
+}

@@ -1,0 +1,166 @@
+//! Notes every answer that discovery gets while it runs, and makes the files of a recorded host of them. Never
+//! writes a file itself and never asks for anything that discovery does not.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::mask::Mask;
+use super::{Answers, FORMAT, HOST, NodeAnswer, SonameAnswer, TEXT, is_plain};
+use crate::discover::files::{Files, Node};
+use crate::discover::host::Host;
+use crate::discover::others;
+use crate::nvml::facts::Facts;
+
+/// Passes reads on to a host's files and notes the answers.
+pub struct Recorder<'a> {
+    files: &'a dyn Files,
+    answers: RefCell<Answers>,
+    texts: RefCell<BTreeMap<PathBuf, String>>,
+}
+
+/// A host that was discovered, with all the answers that made it.
+#[derive(Debug)]
+pub struct Recording {
+    /// The host as it replays: its nodes lie in /dev itself.
+    pub host: Host,
+    answers: Answers,
+    texts: BTreeMap<PathBuf, String>,
+}
+
+impl<'a> Recorder<'a> {
+    /// Records what is read of these files.
+    pub fn new(files: &'a dyn Files) -> Self {
+        Self { files, answers: RefCell::default(), texts: RefCell::default() }
+    }
+
+    /// What was recorded while these facts became this host.
+    pub fn finish(self, facts: Facts, mut host: Host) -> Recording {
+        let mut answers = self.answers.into_inner();
+        answers.format = FORMAT;
+        answers.divvy = env!("CARGO_PKG_VERSION").into();
+        answers.nvml = facts;
+        // What else is installed on a machine is nobody's business.
+        for names in answers.driver_directories.values_mut() {
+            *names = names_of_driver(names, &host.driver_version);
+        }
+        for node in host.nodes_mut() {
+            node.host_path = node.path.clone();
+        }
+        let mut texts = self.texts.into_inner();
+        // Nor are other vendors' devices, and what their specs say of them.
+        texts.retain(|path, text| !others::is_spec_file(path) || others::concerns_nvidia(text));
+        host.others.unreadable.retain(|(path, _)| texts.contains_key(path));
+        Recording { host, answers, texts }
+    }
+
+    fn note<T>(&self, answer: io::Result<T>, note: impl FnOnce(&mut Answers, &T)) -> io::Result<T> {
+        if let Ok(answer) = &answer {
+            note(&mut self.answers.borrow_mut(), answer);
+        }
+        answer
+    }
+}
+
+/// The names that discovery may look for among those in a library or firmware directory.
+fn names_of_driver(names: &[String], version: &str) -> Vec<String> {
+    let versioned = |name: &str| names.iter().any(|other| *other == format!("{name}.{version}"));
+    let of_driver = |name: &&String| {
+        let library = name.starts_with("lib")
+            && (name.starts_with("libnvidia")
+                || name.ends_with(version)
+                || name.ends_with(".so") && versioned(name));
+        library || name.starts_with("gsp")
+    };
+    names.iter().filter(of_driver).cloned().collect()
+}
+
+impl Files for Recorder<'_> {
+    fn text(&self, path: &Path) -> io::Result<String> {
+        let text = self.files.text(path)?;
+        self.texts.borrow_mut().insert(path.into(), text.clone());
+        Ok(text)
+    }
+
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.note(self.files.names(dir), |answers, names| {
+            answers.directories.insert(dir.into(), names.clone());
+        })
+    }
+
+    fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.note(self.files.driver_names(dir), |answers, names| {
+            answers.driver_directories.insert(dir.into(), names.clone());
+        })
+    }
+
+    fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
+        self.note(self.files.driver_real_path(path), |answers, real| {
+            answers.real_paths.insert(path.into(), real.clone());
+        })
+    }
+
+    fn cached_library(&self, soname: &str) -> Vec<PathBuf> {
+        let found = self.files.cached_library(soname);
+        self.answers.borrow_mut().libraries.insert(soname.into(), found.clone());
+        found
+    }
+
+    fn soname(&self, path: &Path) -> io::Result<Option<String>> {
+        let answer = self.files.soname(path);
+        let noted = match &answer {
+            Ok(soname) => SonameAnswer::Read(soname.clone()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return answer,
+            Err(error) if error.kind() == ErrorKind::Unsupported => SonameAnswer::Bits { bits: 32 },
+            Err(error) => SonameAnswer::Wrong { wrong: error.to_string() },
+        };
+        self.answers.borrow_mut().sonames.insert(path.into(), noted);
+        answer
+    }
+
+    fn node(&self, path: &Path) -> io::Result<Node> {
+        let answer = self.files.node(path);
+        let noted = match &answer {
+            Ok(node) => NodeAnswer::Device(*node),
+            Err(error) if error.kind() == ErrorKind::NotFound => return answer,
+            Err(error) => NodeAnswer::Wrong { wrong: error.to_string() },
+        };
+        self.answers.borrow_mut().nodes.insert(path.into(), noted);
+        answer
+    }
+
+    fn node_path(&self, path: &Path) -> PathBuf {
+        self.files.node_path(path)
+    }
+}
+
+impl Recording {
+    /// The files of the recorded host, by path in its directory. `config` is one of `CONFIGS` and its text.
+    pub fn files(&self, config: Option<(&str, String)>, mask: bool) -> Result<BTreeMap<PathBuf, String>> {
+        let host = serde_json::to_string_pretty(&self.answers).context("cannot write the answers as JSON")?;
+        let mut files = vec![(PathBuf::from(HOST), host + "\n")];
+        for (path, text) in &self.texts {
+            // Parts of such a path are NVML's words, and it is going to be written to.
+            anyhow::ensure!(is_plain(path), "cannot record {}: it is no plain path", path.display());
+            files.push((Path::new(TEXT).join(path.strip_prefix("/")?), text.clone()));
+        }
+        files.extend(config.map(|(name, text)| (name.into(), text)));
+        let mut names = Mask::default();
+        let masked = |(path, text): (PathBuf, String)| (path, if mask { names.mask(&text) } else { text });
+        // In this order: host.json has the GPUs first, and gives them their numbers.
+        Ok(files.into_iter().map(masked).collect())
+    }
+
+    /// Whether a replay of these files tells the same host.
+    pub fn is_replayed_by(&self, replayed: &Host, mask: bool) -> Result<bool> {
+        if !mask {
+            return Ok(self.host == *replayed);
+        }
+        let mut names = Mask::default();
+        names.mask(&serde_json::to_string_pretty(&self.answers)?);
+        Ok(names.mask(&format!("{:?}", self.host)) == format!("{replayed:?}"))
+    }
+}
