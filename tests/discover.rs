@@ -38,6 +38,7 @@ fn main() {
     ];
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, test)| needs::trial(name, &[Need::Root], test)).collect();
+    trials.push(needs::trial("few_system_calls", &[Need::Root, Need::Strace], few_system_calls));
     trials.push(needs::trial("a_real_gpu", &[Need::Gpu], a_real_gpu));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -69,6 +70,19 @@ fn nvml_is_started_and_stopped_once() {
     assert_eq!(fs::read_to_string(laid.log()).unwrap(), "init\nshutdown\n");
     fs::remove_file(laid.log()).unwrap();
     laid.live(&["list"], &[("MOCK_NVML_FAIL", "nvmlDeviceGetHandleByIndex_v2@3=15")]);
+    assert_eq!(fs::read_to_string(laid.log()).unwrap(), "init\nshutdown\n");
+}
+
+/// NVIDIA's generator makes some 15,300 for the same host, and starts NVML four times.
+fn few_system_calls() {
+    let laid = Laid::out("h100x8");
+    let calls = laid.dir.path().join("calls");
+    let output = format!("--output={}", laid.dir.path().join("divvy.json").display());
+    let strace = ["strace", "-f", "-o", calls.to_str().unwrap()];
+    let (status, _, errors) = laid.live_under(&strace, &["generate", HOOK, &output], &[]);
+    assert_eq!(status, 0, "{errors}");
+    let calls = fs::read_to_string(calls).unwrap().lines().filter(|line| line.contains(" = ")).count();
+    assert!((100..2500).contains(&calls), "{calls} system calls");
     assert_eq!(fs::read_to_string(laid.log()).unwrap(), "init\nshutdown\n");
 }
 

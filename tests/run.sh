@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh: every test. Installs what is missing, builds, runs unit, black box and engine tests, and ends with a line
 # that counts them: "N passed, N failed, N skipped". A test that cannot run here is skipped with its reason;
-# DIVVY_REQUIRE (root,docker,podman,cgroup2) turns such a skip into a failure.
+# DIVVY_REQUIRE (root,docker,podman,cgroup2,strace) turns such a skip into a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}

@@ -54,12 +54,23 @@ impl Laid {
 
     /// Runs divvy live on the laid-out host: `settings` are the mock's.
     pub fn live(&self, args: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
+        self.live_under(&[], args, settings)
+    }
+
+    /// As `live`, with divvy run by another program, as strace.
+    pub fn live_under(
+        &self,
+        runner: &[&str],
+        args: &[&str],
+        settings: &[(&str, &str)],
+    ) -> (i32, String, String) {
         let program = divvy(&[]).get_program().to_owned();
         let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && exec \"$@\"";
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "sh", "-c", script])
             .arg(self.root())
+            .args(runner)
             .arg(program);
         command.args(args).arg("--driver-root").arg(self.root());
         command.env("MOCK_NVML_FACTS", &self.facts).env("MOCK_NVML_LOG", self.log());

@@ -3,6 +3,7 @@
 
 pub mod laid;
 pub mod needs;
+pub mod record;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

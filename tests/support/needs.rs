@@ -4,6 +4,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 
 use libtest_mimic::{Completion, Failed, Trial};
 
@@ -14,6 +15,8 @@ pub enum Need {
     Root,
     /// An NVIDIA driver with a GPU.
     Gpu,
+    /// strace, which counts system calls.
+    Strace,
 }
 
 impl Need {
@@ -22,6 +25,7 @@ impl Need {
         match self {
             Self::Root => "root",
             Self::Gpu => "gpu",
+            Self::Strace => "strace",
         }
     }
 
@@ -29,10 +33,12 @@ impl Need {
         let there = match self {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Gpu => Path::new("/proc/driver/nvidia/version").exists(),
+            Self::Strace => Command::new("strace").arg("true").output().is_ok_and(|run| run.status.success()),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
             Self::Gpu => "needs a GPU and its driver",
+            Self::Strace => "needs strace, and to be allowed to trace",
         })
     }
 }
