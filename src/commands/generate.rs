@@ -254,6 +254,10 @@ fn dry_run(host: &Host, plan: &Plan, specs: &[Rendered], output: &Output) -> Res
     list::print_table(host, plan)?;
     let mut out = std::io::stdout().lock();
     writeln!(out).context(STDOUT)?;
+    for decision in &plan.decisions {
+        writeln!(out, "{decision}").context(STDOUT)?;
+    }
+    writeln!(out).context(STDOUT)?;
     for spec in specs {
         let target = match output {
             Output::Stdout => "standard output".to_owned(),

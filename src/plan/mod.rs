@@ -49,6 +49,9 @@ pub struct Plan {
     pub warnings: Vec<String>,
     /// What is as it should be and may still surprise.
     pub notes: Vec<String>,
+    /// What became of each GPU and MIG device and why, a line each, for `generate --dry-run`.
+    #[serde(skip)]
+    pub decisions: Vec<String>,
     /// Names of whole GPUs and MIG devices are left to another generator.
     #[serde(skip)]
     pub whole_names_withheld: bool,
@@ -226,12 +229,40 @@ fn plan_units(
             Some(rule) if rule.mode != Mode::Whole => shares::cut(&whole, rule, &order, plan),
             _ => Ok(vec![whole]),
         });
+        plan.decisions.push(decision(decided, devices.as_deref()));
         match devices {
             Ok(devices) => plan.devices.extend(devices),
             Err(left_out) => plan.problems.push(left_out.problem(unit.what())),
         }
     }
     plan.gpus = order.gpus;
+}
+
+/// `GPU 2: cut into 4 by config.toml:2:1, shared-0 to shared-3 with /dev/nvidia2, no name as a whole`
+fn decision(decided: &unit::Decided<'_>, devices: Result<&[Device], &nodes::LeftOut>) -> String {
+    let by = decided.rule.map_or("by no rule".to_owned(), |rule| format!("by {}", rule.place));
+    let what = match devices {
+        Err(left_out) => format!("left out, {}", left_out.why),
+        Ok([whole]) if whole.kind != Kind::Share => format!("whole, {by}, with {}", paths(whole)),
+        Ok(shares) => {
+            let runs = shares
+                .chunk_by(|a, b| a.share.as_ref().map(|s| &s.name) == b.share.as_ref().map(|s| &s.name));
+            let names: Vec<String> = runs
+                .map(|run| match run {
+                    [first, .., last] => format!("{} to {}", first.name, last.name),
+                    _ => run.iter().map(|share| share.name.clone()).collect(),
+                })
+                .collect();
+            let names = names.join(", ");
+            let nodes = shares.first().map(paths).unwrap_or_default();
+            format!("cut into {} {by}, {names} with {nodes}; no name as a whole", shares.len())
+        }
+    };
+    format!("{}: {what}", decided.unit.what())
+}
+
+fn paths(device: &Device) -> String {
+    device.nodes.iter().map(|node| node.path.display().to_string()).collect::<Vec<_>>().join(" ")
 }
 
 /// The kinds of a whole device's names. Under `mixed` a MIG device is also of the kind that NVIDIA's plugin calls

@@ -62,6 +62,7 @@ fn withhold_whole_names(why: &str, asked: WholeNames, plan: &mut Plan) {
     let before = plan.devices.len();
     plan.devices.retain(|device| !device.classes.is_empty());
     plan.whole_names_withheld = true;
+    plan.decisions.push(format!("no names for what is whole in {}: {why}", kind_of(GPU_CLASS)));
     if before > plan.devices.len() && asked == WholeNames::Auto {
         plan.notes.push(format!(
             "names of whole GPUs and MIG devices are left out, because {why} (whole_names = \"auto\")"
