@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::config::Mode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::discover::sim;
@@ -35,6 +36,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show the devices that containers can ask for
     List(ListArgs),
+    /// Cut a GPU or MIG device into shares, in the configuration
+    Share(ShareArgs),
     /// Lay a simulated host out as real files and device nodes
     Sim(SimArgs),
     /// Write all that divvy reads on this machine into a directory, for a bug report or a test
@@ -130,6 +133,43 @@ pub enum ListFormat {
     Table,
     // For programs.
     Json,
+}
+
+/// Options of `share`.
+#[derive(Debug, Args)]
+pub struct ShareArgs {
+    /// What to share: an index (0), a UUID, a PCI address, a MIG device (0:1), a MIG profile, a model, or all
+    pub gpu: String,
+    /// How many shares, all alike
+    #[arg(long, value_name = "N", required_unless_present = "none")]
+    pub replicas: Option<u32>,
+    /// Make it whole again
+    #[arg(long, conflicts_with_all = ["replicas", "mode", "name", "memory", "sm_percent", "advisory"])]
+    pub none: bool,
+    /// How they share it
+    #[arg(long, value_enum, default_value = "time-slice")]
+    pub mode: Mode,
+    /// Their name, without the number [default: shared]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Memory of each, as 8GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Percent of the SMs of each
+    #[arg(long, value_name = "PERCENT")]
+    pub sm_percent: Option<u32>,
+    /// Accept limits that nothing holds
+    #[arg(long)]
+    pub advisory: bool,
+    /// Show the change and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The machine
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The configuration to write [default: /etc/divvy/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// Options of `sim`.

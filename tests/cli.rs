@@ -217,8 +217,13 @@ fn the_commands_in_the_readme_parse() {
         // A simulated host in place of this machine's; making nodes is for live machines alone.
         if args[0] != "completions" && !args.contains(&"--host") {
             args.retain(|arg| *arg != "--create-device-nodes");
-            args.push(LAB);
-            args.extend(Some("--output=-").filter(|_| args[0] == "generate"));
+            // The README's GPU 0 is one that can be shared.
+            args.push(if args[0] == "share" { "--host=sim:l4" } else { LAB });
+            args.extend(match args[0] {
+                "generate" => Some("--output=-"),
+                "share" => Some("--config=config.toml"),
+                _ => None,
+            });
         }
         let (status, _, errors) = run(divvy(&args).current_dir(&dir));
         assert_eq!(status, 0, "divvy {line}: {errors}");
@@ -226,8 +231,19 @@ fn the_commands_in_the_readme_parse() {
 }
 
 #[test]
+fn the_configuration_in_the_readme_is_one() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let config = readme.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.toml"), config).unwrap();
+    let config = format!("--config={}", dir.path().join("config.toml").display());
+    let (_, out, errors) = run(&mut divvy(&["generate", "--host=sim:mixed", &config, "--dry-run"]));
+    assert!(out.contains("ci-0 to ci-1, notebook-0"), "{out}{errors}");
+}
+
+#[test]
 fn help_is_there_for_every_verb() {
-    for verb in ["generate", "list", "sim", "record", "completions"] {
+    for verb in ["generate", "list", "share", "sim", "record", "completions"] {
         let (status, help, _) = run(&mut divvy(&[verb, "--help"]));
         assert_eq!(status, 0);
         assert!(help.contains("Usage: divvy"), "{help}");

@@ -35,7 +35,7 @@ struct ListedDevice<'a> {
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
-    let Planned { host, plan, .. } = Planned::as_generated(&args.machine, &args.plan)?;
+    let Planned { host, plan } = Planned::as_generated(&args.machine, &args.plan)?;
     match args.format {
         ListFormat::Json => {
             let mut out = std::io::stdout().lock();

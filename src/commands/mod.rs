@@ -5,6 +5,7 @@ mod generate;
 mod list;
 mod new_directory;
 mod record;
+mod share;
 mod sim;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> Result<Status> {
     match cli.command {
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::List(args) => list::run(&args, cli.quiet),
+        Command::Share(args) => share::run(&args, cli.quiet),
         Command::Sim(args) => sim::run(&args, cli.quiet),
         Command::Record(args) => record::run(&args, cli.quiet),
         Command::Completions { shell } => completions::run(shell),
@@ -59,7 +61,6 @@ impl MachineArgs {
 /// What every verb that shows or writes devices begins with.
 struct Planned {
     host: Host,
-    config: Config,
     plan: Plan,
 }
 
@@ -81,7 +82,7 @@ impl Planned {
             create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
         }
         let plan = plan::plan(&host, &config, earlier, &output_dir);
-        Ok(Self { host, config, plan })
+        Ok(Self { host, plan })
     }
 
     /// As the last `generate` that engines read did it, so that a listing shows the names that work.

@@ -10,7 +10,8 @@ use toml::Spanned;
 
 use super::value::{self, Match};
 use super::{
-    Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule, WholeNames,
+    Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule,
+    WholeNames, no_entry_twice,
 };
 
 /// Name of shares that have none of their own.
@@ -116,7 +117,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
     let raw: RawConfig = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
     source.later_keys(&raw)?;
     let rules = raw.gpu.iter().map(|gpu| source.rule(gpu)).collect::<Result<Vec<_>, _>>()?;
-    source.no_entry_twice(&rules)?;
+    no_entry_twice(&rules)?;
     Ok(Config { rules, whole_names: raw.whole_names, mig_strategy: raw.mig_strategy, warnings: Vec::new() })
 }
 
@@ -317,23 +318,5 @@ impl Source<'_> {
         let text = entry.get_ref().clone();
         let matches = Match::parse(&text).map_err(|why| self.mistake(entry, format!("match: {why}")))?;
         Ok(MatchEntry { text, matches, place: self.place(entry) })
-    }
-
-    /// The first match wins, so the second of two same entries never does anything.
-    fn no_entry_twice(&self, rules: &[Rule]) -> Result<(), Mistake> {
-        let mut seen: Vec<&MatchEntry> = Vec::new();
-        for entry in rules.iter().flat_map(|rule| &rule.matches) {
-            if let Some(first) = seen.iter().find(|seen| seen.matches == entry.matches) {
-                let what =
-                    format!("{:?} is matched already, at {}: the first match wins", entry.text, first.place);
-                return Err(Mistake {
-                    place: entry.place.clone(),
-                    what,
-                    hint: Some("remove one of the two".into()),
-                });
-            }
-            seen.push(entry);
-        }
-        Ok(())
     }
 }

@@ -99,11 +99,12 @@ pub enum Memory {
 }
 
 /// How a GPU or MIG device is given out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// To one name.
     #[default]
+    #[value(skip)]
     Whole,
     /// To several, which the driver serves in turns.
     TimeSlice,
@@ -217,6 +218,24 @@ impl Config {
 /// Whether a file of this name is NVIDIA's YAML.
 pub fn is_yaml(name: &str) -> bool {
     name.ends_with(".yaml") || name.ends_with(".yml")
+}
+
+/// The first match wins, so the second of two same entries never does anything.
+fn no_entry_twice(rules: &[Rule]) -> Result<(), Mistake> {
+    let mut seen: Vec<&MatchEntry> = Vec::new();
+    for entry in rules.iter().flat_map(|rule| &rule.matches) {
+        if let Some(first) = seen.iter().find(|seen| seen.matches == entry.matches) {
+            let what =
+                format!("{:?} is matched already, at {}: the first match wins", entry.text, first.place);
+            return Err(Mistake {
+                place: entry.place.clone(),
+                what,
+                hint: Some("remove one of the two".into()),
+            });
+        }
+        seen.push(entry);
+    }
+    Ok(())
 }
 
 /// A configuration's text, or why it cannot be one.

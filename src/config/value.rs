@@ -171,7 +171,7 @@ fn pci_address(text: &str) -> Option<String> {
 }
 
 /// `1g.10gb`, `1c.2g.10gb`, `1g.10gb+me`: whatever a driver may come to write.
-fn is_profile(text: &str) -> bool {
+pub fn is_profile(text: &str) -> bool {
     let plain = text.split('+').next().unwrap_or_default();
     let counted = |part: &str, unit: &str| {
         part.strip_suffix(unit).is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
