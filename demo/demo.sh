@@ -17,7 +17,7 @@ fi
 
 step() {
     number=$((${number:-0} + 1))
-    printf '\n%s%s/6  %s%s\n' "$bold" "$number" "$1" "$plain"
+    printf '\n%s%s/7  %s%s\n' "$bold" "$number" "$1" "$plain"
 }
 
 note() {
@@ -131,6 +131,16 @@ try "podman exec whole probe load libcuda.so.1"
 expect "the same driver" "libcuda.so.1: /usr/lib/x86_64-linux-gnu/libcuda.so.1"
 try "podman exec whole probe mknod /tmp/gpu2 195 2"
 expect "GPU 2 is not given to it" "/tmp/gpu2: EPERM"
+
+step "GPU 7, shared by four"
+try "divvy share 7 --replicas 4 --host sim:a100-lab --config /etc/divvy/config.toml"
+try "divvy generate --host sim:a100-lab --config /etc/divvy/config.toml --output /var/run/cdi/divvy.json"
+try "podman run --detach --name one --device nvidia.com/gpu=shared-0 debian sleep 600 >/dev/null"
+try "podman run --detach --name two --device nvidia.com/gpu=shared-1 debian sleep 600 >/dev/null"
+try "for name in one two; do podman exec \$name $nodes; done"
+expect "both have GPU 7, at once" "${control[@]}" /dev/nvidia7 "${control[@]}" /dev/nvidia7
+try "divvy list --host sim:a100-lab --config /etc/divvy/config.toml --quiet | grep -A 4 'GPU 7'"
+note "LIMITED BY nothing: they take turns, and each can use all of its memory. Limits are not built yet."
 
 printf '\n%sAll of this held.%s On a machine with a GPU: make build, sudo make install, sudo divvy generate.\n' \
     "$bold" "$plain"

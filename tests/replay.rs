@@ -6,7 +6,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use support::record::Record;
@@ -32,7 +32,7 @@ fn the_same_machine_makes_the_same_record() {
     let (one, two) = (Record::of("mixed"), Record::of("mixed"));
     assert_eq!(fs::read(one.file("host.json")).unwrap(), fs::read(two.file("host.json")).unwrap());
     // A record of a record is the record.
-    let again = one.0.path().join("again");
+    let again = one.place().join("again");
     let (status, _, errors) = run(divvy(&["record", "--host"]).arg(one.dir()).arg(&again));
     assert_eq!(status, 0, "{errors}");
     for file in ["host.json", "config.toml", "text/proc/devices"] {
@@ -243,7 +243,7 @@ fn nothing_else_is_read() {
     );
 
     let record = Record::of("a100-lab");
-    let outside = record.0.path().join("information");
+    let outside = record.place().join("information");
     fs::write(&outside, "Device Minor: 1\n").unwrap();
     // From text/proc/driver/nvidia/gpus up to the record's own parent.
     record.edit(|host| {
@@ -253,7 +253,7 @@ fn nothing_else_is_read() {
     let (_, _, errors) = record.list();
     assert!(errors.starts_with("warning: GPU 1 is left out: its minor number is not known\n"), "{errors}");
     // And it would be written to, in a record of the record.
-    let again = record.0.path().join("a/b");
+    let again = record.place().join("a/b");
     fs::create_dir(again.parent().unwrap()).unwrap();
     let (status, _, errors) = run(divvy(&["record", "--host"]).arg(record.dir()).arg(&again));
     assert_eq!(status, 0, "{errors}");

@@ -349,7 +349,7 @@ fn a_configuration_that_may_not_be_read() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let config = dir.path().join("config.toml");
     fs::write(&config, "").unwrap();
-    fs::set_permissions(&config, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o000)).unwrap();
     let mut command = divvy(&["list", LAB, "--config"]);
     command.arg(&config);
     if nix::unistd::geteuid().is_root() {
@@ -390,4 +390,122 @@ fn the_state_directory_is_named_when_it_cannot_be_used() {
     assert_eq!(status, 1);
     assert!(errors.starts_with("error: cannot use the state directory DIR/state: "), "{errors}");
     assert!(!Path::new(&place.path("cdi")).exists());
+}
+
+#[test]
+fn share_writes_what_it_shows() {
+    let place = Place::with("# mine\n");
+    let share = |args: &[&str]| place.run(&[&["share"], args].concat());
+    let diff = "--- DIR/config.toml\n+++ DIR/config.toml\n@@ -1 +1,5 @@\n # mine\n+[[gpu]]\n+match = [\"2\"]\n\
+                +mode = \"time-slice\"\n+replicas = 4\n2: shared-0 to shared-3\n";
+    let (status, out, errors) = share(&["2", "--replicas=4", LAB, "--dry-run"]);
+    assert_eq!((status, out.as_str(), errors.as_str()), (0, diff, ""));
+    assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap(), "# mine\n");
+    fs::set_permissions(place.path("config.toml"), fs::Permissions::from_mode(0o640)).unwrap();
+    let (status, out, errors) = share(&["2", "--replicas=4", LAB]);
+    assert_eq!((status, out.as_str()), (0, diff));
+    assert_eq!(errors, "note: wrote DIR/config.toml; `divvy generate` puts it in force\n");
+    let metadata = fs::metadata(place.path("config.toml")).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
+    assert_eq!(
+        share(&["2", "--replicas=4", LAB]),
+        (0, "DIR/config.toml says so already\n".into(), String::new())
+    );
+    assert_eq!(place.generate(LAB).1, "wrote DIR/cdi/divvy.json: 6 GPUs, 4 MIG devices, 4 shares\n");
+    // A GPU in front of it takes the first numbers, and that is told.
+    let (_, out, errors) = share(&["1", "--replicas=2", LAB]);
+    assert!(out.ends_with("1: shared-0 to shared-1\n"), "{out}");
+    assert!(errors.starts_with("note: nvidia.com/gpu=shared-0 to shared-1 mean GPU-934e3c41-"), "{errors}");
+    share(&["1", "--none", LAB]);
+    let (_, out, _) = share(&["2", "--none", LAB]);
+    assert!(out.ends_with("2: whole\n"), "{out}");
+    assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap(), "# mine\n");
+    // Through a link to where the administrator keeps it, and nothing is left beside it.
+    fs::rename(place.path("config.toml"), place.path("real.toml")).unwrap();
+    std::os::unix::fs::symlink("real.toml", place.path("config.toml")).unwrap();
+    assert_eq!(share(&["0:1", "--replicas=2", LAB]).0, 0);
+    assert!(fs::symlink_metadata(place.path("config.toml")).unwrap().is_symlink());
+    assert!(fs::read_to_string(place.path("real.toml")).unwrap().contains("match = [\"0:1\"]"));
+    assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 4, "cdi, config.toml, real.toml, state");
+}
+
+#[test]
+fn share_refuses_what_cannot_be() {
+    let place = Place::with("# mine\n");
+    for (args, status, said) in [
+        (
+            &["8", "--replicas=2"][..],
+            2,
+            "error: there is no \"8\" on this machine\nhint: choose one of 0:0, 0:1, 0:2, 0:3, 1, 2, 3, 4, 5, 6, 7\n",
+        ),
+        (
+            &["0", "--replicas=2"],
+            2,
+            "error: GPU 0 is in MIG mode, and only its MIG devices can be shared\nhint: choose one of 0:0, ",
+        ),
+        (
+            &["1", "--replicas=2", "--memory=8GiB"],
+            1,
+            "error: this cannot be: GPU 1 is left out: nothing on this machine holds the memory limit of its shares \"shared\"\nhint: leave memory",
+        ),
+        (
+            &["1", "--replicas=6", "--memory=8GiB", "--advisory"],
+            1,
+            "error: this cannot be: GPU 1 is left out: its shares have 49152MiB of memory together, and it has 40960MiB\nhint: lower memory at DIR/config.toml:2:1",
+        ),
+        (
+            &["1", "--replicas=2", "--mode=mps"],
+            2,
+            "error: DIR/config.toml:4:8: mode = \"mps\" is not enforced yet",
+        ),
+        (&["1", "--replicas=0"], 2, "error: DIR/config.toml:5:12: replicas is 0: it is 1 to 1024\n"),
+        (&["1", "--replicas=2", "--name=all"], 2, "error: DIR/config.toml:5:8: the name \"all\" is reserved"),
+        (
+            &["1", "--replicas=2", "--memory=8G"],
+            2,
+            "error: DIR/config.toml:6:10: memory: \"G\" in \"8G\" is no unit",
+        ),
+        (
+            &["1", "--replicas=2", "--none"],
+            2,
+            "error: the argument '--replicas <N>' cannot be used with '--none'",
+        ),
+        (&["1"], 2, "error: the following required arguments were not provided:\n  --replicas <N>"),
+    ] {
+        let (got, out, errors) = place.run(&[&["share", LAB], args].concat());
+        assert_eq!((got, out.as_str()), (status, ""), "{args:?}\n{errors}");
+        assert!(errors.starts_with(said), "{args:?}\n{errors}");
+    }
+    assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap(), "# mine\n");
+    // A simulated host's own configuration is nobody's to write.
+    let (status, _, errors) = run(&mut divvy(&["share", "0", "--replicas=2", "--host=sim:l4"]));
+    assert_eq!(status, 2);
+    assert!(errors.contains("hint: add --dry-run, or name a file with --config"), "{errors}");
+}
+
+#[test]
+fn nvidias_yaml() {
+    let place = Place::with("");
+    let yaml = "version: v1\nflags:\n  migStrategy: mixed\n  gdsEnabled: true\nsharing:\n  mps:\n    resources:\n\
+                \x20   - name: nvidia.com/gpu\n      devices: [3]\n      replicas: 4\n\
+                \x20   - name: nvidia.com/mig-1g.10gb\n      rename: gpu-small\n      replicas: 2\n";
+    fs::write(place.path("plugin.yaml"), yaml).unwrap();
+    let config = format!("--config={}", place.path("plugin.yaml").display());
+    let (status, out, errors) =
+        run(&mut divvy(&["generate", "--host=sim:mixed", HOOK, "--dry-run", &config]));
+    let errors = errors.replace(place.0.path().to_str().unwrap(), "DIR");
+    assert_eq!(status, 0, "{errors}");
+    golden("plugin.dry-run", &format!("{}\n{errors}", out.replace(place.0.path().to_str().unwrap(), "DIR")));
+    // It is recorded under a name that says what it is, and replayed as such.
+    let record = place.path("record");
+    let (status, _, errors) = run(divvy(&["record", "--quiet", "--host=sim:mixed", &config]).arg(&record));
+    assert_eq!(status, 0, "{errors}");
+    let host = format!("--host={}", record.display());
+    let (_, replayed, _) = run(&mut divvy(&["list", &host]));
+    let (_, named, _) = run(&mut divvy(&["list", "--host=sim:mixed", &config]));
+    assert_eq!(replayed, named);
+    assert!(replayed.contains("nvidia.com/gpu-small=shared-1"), "{replayed}");
+    let (status, _, errors) = run(&mut divvy(&["share", "0", "--replicas=2", "--host=sim:mixed", &config]));
+    assert_eq!(status, 2);
+    assert!(errors.contains("is NVIDIA's form, which `divvy share` does not write"), "{errors}");
 }

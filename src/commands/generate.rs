@@ -35,6 +35,7 @@ impl Output {
 
 /// A spec as it will be written.
 struct Rendered {
+    kind: String,
     path: PathBuf,
     text: String,
 }
@@ -98,7 +99,11 @@ fn render(specs: &[cdi::Spec], format: SpecFormat, output: &Output) -> Result<Ve
             SpecFormat::Json => spec.to_json(),
             SpecFormat::Yaml => yaml(spec)?,
         };
-        Ok(Rendered { path: publish::spec_path(output.path(), spec.kind.class()), text })
+        Ok(Rendered {
+            kind: spec.kind.to_string(),
+            path: publish::spec_path(output.path(), spec.kind.class()),
+            text,
+        })
     };
     specs.iter().map(render).collect()
 }
@@ -263,7 +268,7 @@ fn dry_run(host: &Host, plan: &Plan, specs: &[Rendered], output: &Output) -> Res
             Output::Stdout => "standard output".to_owned(),
             Output::File(_) => spec.path.display().to_string(),
         };
-        writeln!(out, "would write {} bytes to {target}", spec.text.len()).context(STDOUT)?;
+        writeln!(out, "would write {} to {target}, {} bytes", spec.kind, spec.text.len()).context(STDOUT)?;
     }
     writeln!(out, "would give names to {} (generation {})", counts(plan), plan.generation).context(STDOUT)
 }

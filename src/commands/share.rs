@@ -48,8 +48,9 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
         Source::Live(_) => publish::earlier(Path::new(publish::STATE_DIR)),
         _ => Earlier::default(),
     };
-    let plan = |config: &Config| plan::plan(&host, config, &earlier, &output_dir);
-    let (old, new) = (plan(&before), plan(&after));
+    let old = plan::plan(&host, &before, &earlier, &output_dir);
+    // Names that move by this change are told, whatever `generate` has made of the last one.
+    let new = plan::plan(&host, &after, &Earlier::of(&old), &output_dir);
     refuse_new_problems(&old, &new)?;
 
     let mut out = io::stdout().lock();
@@ -59,7 +60,10 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
         return Ok(Status::Done);
     }
     if !quiet {
-        writeln!(out, "{}", names(&args.gpu, &device, &host, &new)).context(STDOUT)?;
+        writeln!(out, "{}: {}", args.gpu, names(&device, &host, &new)).context(STDOUT)?;
+        for note in new.notes.iter().filter(|note| !old.notes.contains(note)) {
+            say("note", note);
+        }
     }
     if args.dry_run {
         return Ok(Status::Done);
@@ -146,7 +150,7 @@ fn refuse_new_problems(old: &Plan, new: &Plan) -> Result<()> {
 }
 
 /// What the device is called from now on.
-fn names(typed: &str, device: &Match, host: &Host, plan: &Plan) -> String {
+fn names(device: &Match, host: &Host, plan: &Plan) -> String {
     let units = plan::units(host, &Config::default());
     let meant: Vec<&str> = units.iter().filter(|unit| plan::covers(device, unit)).map(Unit::uuid).collect();
     let of: Vec<_> = plan.devices.iter().filter(|planned| meant.contains(&planned.uuid.as_str())).collect();
@@ -156,10 +160,10 @@ fn names(typed: &str, device: &Match, host: &Host, plan: &Plan) -> String {
         .map(|planned| planned.name.as_str())
         .collect();
     match (&shares[..], &of[..]) {
-        ([], []) => format!("{typed} has no name of divvy's"),
-        ([], _) => format!("{typed} is whole"),
-        ([one], _) => format!("{typed} is {one}"),
-        ([first, .., last], _) => format!("{typed} is {first} to {last}"),
+        ([], []) => "no name of divvy's".into(),
+        ([], _) => "whole".into(),
+        ([one], _) => (*one).into(),
+        ([first, .., last], _) => format!("{first} to {last}"),
     }
 }
 
@@ -198,12 +202,11 @@ fn write_config(path: &Path, before: &str, after: &str) -> Result<()> {
         fs::File::open(dir)?.sync_all()
     };
     write().map_err(|error| {
-        let denied = error.kind() == io::ErrorKind::PermissionDenied;
-        let failure = Failure::new(anyhow::Error::new(error).context(cannot()));
-        if denied {
-            failure.hint("run as root, or name a file of your own with --config").into()
-        } else {
-            failure.into()
-        }
+        let hint = match error.kind() {
+            io::ErrorKind::PermissionDenied => "run as root, or name a file of your own with --config",
+            io::ErrorKind::NotFound => "make the directory first",
+            _ => "the file that was there is untouched",
+        };
+        Failure::new(anyhow::Error::new(error).context(cannot())).hint(hint).into()
     })
 }

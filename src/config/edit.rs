@@ -1,22 +1,286 @@
-//! x
-use super::{Mistake, Mode, value::Match};
+//! Changes one rule in the TOML text and keeps all the rest: comments, order, spelling. Knows nothing of the machine:
+//! whether an entry is about the same device is the caller's word. What comes out parses, or nothing comes out.
+
+use similar::TextDiff;
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value};
+
+use super::value::Match;
+use super::{Config, Mistake, Mode, Place};
+
+/// Equal shares, as they are typed.
+#[derive(Clone, Debug)]
 pub struct Cut {
+    /// How the device is shared.
     pub mode: Mode,
+    /// How many shares.
     pub replicas: u32,
+    /// Their name, without the number.
     pub name: Option<String>,
+    /// Memory of each, as `8GiB`.
     pub memory: Option<String>,
+    /// Percent of the SMs of each.
     pub sm_percent: Option<u32>,
+    /// Limits that nothing holds are accepted.
     pub advisory: bool,
 }
+
+/// The text with `device` cut into equal shares; with none, whole again. `covers` says of a match entry whether it is
+/// about a device that `device` means; the first table that is so decides today, and the changed rule goes before it.
 pub fn share(
-    _f: &str,
-    t: &str,
-    _d: &str,
-    _c: &dyn Fn(&Match) -> bool,
-    _cut: Option<&Cut>,
+    file: &str,
+    text: &str,
+    device: &str,
+    covers: &dyn Fn(&Match) -> bool,
+    cut: Option<&Cut>,
 ) -> Result<String, Mistake> {
-    Ok(t.into())
+    Config::parse(file, text)?;
+    let refuse =
+        |what: String, hint: &str| Mistake { place: Place::file(file), what, hint: Some(hint.to_owned()) };
+    let matches = Match::parse(device).map_err(|why| refuse(why, "`divvy list` shows what there is"))?;
+    let mut document: DocumentMut = text
+        .parse()
+        .map_err(|error: toml_edit::TomlError| refuse(error.message().to_owned(), "mend it by hand"))?;
+    let gpus = document.entry("gpu").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
+    let Some(gpus) = gpus.as_array_of_tables_mut() else {
+        return Err(refuse(
+            "gpu is one list in here, which is not edited".into(),
+            "write each rule as a [[gpu]] table",
+        ));
+    };
+    let changed = change(gpus, device, &matches, covers, cut);
+    let mut trailing = changed.orphaned + document.trailing().as_str().unwrap_or_default();
+    // What stands at the end of the file stands above a table that comes after it.
+    let last = document
+        .get_mut("gpu")
+        .and_then(Item::as_array_of_tables_mut)
+        .and_then(|gpus| gpus.iter_mut().last());
+    if let Some(last) = last.filter(|_| changed.at_end && !trailing.trim().is_empty()) {
+        let prefix = std::mem::take(&mut trailing) + prefix(last);
+        last.decor_mut().set_prefix(prefix);
+    }
+    document.set_trailing(trailing);
+    let mut changed = document.to_string();
+    // The editor writes \n alone.
+    if text.contains("\r\n") {
+        changed = changed.replace("\r\n", "\n").replace('\n', "\r\n");
+    }
+    Config::parse(file, &changed)?;
+    Ok(changed)
 }
-pub fn difference(_f: &str, _b: &str, _a: &str) -> String {
-    String::new()
+
+/// What became of the tables.
+#[derive(Default)]
+struct Changed {
+    /// Comments of a removed table that no other follows.
+    orphaned: String,
+    /// There is a new one at the end.
+    at_end: bool,
 }
+
+/// Changes the tables.
+fn change(
+    gpus: &mut ArrayOfTables,
+    device: &str,
+    matches: &Match,
+    covers: &dyn Fn(&Match) -> bool,
+    cut: Option<&Cut>,
+) -> Changed {
+    let own = gpus.iter().position(|table| entries(table).iter().any(|entry| entry == matches));
+    // In vain where an earlier table covers the device: then it moves there.
+    let first = gpus.iter().position(|table| entries(table).iter().any(covers));
+    if let Some(table) = own.filter(|_| first == own).and_then(|at| gpus.get_mut(at))
+        && entries(table).len() == 1
+    {
+        match cut {
+            Some(cut) => write_cut(table, cut),
+            None if is_whole(table) => {}
+            None => return remove(gpus, own, matches, device, covers),
+        }
+        return Changed::default();
+    }
+    match cut {
+        None => remove(gpus, own, matches, device, covers),
+        Some(cut) => {
+            let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
+            let first = gpus.iter().position(|table| entries(table).iter().any(covers));
+            insert(gpus, first, rule(device, |table| write_cut(table, cut)));
+            Changed { orphaned, at_end: first.is_none() }
+        }
+    }
+}
+
+/// Takes the entry away, and says that the device is whole where another table would still share it.
+fn remove(
+    gpus: &mut ArrayOfTables,
+    own: Option<usize>,
+    matches: &Match,
+    device: &str,
+    covers: &dyn Fn(&Match) -> bool,
+) -> Changed {
+    let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
+    let first = gpus.iter().position(|table| entries(table).iter().any(covers));
+    if first.is_some_and(|at| gpus.get(at).is_some_and(|table| !is_whole(table))) {
+        insert(gpus, first, rule(device, |table| table["mode"] = toml_edit::value("whole")));
+    }
+    Changed { orphaned, at_end: false }
+}
+
+/// What a table's match list means. It has been parsed before, so every entry means something.
+fn entries(table: &Table) -> Vec<Match> {
+    let list = table.get("match").and_then(Item::as_array);
+    list.into_iter().flatten().filter_map(|entry| Match::parse(entry.as_str()?).ok()).collect()
+}
+
+fn is_whole(table: &Table) -> bool {
+    table.get("mode").and_then(Item::as_str).is_none_or(|mode| mode == "whole")
+}
+
+/// Takes the entry out of the table's list, and the table away with its last one. Its comments go to the next table,
+/// or are returned.
+fn take_out(gpus: &mut ArrayOfTables, at: usize, matches: &Match) -> Option<String> {
+    let table = gpus.get_mut(at)?;
+    let list = table.get_mut("match")?.as_array_mut()?;
+    if list.len() > 1 {
+        let index = list.iter().position(|entry| {
+            entry.as_str().and_then(|text| Match::parse(text).ok()).as_ref() == Some(matches)
+        })?;
+        let removed = list.remove(index);
+        let above = |value: &Value| {
+            value.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default().to_owned()
+        };
+        let gone = above(&removed);
+        let next = list.get(index).map(above);
+        let kept = match &next {
+            _ if gone.contains('#') => format!(
+                "{}{}",
+                gone.trim_end(),
+                on_new_line(next.as_deref().unwrap_or(list.trailing().as_str().unwrap_or_default()))
+            ),
+            // The list begins as it began.
+            Some(_) if index == 0 => gone,
+            Some(next) => next.clone(),
+            None => return None,
+        };
+        match list.get_mut(index) {
+            Some(next) => next.decor_mut().set_prefix(kept),
+            None => list.set_trailing(kept),
+        }
+        return None;
+    }
+    let comments = comments(&gpus.remove(at));
+    if comments.trim().is_empty() {
+        return None;
+    }
+    match gpus.get_mut(at) {
+        Some(next) => {
+            let prefix = comments + prefix(next);
+            next.decor_mut().set_prefix(prefix);
+            None
+        }
+        None => Some(comments),
+    }
+}
+
+/// What follows a comment begins a line.
+fn on_new_line(text: &str) -> String {
+    if text.starts_with(['\n', '\r']) { text.to_owned() } else { format!("\n{text}") }
+}
+
+/// All comments of a table that goes: above it, between its keys, behind its values.
+fn comments(table: &Table) -> String {
+    let mut above = prefix(table).to_owned();
+    let text = table.to_string();
+    for line in text.lines() {
+        if let Some(at) = comment_in(line) {
+            above.push_str(&line[at..]);
+            above.push('\n');
+        }
+    }
+    above
+}
+
+/// Where a line's comment begins: behind its strings.
+fn comment_in(line: &str) -> Option<usize> {
+    let mut quote = None;
+    for (at, c) in line.char_indices() {
+        match (quote, c) {
+            (None, '#') => return Some(at),
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            _ => {}
+        }
+    }
+    None
+}
+
+fn prefix(table: &Table) -> &str {
+    table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default()
+}
+
+fn rule(device: &str, fill: impl FnOnce(&mut Table)) -> Table {
+    let mut table = Table::new();
+    table["match"] = toml_edit::value(Array::from_iter([device]));
+    fill(&mut table);
+    table
+}
+
+/// Before the table at `before`, else at the end. What stands right above that table is about it and stays there; what
+/// a blank line parts from it is about the file.
+fn insert(gpus: &mut ArrayOfTables, before: Option<usize>, mut table: Table) {
+    let Some(at) = before else {
+        table.decor_mut().set_prefix(if gpus.is_empty() { "" } else { "\n" });
+        gpus.push(table);
+        return;
+    };
+    if let Some(next) = gpus.get_mut(at) {
+        let above = prefix(next).to_owned();
+        let (file, own) = match above.rfind("\n\n") {
+            Some(blank) => above.split_at(blank + 2),
+            None if at == 0 => ("", above.as_str()),
+            None => above.split_at(above.find(|c| c != '\n').unwrap_or(above.len())),
+        };
+        table.decor_mut().set_prefix(file);
+        next.decor_mut().set_prefix(format!("\n{own}"));
+    }
+    gpus.insert(at, table);
+}
+
+/// Sets the keys of equal shares and removes those of others. Each value keeps what stands beside it.
+fn write_cut(table: &mut Table, cut: &Cut) {
+    let mode = match cut.mode {
+        Mode::Whole => "whole",
+        Mode::TimeSlice => "time-slice",
+        Mode::Mps => "mps",
+    };
+    table.remove("share");
+    set(table, "mode", Some(mode.into()));
+    set(table, "name", cut.name.as_deref().map(Value::from));
+    set(table, "replicas", Some(i64::from(cut.replicas).into()));
+    set(table, "memory", cut.memory.as_deref().map(Value::from));
+    set(table, "sm_percent", cut.sm_percent.map(|percent| i64::from(percent).into()));
+    set(table, "advisory", cut.advisory.then(|| true.into()));
+}
+
+fn set(table: &mut Table, key: &str, value: Option<Value>) {
+    let Some(mut value) = value else {
+        table.remove(key);
+        return;
+    };
+    match table.get_mut(key).and_then(Item::as_value_mut) {
+        Some(old) => {
+            *value.decor_mut() = old.decor().clone();
+            *old = value;
+        }
+        None => {
+            table.insert(key, Item::Value(value));
+        }
+    }
+}
+
+/// The change for people to read: a unified diff; empty if nothing changes.
+pub fn difference(file: &str, before: &str, after: &str) -> String {
+    TextDiff::from_lines(before, after).unified_diff().context_radius(3).header(file, file).to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -161,16 +161,18 @@ impl Source<'_> {
                 .map_err(|why| self.mistake(timeout, format!("start_timeout: {why}")))?;
             return Err(self.not_yet(timeout, "start_timeout", LEASES));
         }
-        for (name, pool) in &raw.pool {
+        for pool in raw.pool.values() {
             if let Some(wait) = &pool.wait {
                 value::duration(wait.get_ref()).map_err(|why| self.mistake(wait, format!("wait: {why}")))?;
             }
             if let Some(count) = &pool.per_container {
                 self.count(count, "per_container")?;
             }
-            return Err(self.not_yet(name, &format!("pool.{}", name.get_ref()), LEASES));
         }
-        Ok(())
+        match raw.pool.keys().next() {
+            Some(name) => Err(self.not_yet(name, &format!("pool.{}", name.get_ref()), LEASES)),
+            None => Ok(()),
+        }
     }
 
     fn rule(&self, spanned: &Spanned<RawGpu>) -> Result<Rule, Mistake> {

@@ -126,14 +126,24 @@ impl Earlier {
             return Err(Error::Version { found: version });
         }
         let file: EarlierFile = serde_json::from_str(text).map_err(json)?;
-        let mut names = BTreeMap::new();
-        for device in file.devices {
-            for class in device.classes {
-                names.insert((class, device.name.clone()), device.uuid.clone());
-            }
-        }
-        Ok(Self { gpus: file.gpus, names, specs: file.specs })
+        let devices = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
+        Ok(Self { gpus: file.gpus, names: names(devices), specs: file.specs })
     }
+
+    /// What a plan would leave behind.
+    pub fn of(plan: &Plan) -> Self {
+        let devices = plan.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
+        Self { gpus: plan.gpus.clone(), names: names(devices), specs: Vec::new() }
+    }
+}
+
+fn names<'a>(
+    devices: impl Iterator<Item = (&'a Vec<String>, &'a String, &'a String)>,
+) -> BTreeMap<(String, String), String> {
+    let named = devices.flat_map(|(classes, name, uuid)| {
+        classes.iter().map(move |class| ((class.clone(), name.clone()), uuid.clone()))
+    });
+    named.collect()
 }
 
 /// A plan's generation: the same for the same devices and driver, so that a plan that changes nothing leaves every

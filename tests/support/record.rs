@@ -19,6 +19,11 @@ impl Record {
         record
     }
 
+    /// The directory that it is in, which goes away too.
+    pub fn place(&self) -> &std::path::Path {
+        self.0.path()
+    }
+
     pub fn dir(&self) -> PathBuf {
         self.0.path().join("record")
     }
