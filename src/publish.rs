@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 
 use crate::discover::others::{self, SPEC_DIRS};
 use crate::failure::{Failure, say};
-use crate::plan::GPU_CLASS;
 use crate::plan::earlier::Earlier;
+use crate::plan::names::is_spec_file_of;
 
 /// Where engines look, and where nvidia-ctk puts its own: cleared at boot, like the devices.
 pub const DEFAULT_OUTPUT: &str = "/var/run/cdi/divvy.json";
@@ -41,20 +41,19 @@ pub struct State {
 pub fn state_dir(given: Option<&Path>, output: &Path) -> Option<PathBuf> {
     match given {
         Some(dir) => Some(dir.to_path_buf()),
-        None => SPEC_DIRS.map(Path::new).contains(&output_dir(output).as_path()).then(|| STATE_DIR.into()),
+        None => SPEC_DIRS.iter().any(|dir| output.parent() == Some(Path::new(dir))).then(|| STATE_DIR.into()),
     }
 }
 
-/// The directory of the spec, by the name that it is compared with.
-pub fn output_dir(output: &Path) -> PathBuf {
-    let dir = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let real = |dir: &Path| fs::canonicalize(dir).or_else(|_| std::path::absolute(dir)).ok();
-    // /run/cdi is /var/run/cdi by another name.
-    let engine_dir = SPEC_DIRS.iter().map(Path::new).find(|engine_dir| real(engine_dir) == real(dir));
-    engine_dir.unwrap_or(dir).to_path_buf()
+/// The absolute path, with its directory by the name that engines have for it: /run/cdi is /var/run/cdi by another.
+pub fn by_engines_name(output: &Path) -> PathBuf {
+    let output = std::path::absolute(output).unwrap_or_else(|_| output.to_path_buf());
+    let (Some(dir), Some(name)) = (output.parent(), output.file_name()) else { return output };
+    let real = |dir: &Path| fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
+    match SPEC_DIRS.iter().map(Path::new).find(|engine_dir| real(engine_dir) == real(dir)) {
+        Some(engine_dir) => engine_dir.join(name),
+        None => output,
+    }
 }
 
 impl State {
@@ -126,15 +125,6 @@ fn no_earlier(path: &Path, why: &dyn std::error::Error) -> Earlier {
     Earlier::default()
 }
 
-/// The file for a kind: the output itself for `gpu`, else `divvy-<class>.json` beside it.
-pub fn spec_path(output: &Path, class: &str) -> PathBuf {
-    if class == GPU_CLASS {
-        return output.to_path_buf();
-    }
-    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
-    output.with_file_name(format!("{}-{class}.{}", part(output.file_stem()), part(output.extension())))
-}
-
 /// Removes spec files that divvy wrote and that are no part of the plan any more; returns them.
 pub fn remove_stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
@@ -157,8 +147,7 @@ fn stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Vec<PathBuf
     let beside = output.parent().and_then(|dir| fs::read_dir(dir).ok());
     for entry in beside.into_iter().flatten().flatten() {
         let path = entry.path();
-        let class = side_class(output, &path);
-        if class.is_some_and(|class| spec_path(output, &class) == path) {
+        if is_spec_file_of(output, &path) {
             candidates.push(path);
         }
     }
@@ -166,13 +155,6 @@ fn stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Vec<PathBuf
     candidates.dedup();
     candidates.retain(|path| !current.contains(path) && is_divvys(path));
     candidates
-}
-
-/// `gpu.shared` for `divvy-gpu.shared.json` beside `divvy.json`.
-fn side_class(output: &Path, path: &Path) -> Option<String> {
-    let stem = output.file_stem()?.to_str()?;
-    let name = path.file_stem()?.to_str()?;
-    Some(name.strip_prefix(stem)?.strip_prefix('-')?.to_owned())
 }
 
 fn is_divvys(path: &Path) -> bool {

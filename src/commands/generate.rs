@@ -13,6 +13,7 @@ use crate::discover::Source;
 use crate::discover::host::Host;
 use crate::failure::{Failure, Status, say};
 use crate::plan::earlier::{self, Earlier};
+use crate::plan::names::spec_file;
 use crate::plan::{self, Plan};
 use crate::publish::{self, State};
 use crate::spec;
@@ -99,11 +100,7 @@ fn render(specs: &[cdi::Spec], format: SpecFormat, output: &Output) -> Result<Ve
             SpecFormat::Json => spec.to_json(),
             SpecFormat::Yaml => yaml(spec)?,
         };
-        Ok(Rendered {
-            kind: spec.kind.to_string(),
-            path: publish::spec_path(output.path(), spec.kind.class()),
-            text,
-        })
+        Ok(Rendered { kind: spec.kind.to_string(), path: spec_file(output.path(), spec.kind.class()), text })
     };
     specs.iter().map(render).collect()
 }
@@ -118,7 +115,7 @@ fn yaml(spec: &cdi::Spec) -> Result<String> {
 fn output(args: &GenerateArgs) -> Output {
     match &args.output {
         Some(path) if path == Path::new("-") => Output::Stdout,
-        Some(path) => Output::File(path.clone()),
+        Some(path) => Output::File(publish::by_engines_name(path)),
         None if args.machine.host.is_some() => Output::Stdout,
         None => Output::File(publish::DEFAULT_OUTPUT.into()),
     }

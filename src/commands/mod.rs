@@ -76,12 +76,11 @@ impl Planned {
         create_nodes: Option<&dyn Fn(&str)>,
     ) -> Result<Self> {
         let config = config(args, &source)?;
-        let output_dir = publish::output_dir(output);
-        let mut host = discover::discover(&source, &output_dir)?;
+        let mut host = discover::discover(&source, output)?;
         if let Some(made) = create_nodes {
             create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
         }
-        let plan = plan::plan(&host, &config, earlier, &output_dir);
+        let plan = plan::plan(&host, &config, earlier, output);
         Ok(Self { host, plan })
     }
 

@@ -23,8 +23,8 @@ pub fn run(args: &RecordArgs, quiet: bool) -> Result<Status> {
     let source = args.machine.source()?;
     let config = config(args, &source)?;
     let new = NewDirectory::begin(&args.dir, "write a recorded host")?;
-    let output_dir = publish::output_dir(Path::new(publish::DEFAULT_OUTPUT));
-    let recording = discover::record(&source, &output_dir)?;
+    let output = Path::new(publish::DEFAULT_OUTPUT);
+    let recording = discover::record(&source, output)?;
     let files = recording.files(config, args.mask)?;
     for (path, text) in &files {
         let place = new.path().join(path);
@@ -34,7 +34,7 @@ pub fn run(args: &RecordArgs, quiet: bool) -> Result<Status> {
     }
     let replayed = Recorded::open(new.path()).map(|recorded| Source::Recorded(Box::new(recorded)));
     let replayed =
-        replayed.and_then(|recorded| discover::discover(&recorded, &output_dir)).map_err(not_replayed)?;
+        replayed.and_then(|recorded| discover::discover(&recorded, output)).map_err(not_replayed)?;
     if !recording.is_replayed_by(&replayed, args.mask)? {
         return Err(not_replayed(anyhow::anyhow!("the replay tells another host")));
     }

@@ -37,8 +37,8 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     let before = Config::parse(&file.name, &file.text).map_err(Failure::from)?;
     let device = Match::parse(&args.gpu)
         .map_err(|why| usage(anyhow::anyhow!(why), "`divvy list` shows what there is"))?;
-    let output_dir = publish::output_dir(Path::new(publish::DEFAULT_OUTPUT));
-    let host = crate::discover::discover(&source, &output_dir)?;
+    let output = Path::new(publish::DEFAULT_OUTPUT);
+    let host = crate::discover::discover(&source, output)?;
     let covers = covers(&device, &args.gpu, &host, &before)?;
 
     let text = edit::share(&file.name, &file.text, &args.gpu, &covers, args.cut().as_ref())
@@ -48,9 +48,9 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
         Source::Live(_) => publish::earlier(Path::new(publish::STATE_DIR)),
         _ => Earlier::default(),
     };
-    let old = plan::plan(&host, &before, &earlier, &output_dir);
+    let old = plan::plan(&host, &before, &earlier, output);
     // Names that move by this change are told, whatever `generate` has made of the last one.
-    let new = plan::plan(&host, &after, &Earlier::of(&old), &output_dir);
+    let new = plan::plan(&host, &after, &Earlier::of(&old), output);
     refuse_new_problems(&old, &new)?;
 
     let mut out = io::stdout().lock();

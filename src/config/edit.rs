@@ -135,49 +135,47 @@ fn is_whole(table: &Table) -> bool {
     table.get("mode").and_then(Item::as_str).is_none_or(|mode| mode == "whole")
 }
 
-/// Takes the entry out of the table's list, and the table away with its last one. Its comments go to the next table,
-/// or are returned.
+/// Takes the entry out of the table's list, and the table away with its last one. Comments of a table that goes move to
+/// the next one, or are returned.
 fn take_out(gpus: &mut ArrayOfTables, at: usize, matches: &Match) -> Option<String> {
-    let table = gpus.get_mut(at)?;
-    let list = table.get_mut("match")?.as_array_mut()?;
+    let list = gpus.get_mut(at)?.get_mut("match")?.as_array_mut()?;
     if list.len() > 1 {
-        let index = list.iter().position(|entry| {
-            entry.as_str().and_then(|text| Match::parse(text).ok()).as_ref() == Some(matches)
-        })?;
-        let removed = list.remove(index);
-        let above = |value: &Value| {
-            value.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default().to_owned()
-        };
-        let gone = above(&removed);
-        let next = list.get(index).map(above);
-        let kept = match &next {
-            _ if gone.contains('#') => format!(
-                "{}{}",
-                gone.trim_end(),
-                on_new_line(next.as_deref().unwrap_or(list.trailing().as_str().unwrap_or_default()))
-            ),
-            // The list begins as it began.
-            Some(_) if index == 0 => gone,
-            Some(next) => next.clone(),
-            None => return None,
-        };
-        match list.get_mut(index) {
-            Some(next) => next.decor_mut().set_prefix(kept),
-            None => list.set_trailing(kept),
-        }
+        take_out_of_list(list, matches);
         return None;
     }
     let comments = comments(&gpus.remove(at));
     if comments.trim().is_empty() {
         return None;
     }
-    match gpus.get_mut(at) {
-        Some(next) => {
-            let prefix = comments + prefix(next);
-            next.decor_mut().set_prefix(prefix);
-            None
-        }
-        None => Some(comments),
+    let Some(next) = gpus.get_mut(at) else { return Some(comments) };
+    let prefix = comments + prefix(next);
+    next.decor_mut().set_prefix(prefix);
+    None
+}
+
+/// What stands in front of a value belongs to it, but a comment there may be about the one before.
+fn take_out_of_list(list: &mut Array, matches: &Match) {
+    let is_it =
+        |entry: &Value| entry.as_str().and_then(|text| Match::parse(text).ok()).as_ref() == Some(matches);
+    let Some(index) = list.iter().position(is_it) else { return };
+    let in_front = |value: &Value| {
+        let prefix = value.decor().prefix().and_then(|prefix| prefix.as_str());
+        prefix.unwrap_or_default().to_owned()
+    };
+    let gone = in_front(&list.remove(index));
+    let trailing = list.trailing().as_str().unwrap_or_default().to_owned();
+    let next = list.get(index).map_or(trailing, in_front);
+    let kept = if gone.contains('#') {
+        format!("{}{}", gone.trim_end(), on_new_line(&next))
+    } else if index == 0 {
+        // The list begins as it began.
+        gone
+    } else {
+        next
+    };
+    match list.get_mut(index) {
+        Some(next) => next.decor_mut().set_prefix(kept),
+        None => list.set_trailing(kept),
     }
 }
 

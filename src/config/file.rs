@@ -111,6 +111,36 @@ impl<'de> Deserialize<'de> for RawSize {
     }
 }
 
+/// The keys that say what a share is, of a `[[gpu.share]]` or of a `[[gpu]]` whose shares are all alike.
+struct ShareKeys<'a> {
+    name: Option<&'a Spanned<String>>,
+    replicas: Option<&'a Spanned<i64>>,
+    memory: Option<&'a Spanned<RawSize>>,
+    sm_percent: Option<&'a Spanned<i64>>,
+}
+
+impl RawGpu {
+    fn share_keys(&self) -> ShareKeys<'_> {
+        ShareKeys {
+            name: self.name.as_ref(),
+            replicas: self.replicas.as_ref(),
+            memory: self.memory.as_ref(),
+            sm_percent: self.sm_percent.as_ref(),
+        }
+    }
+}
+
+impl RawShare {
+    fn keys(&self) -> ShareKeys<'_> {
+        ShareKeys {
+            name: self.name.as_ref(),
+            replicas: self.replicas.as_ref(),
+            memory: self.memory.as_ref(),
+            sm_percent: self.sm_percent.as_ref(),
+        }
+    }
+}
+
 /// Parses TOML; `name` is the file's, for messages.
 pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
     let source = Source { name, text };
@@ -185,13 +215,7 @@ impl Source<'_> {
         let shares = match (mode, &gpu.share) {
             (Mode::Whole, _) => self.no_shares(gpu).map(|()| Vec::new())?,
             (_, Some(shares)) if !shares.is_empty() => self.unequal_shares(gpu, shares)?,
-            _ => vec![self.share(
-                gpu.name.as_ref(),
-                gpu.replicas.as_ref(),
-                gpu.memory.as_ref(),
-                gpu.sm_percent.as_ref(),
-                gpu.advisory.unwrap_or(false),
-            )?],
+            _ => vec![self.share(&gpu.share_keys(), gpu.advisory)?],
         };
         Ok(Rule {
             place: self.place(spanned),
@@ -229,15 +253,19 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// The first key of a share that is set, and where.
+    fn first_of(&self, keys: &ShareKeys<'_>) -> Option<(&'static str, Place)> {
+        let replicas = keys.replicas.map(|at| ("replicas", self.place(at)));
+        let memory = keys.memory.map(|at| ("memory", self.place(at)));
+        let sm_percent = keys.sm_percent.map(|at| ("sm_percent", self.place(at)));
+        let name = keys.name.map(|at| ("name", self.place(at)));
+        replicas.or(memory).or(sm_percent).or(name)
+    }
+
     /// Keys of shares in a rule that makes none are a mode that was forgotten.
     fn no_shares(&self, gpu: &RawGpu) -> Result<(), Mistake> {
-        let at = gpu.replicas.as_ref().map(|at| ("replicas", self.place(at)));
-        let at = at.or_else(|| gpu.memory.as_ref().map(|at| ("memory", self.place(at))));
-        let at = at.or_else(|| gpu.sm_percent.as_ref().map(|at| ("sm_percent", self.place(at))));
-        let at = at.or_else(|| gpu.name.as_ref().map(|at| ("name", self.place(at))));
-        let share = gpu.share.iter().flatten().next();
-        let at = at.or_else(|| share.map(|at| ("gpu.share", self.place(at))));
-        let Some((key, place)) = at else { return Ok(()) };
+        let table = gpu.share.iter().flatten().next().map(|share| ("gpu.share", self.place(share)));
+        let Some((key, place)) = self.first_of(&gpu.share_keys()).or(table) else { return Ok(()) };
         let what = match gpu.mode {
             Some(_) => format!("{key} cannot stand in a rule with mode = \"whole\""),
             None => format!("{key} needs a mode: without one the GPU stays whole"),
@@ -250,24 +278,14 @@ impl Source<'_> {
     }
 
     fn unequal_shares(&self, gpu: &RawGpu, shares: &[Spanned<RawShare>]) -> Result<Vec<ShareRule>, Mistake> {
-        let at = gpu.replicas.as_ref().map(|at| ("replicas", self.place(at)));
-        let at = at.or_else(|| gpu.memory.as_ref().map(|at| ("memory", self.place(at))));
-        let at = at.or_else(|| gpu.sm_percent.as_ref().map(|at| ("sm_percent", self.place(at))));
-        let at = at.or_else(|| gpu.name.as_ref().map(|at| ("name", self.place(at))));
-        if let Some((key, place)) = at {
+        if let Some((key, place)) = self.first_of(&gpu.share_keys()) {
             let what = format!("{key} cannot stand beside [[gpu.share]]: each share has its own");
             return Err(Mistake { place, what, hint: Some("move it into the [[gpu.share]] tables".into()) });
         }
         let mut rules: Vec<ShareRule> = Vec::new();
         for spanned in shares {
             let share = spanned.get_ref();
-            let rule = self.share(
-                share.name.as_ref(),
-                share.replicas.as_ref(),
-                share.memory.as_ref(),
-                share.sm_percent.as_ref(),
-                share.advisory.or(gpu.advisory).unwrap_or(false),
-            )?;
+            let rule = self.share(&share.keys(), share.advisory.or(gpu.advisory))?;
             if rules.iter().any(|earlier| earlier.name == rule.name) {
                 let place = share.name.as_ref().map_or_else(|| self.place(spanned), |name| self.place(name));
                 let what = format!("two shares of one GPU are named {:?}", rule.name);
@@ -279,31 +297,24 @@ impl Source<'_> {
         Ok(rules)
     }
 
-    fn share(
-        &self,
-        name: Option<&Spanned<String>>,
-        replicas: Option<&Spanned<i64>>,
-        memory: Option<&Spanned<RawSize>>,
-        sm_percent: Option<&Spanned<i64>>,
-        advisory: bool,
-    ) -> Result<ShareRule, Mistake> {
-        if let Some(name) = name {
+    fn share(&self, keys: &ShareKeys<'_>, advisory: Option<bool>) -> Result<ShareRule, Mistake> {
+        if let Some(name) = keys.name {
             value::share_name(name.get_ref()).map_err(|why| self.mistake(name, why))?;
         }
-        let memory = memory.map(|size| {
+        let memory = keys.memory.map(|size| {
             let bytes = value::size(&size.get_ref().0);
             bytes.map(Memory::Bytes).map_err(|why| self.mistake(size, format!("memory: {why}")))
         });
-        let sm_percent = sm_percent.map(|percent| match u32::try_from(*percent.get_ref()) {
+        let sm_percent = keys.sm_percent.map(|percent| match u32::try_from(*percent.get_ref()) {
             Ok(number @ 1..=100) => Ok(number),
             _ => Err(self.mistake(percent, format!("sm_percent is {}: it is 1 to 100", percent.get_ref()))),
         });
         Ok(ShareRule {
-            name: name.map_or_else(|| DEFAULT_NAME.to_owned(), |name| name.get_ref().clone()),
-            replicas: replicas.map_or(Ok(1), |replicas| self.count(replicas, "replicas"))?,
+            name: keys.name.map_or_else(|| DEFAULT_NAME.to_owned(), |name| name.get_ref().clone()),
+            replicas: keys.replicas.map_or(Ok(1), |replicas| self.count(replicas, "replicas"))?,
             memory: memory.transpose()?,
             sm_percent: sm_percent.transpose()?,
-            advisory,
+            advisory: advisory.unwrap_or(false),
         })
     }
 

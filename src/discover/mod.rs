@@ -67,16 +67,16 @@ pub struct Roots {
 
 /// Discovers a host.
 ///
-/// `output_dir` is where the spec goes; others' specs there matter even where engines do not look by themselves.
-pub fn discover(source: &Source, output_dir: &Path) -> Result<Host> {
-    read(source, |facts, files| assemble(facts, files, output_dir))
+/// `output` is where the spec goes; others' specs beside it matter even where engines do not look by themselves.
+pub fn discover(source: &Source, output: &Path) -> Result<Host> {
+    read(source, |facts, files| assemble(facts, files, output))
 }
 
 /// Discovers a host, and keeps every answer that discovery got.
-pub fn record(source: &Source, output_dir: &Path) -> Result<Recording> {
+pub fn record(source: &Source, output: &Path) -> Result<Recording> {
     read(source, |facts, files| {
         let recorder = Recorder::new(files);
-        let host = assemble(facts.clone(), &recorder, output_dir)?;
+        let host = assemble(facts.clone(), &recorder, output)?;
         Ok(recorder.finish(facts, host))
     })
 }
@@ -136,7 +136,7 @@ fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {
 }
 
 /// Facts and files of one machine -> Host. The same code for live, simulated and recorded machines.
-fn assemble(facts: facts::Facts, files: &dyn Files, output_dir: &Path) -> Result<Host> {
+fn assemble(facts: facts::Facts, files: &dyn Files, output: &Path) -> Result<Host> {
     let numbers = Numbers::read(files);
     let driver_version = driver::version(files, facts.driver_version.as_deref())?;
     let driver_files = driver::files(files, &driver_version);
@@ -150,7 +150,7 @@ fn assemble(facts: facts::Facts, files: &dyn Files, output_dir: &Path) -> Result
         contradictions,
         control_nodes: numbers.control_nodes(files),
         driver_files,
-        others: others::read(files, output_dir),
+        others: others::read(files, output),
     })
 }
 

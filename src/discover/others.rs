@@ -36,11 +36,13 @@ pub struct Others {
     pub refresh_unit: bool,
 }
 
-/// One spec that `generate` will not replace.
+/// One spec, as far as it matters to another generator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherSpec {
     /// The file.
     pub path: PathBuf,
+    /// Divvy wrote it, at this time or another.
+    pub by_divvy: bool,
     /// Its kind, as `nvidia.com/gpu`.
     pub kind: String,
     /// Its devices.
@@ -95,16 +97,15 @@ struct RawHook {
     args: Vec<String>,
 }
 
-/// Looks into the engines' directories, and into the one that divvy writes to if that is another. What divvy wrote
-/// into that one it will write anew; anywhere else it is as strange as any.
-pub fn read(files: &dyn Files, output_dir: &Path) -> Others {
+/// Looks into the engines' directories, and into that of `output`, the spec that divvy will write, if it is another.
+pub fn read(files: &dyn Files, output: &Path) -> Others {
     let mut others = Others { refresh_unit: refresh_unit(files), ..Others::default() };
     let engine_dirs = SPEC_DIRS.map(Path::new);
-    let output_dir_too = Some(output_dir).filter(|dir| !engine_dirs.contains(dir));
-    for dir in engine_dirs.into_iter().chain(output_dir_too) {
+    let output_dir = output.parent().filter(|dir| !engine_dirs.contains(dir));
+    for dir in engine_dirs.into_iter().chain(output_dir) {
         for name in files.names(dir).unwrap_or_default() {
             let path = dir.join(name);
-            match read_spec(files, &path, dir == output_dir) {
+            match read_spec(files, &path) {
                 Ok(Some(spec)) => others.specs.push(spec),
                 Ok(None) => {}
                 Err(why) => others.unreadable.push((path, why)),
@@ -125,8 +126,8 @@ pub fn concerns_nvidia(text: &str) -> bool {
     text.contains(NVIDIA)
 }
 
-/// A spec that concerns NVIDIA's devices; none for any other file, and for divvy's own if `skip_own`.
-fn read_spec(files: &dyn Files, path: &Path, skip_own: bool) -> Result<Option<OtherSpec>, String> {
+/// A spec that concerns NVIDIA's devices; none for any other file.
+fn read_spec(files: &dyn Files, path: &Path) -> Result<Option<OtherSpec>, String> {
     if !is_spec_file(path) {
         return Ok(None);
     }
@@ -139,7 +140,7 @@ fn read_spec(files: &dyn Files, path: &Path, skip_own: bool) -> Result<Option<Ot
         return Ok(None);
     }
     let raw = parse(&text)?;
-    if !raw.kind.starts_with(NVIDIA) || skip_own && is_own(&raw) {
+    if !raw.kind.starts_with(NVIDIA) {
         return Ok(None);
     }
     raw.kind.parse::<cdi::Kind>().map_err(|error| error.to_string())?;
@@ -151,7 +152,7 @@ fn read_spec(files: &dyn Files, path: &Path, skip_own: bool) -> Result<Option<Ot
     // No engine takes any other name, and a message should not repeat it.
     let devices = raw.devices.iter().filter(|device| device.name.parse::<cdi::DeviceName>().is_ok());
     let devices = devices.map(device).collect();
-    Ok(Some(OtherSpec { path: path.to_path_buf(), kind: raw.kind, devices }))
+    Ok(Some(OtherSpec { path: path.to_path_buf(), by_divvy: is_own(&raw), kind: raw.kind, devices }))
 }
 
 /// JSON is YAML, but a JSON parser is the faster by far.

@@ -9,7 +9,7 @@
 //! - `earlier`: the plan as a file, and what is read back from the one before
 
 pub mod earlier;
-mod names;
+pub mod names;
 mod nodes;
 mod shares;
 mod unit;
@@ -163,14 +163,14 @@ pub struct Problem {
 }
 
 /// Decides on every device of the host. `earlier` is the plan before this one, whose names shall not wander;
-/// `output_dir` is where the spec goes, and so where a name may not be defined by another spec too.
-pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output_dir: &Path) -> Plan {
+/// `output` is where the spec goes, in whose directory no other spec may define a name too.
+pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output: &Path) -> Plan {
     let mut plan = Plan { warnings: config.warnings.clone(), ..Plan::default() };
     if !refused_by_mig_strategy(host, config, &mut plan) {
         let units = unit::units(host, config);
         let decided = unit::decide(&units, host, config, &mut plan);
         plan_units(host, config, &decided, earlier, &mut plan);
-        names::consider_others(host, config, output_dir, &mut plan);
+        names::consider_others(host, config, earlier, output, &mut plan);
     }
     what_nvml_cannot_tell(host, config, &mut plan);
     for control in &host.control_nodes {

@@ -7,17 +7,24 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, WholeNames};
 use crate::discover::host::Host;
-use crate::discover::others::{OtherSpec, SPEC_DIRS};
+use crate::discover::others::{OtherSpec, SPEC_DIRS, is_spec_file};
 
 use super::earlier::Earlier;
 use super::{ALL, Device, GPU_CLASS, Kind, Plan, Problem, VENDOR};
 
 /// Decides on names of whole devices, and says what others' names do to ours.
-pub fn consider_others(host: &Host, config: &Config, output_dir: &Path, plan: &mut Plan) {
+pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: &Path, plan: &mut Plan) {
     let others = &host.others;
-    let beside: Vec<&OtherSpec> =
-        others.specs.iter().filter(|spec| spec.path.parent() == Some(output_dir)).collect();
-    reached_from_outside(host, plan);
+    // What divvy wrote here it will replace or remove; elsewhere a spec of divvy's is as strange as any.
+    let stays = |spec: &&OtherSpec| {
+        let beside = spec.path.parent() == output.parent();
+        let ours = is_spec_file_of(output, &spec.path) || earlier.specs.contains(&spec.path);
+        !(spec.by_divvy && beside && ours)
+    };
+    let specs: Vec<&OtherSpec> = others.specs.iter().filter(stays).collect();
+    let beside = specs.iter().copied().filter(|spec| spec.path.parent() == output.parent());
+    let beside: Vec<&OtherSpec> = beside.collect();
+    reached_from_outside(&specs, plan);
     let clash = beside.iter().find(|spec| !whole_names_in(plan, spec).is_empty());
     let withheld_by = match (config.whole_names, clash) {
         (WholeNames::No, _) => Some("whole_names is \"no\"".to_owned()),
@@ -31,10 +38,28 @@ pub fn consider_others(host: &Host, config: &Config, output_dir: &Path, plan: &m
     for spec in beside {
         defined_twice(spec, plan);
     }
-    hidden(host, output_dir, plan);
+    hidden(&specs, output, plan);
     for (path, why) in &others.unreadable {
         plan.notes.push(format!("{} cannot be read, so its names are not compared: {why}", path.display()));
     }
+}
+
+/// The file for a kind: the output itself for `gpu`, else `divvy-<class>.json` beside it.
+pub fn spec_file(output: &Path, class: &str) -> PathBuf {
+    if class == GPU_CLASS {
+        return output.to_path_buf();
+    }
+    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    output.with_file_name(format!("{}-{class}.{}", part(output.file_stem()), part(output.extension())))
+}
+
+/// Whether a file beside the output has a name that `spec_file` gives, for whichever class, in JSON or YAML.
+pub fn is_spec_file_of(output: &Path, path: &Path) -> bool {
+    let stem = |path: &Path| path.file_stem()?.to_str().map(str::to_owned);
+    let rest =
+        stem(output).zip(stem(path)).and_then(|(stem, name)| Some(name.strip_prefix(&stem)?.to_owned()));
+    let is_named = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    is_named && path.parent() == output.parent() && is_spec_file(path)
 }
 
 fn kind_of(class: &str) -> String {
@@ -86,12 +111,12 @@ fn defined_twice(spec: &OtherSpec, plan: &mut Plan) {
 }
 
 /// /var/run/cdi goes before /etc/cdi, name by name.
-fn hidden(host: &Host, output_dir: &Path, plan: &mut Plan) {
+fn hidden(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
     let [low, high] = SPEC_DIRS.map(Path::new);
-    if output_dir != low {
+    if output.parent() != Some(low) {
         return;
     }
-    for spec in host.others.specs.iter().filter(|spec| spec.path.parent() == Some(high)) {
+    for spec in specs.iter().filter(|spec| spec.path.parent() == Some(high)) {
         let ours = names_in(plan, &spec.kind);
         let hidden: Vec<&str> = spec
             .devices
@@ -119,7 +144,7 @@ fn names_in(plan: &Plan, kind: &str) -> BTreeSet<String> {
 }
 
 /// Limits and leases of a share do not bind who takes the GPU by another name.
-fn reached_from_outside(host: &Host, plan: &mut Plan) {
+fn reached_from_outside(specs: &[&OtherSpec], plan: &mut Plan) {
     let mut shared: Vec<&Device> = Vec::new();
     for device in plan.devices.iter().filter(|device| device.kind == Kind::Share) {
         if shared.last().is_none_or(|last| last.uuid != device.uuid) {
@@ -127,7 +152,7 @@ fn reached_from_outside(host: &Host, plan: &mut Plan) {
         }
     }
     let mut warnings = Vec::new();
-    for spec in &host.others.specs {
+    for spec in specs {
         for share in &shared {
             let reaches =
                 |nodes: &BTreeSet<PathBuf>| share.nodes.iter().all(|node| nodes.contains(&node.path));

@@ -3,14 +3,14 @@ use crate::discover::host::{Capability, Found};
 use crate::discover::sim::SimHost;
 use crate::discover::{Source, discover};
 
-const OUTPUT_DIR: &str = "/var/run/cdi";
+const OUTPUT: &str = "/var/run/cdi/divvy.json";
 
 fn lab() -> Host {
-    discover(&Source::Sim(SimHost::parse("a100-lab").unwrap()), Path::new(OUTPUT_DIR)).unwrap()
+    discover(&Source::Sim(SimHost::parse("a100-lab").unwrap()), Path::new(OUTPUT)).unwrap()
 }
 
 fn plan(host: &Host) -> Plan {
-    super::plan(host, &Config::default(), &Earlier::default(), Path::new(OUTPUT_DIR))
+    super::plan(host, &Config::default(), &Earlier::default(), Path::new(OUTPUT))
 }
 
 fn paths(device: &Device) -> Vec<&str> {

@@ -14,6 +14,7 @@ fn other(path: &str, devices: &[(&str, &str)]) -> OtherSpec {
     };
     OtherSpec {
         path: path.into(),
+        by_divvy: false,
         kind: "nvidia.com/gpu".into(),
         devices: devices.iter().map(device).collect(),
     }
@@ -62,7 +63,8 @@ fn whole_names_stay_beside_a_generator_in_another_directory() {
     assert_eq!((&plan.problems, &plan.notes, &plan.warnings), (&vec![], &vec![], &vec![]));
     // The other way round theirs go first, name by name.
     host.others.specs = vec![other("/var/run/cdi/nvidia.yaml", &[("2", "/dev/nvidia2")])];
-    let plan = super::super::plan(&host, &Config::default(), &Earlier::default(), Path::new("/etc/cdi"));
+    let plan =
+        super::super::plan(&host, &Config::default(), &Earlier::default(), Path::new("/etc/cdi/divvy.json"));
     assert_eq!(whole(&plan), 11);
     assert_eq!(plan.notes, ["/var/run/cdi/nvidia.yaml goes before divvy's spec with nvidia.com/gpu=2"]);
 }
@@ -101,6 +103,35 @@ fn names_from_outside_that_reach_a_shared_gpu_are_told() {
     assert_eq!(
         with(&host, mig).warnings,
         ["MIG device 0:1 can be had past its shares, as nvidia.com/gpu=0 of /etc/cdi/nvidia.yaml"]
+    );
+}
+
+/// What `generate` is going to replace or remove is no clash; any other spec of divvy's is like anybody's.
+#[test]
+fn specs_of_divvys_own() {
+    let mut host = lab();
+    let own = |path: &str| OtherSpec {
+        by_divvy: true,
+        ..other(path, &[("1", "/dev/nvidia1"), ("2", "/dev/nvidia2")])
+    };
+    let earlier = Earlier { specs: vec!["/var/run/cdi/old.json".into()], ..Earlier::default() };
+    for (path, is_replaced) in [
+        ("/var/run/cdi/divvy.json", true),
+        ("/var/run/cdi/divvy-gpu.shared.json", true),
+        ("/var/run/cdi/old.json", true),
+        ("/var/run/cdi/divvy2.json", false),
+        ("/var/run/cdi/divvy.yaml", true),
+        ("/var/run/cdi/mine.json", false),
+    ] {
+        host.others.specs = vec![own(path)];
+        let plan = after(&host, SHARED, &earlier);
+        assert_eq!((whole(&plan) > 0, plan.warnings.is_empty()), (is_replaced, is_replaced), "{path}");
+    }
+    host.others.specs = vec![own("/etc/cdi/divvy.json")];
+    let plan = with(&host, SHARED);
+    assert_eq!(
+        plan.warnings,
+        ["GPU 1 can be had past its shares, as nvidia.com/gpu=1 of /etc/cdi/divvy.json"]
     );
 }
 
