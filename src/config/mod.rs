@@ -12,6 +12,7 @@ pub mod edit;
 mod file;
 pub mod value;
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -222,18 +223,16 @@ pub fn is_yaml(name: &str) -> bool {
 
 /// The first match wins, so the second of two same entries never does anything.
 fn no_entry_twice(rules: &[Rule]) -> Result<(), Mistake> {
-    let mut seen: Vec<&MatchEntry> = Vec::new();
+    let mut seen: HashMap<&Match, &Place> = HashMap::new();
     for entry in rules.iter().flat_map(|rule| &rule.matches) {
-        if let Some(first) = seen.iter().find(|seen| seen.matches == entry.matches) {
-            let what =
-                format!("{:?} is matched already, at {}: the first match wins", entry.text, first.place);
+        if let Some(first) = seen.insert(&entry.matches, &entry.place) {
+            let what = format!("{:?} is matched already, at {first}: the first match wins", entry.text);
             return Err(Mistake {
                 place: entry.place.clone(),
                 what,
                 hint: Some("remove one of the two".into()),
             });
         }
-        seen.push(entry);
     }
     Ok(())
 }

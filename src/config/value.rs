@@ -69,7 +69,7 @@ pub fn share_name(name: &str) -> Result<(), String> {
 }
 
 /// What an entry of a match list means.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Match {
     /// Every whole GPU and MIG device.
     All,

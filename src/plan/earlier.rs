@@ -11,6 +11,9 @@ use crate::discover::host::Host;
 
 use super::{Device, Plan};
 
+/// More numbers than any plan gives, on any number of GPUs.
+const MOST_NUMBERS: u64 = 1 << 20;
+
 /// Version of the file's format. A reader refuses any other.
 const VERSION: u32 = 1;
 
@@ -93,6 +96,9 @@ pub enum Error {
         /// What it says.
         found: u32,
     },
+    /// It takes more numbers than there are.
+    #[error("it gives more than {MOST_NUMBERS} numbers to shares")]
+    Numbers,
     /// It is not what `to_json` wrote.
     #[error("it is not a plan")]
     Json {
@@ -126,6 +132,10 @@ impl Earlier {
             return Err(Error::Version { found: version });
         }
         let file: EarlierFile = serde_json::from_str(text).map_err(json)?;
+        let counts = file.gpus.iter().flat_map(|gpu| &gpu.numbers).map(|part| u64::from(part.count));
+        if counts.sum::<u64>() > MOST_NUMBERS {
+            return Err(Error::Numbers);
+        }
         let devices = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
         Ok(Self { gpus: file.gpus, names: names(devices), specs: file.specs })
     }
@@ -178,6 +188,10 @@ mod tests {
     fn a_plan_of_another_version_is_refused() {
         for (text, said) in [
             ("{\"version\":2,\"all\":\"else\"}", "it is of version 2, and this divvy reads version 1"),
+            (
+                "{\"version\":1,\"specs\":[],\"devices\":[],\"gpus\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"count\":4294967295}]}]}",
+                "it gives more than 1048576 numbers to shares",
+            ),
             ("{\"version\":1}", "it is not a plan"),
             ("{\"version\":1,\"specs\":[", "it is not a plan"),
             ("", "it is not a plan"),
