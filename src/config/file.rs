@@ -293,6 +293,11 @@ impl Source<'_> {
                 return Err(Mistake { place, what, hint });
             }
             rules.push(rule);
+            let together: u64 = rules.iter().map(|rule| u64::from(rule.replicas)).sum();
+            if together > MOST_REPLICAS.into() {
+                let what = format!("with these the GPU has {together} shares: {MOST_REPLICAS} are the most");
+                return Err(self.mistake(spanned, what));
+            }
         }
         Ok(rules)
     }

@@ -135,6 +135,10 @@ fn mistakes_name_line_column_and_what_is_allowed() {
             "c.toml:6:1: two shares of one GPU are named \"shared\"".into(),
         ),
         (
+            rule("[[gpu.share]]\nname = \"a\"\nreplicas = 1000\n[[gpu.share]]\nreplicas = 25"),
+            "c.toml:7:1: with these the GPU has 1025 shares: 1024 are the most".into(),
+        ),
+        (
             rule("replicas = 2\n[[gpu.share]]\nname = \"a\""),
             "c.toml:4:12: replicas cannot stand beside [[gpu.share]]: each share has its own".into(),
         ),
