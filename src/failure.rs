@@ -64,7 +64,16 @@ impl std::error::Error for Failure {
 
 /// Writes a line to standard error. That nobody reads it is no reason to fail.
 pub fn say(kind: &str, what: impl fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{kind}: {what}");
+    let _ = writeln!(std::io::stderr(), "{kind}: {}", printable(&what.to_string()));
+}
+
+/// The text with what a terminal would obey or turn around written as `\u{1b}`. Names and texts in messages come from
+/// drivers, other vendors' files and recorded hosts of strangers.
+pub fn printable(text: &str) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_obeyed = |c: char| c != '\t' && c.is_control() || turns(c);
+    text.chars().map(|c| if is_obeyed(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
 }
 
 /// Prints an error with its causes and hints, and says which status the process ends with.

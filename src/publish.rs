@@ -5,13 +5,13 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::discover::others::{self, SPEC_DIRS};
+use crate::discover::others::{self, SPEC_DIRS, is_spec_file};
 use crate::failure::{Failure, say};
 use crate::plan::earlier::Earlier;
 use crate::plan::names::is_spec_file_of;
@@ -26,7 +26,10 @@ const PLAN: &str = "plan.json";
 const LOCK: &str = "generate.lock";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// 16 GPUs of 1024 shares make some 12 MB.
+/// 16 GPUs of 1024 shares make some 3 MB.
+const SPEC_LIMIT: u64 = 16 << 20;
+
+/// And some 12 MB of plan.
 const PLAN_LIMIT: u64 = 64 << 20;
 
 /// The directory of divvy's state, and the right to change it while this value lives.
@@ -49,7 +52,14 @@ pub fn state_dir(given: Option<&Path>, output: &Path) -> Option<PathBuf> {
 pub fn by_engines_name(output: &Path) -> PathBuf {
     let output = std::path::absolute(output).unwrap_or_else(|_| output.to_path_buf());
     let (Some(dir), Some(name)) = (output.parent(), output.file_name()) else { return output };
-    let real = |dir: &Path| fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
+    // A directory that is not there yet has its name by the one above it.
+    let real = |dir: &Path| {
+        let there = dir.ancestors().find_map(|above| Some((above, fs::canonicalize(above).ok()?)));
+        there.map_or_else(
+            || dir.to_path_buf(),
+            |(above, real)| real.join(dir.strip_prefix(above).unwrap_or(dir)),
+        )
+    };
     match SPEC_DIRS.iter().map(Path::new).find(|engine_dir| real(engine_dir) == real(dir)) {
         Some(engine_dir) => engine_dir.join(name),
         None => output,
@@ -60,12 +70,23 @@ impl State {
     /// Makes the directory if there is none (its parent must be there) and waits up to ten seconds for another run.
     pub fn open(dir: &Path) -> Result<Self> {
         let cannot = || format!("cannot use the state directory {}", dir.display());
-        make_directory(dir).with_context(cannot)?;
+        make_directory(dir).with_context(cannot).map_err(|error| {
+            Failure::new(error).hint("run as root, or choose a file of your own with --output")
+        })?;
         let path = dir.join(LOCK);
         let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
         let open =
             fs::OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(flags).open(&path);
-        let lock = open.with_context(cannot)?;
+        let lock = open.with_context(cannot).map_err(|error| {
+            Failure::new(error).hint("run as root, or choose a file of your own with --output")
+        })?;
+        // Where others may write, one of them can have made it, and may hold it for ever.
+        let owner = lock.metadata().with_context(cannot)?.uid();
+        if owner != nix::unistd::geteuid().as_raw() {
+            return Err(Failure::new(anyhow::anyhow!("{} belongs to user {owner}", path.display()))
+                .hint("remove it, and keep the state where only you can write")
+                .into());
+        }
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match lock.try_lock() {
@@ -84,9 +105,14 @@ impl State {
         }
     }
 
+    /// Where the plan is.
+    pub fn plan_path(&self) -> PathBuf {
+        self.dir.join(PLAN)
+    }
+
     /// Puts the plan in its place.
     pub fn write_plan(&self, text: &str) -> Result<(), cdi::WriteError> {
-        cdi::write(&self.dir.join(PLAN), text.as_bytes()).map(drop)
+        cdi::write(&self.plan_path(), text.as_bytes()).map(drop)
     }
 }
 
@@ -103,20 +129,12 @@ fn make_directory(dir: &Path) -> io::Result<()> {
 /// The plan before this one; none where there is none. One that cannot be read costs the memory of names, not the run.
 pub fn earlier(state_dir: &Path) -> Earlier {
     let path = state_dir.join(PLAN);
-    let text = match read_plan(&path) {
+    let text = match read_regular(&path, PLAN_LIMIT) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Earlier::default(),
         Err(error) => return no_earlier(&path, &error),
     };
     Earlier::parse(&text).unwrap_or_else(|error| no_earlier(&path, &error))
-}
-
-fn read_plan(path: &Path) -> io::Result<String> {
-    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let mut text = String::new();
-    file.take(PLAN_LIMIT).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn no_earlier(path: &Path, why: &dyn std::error::Error) -> Earlier {
@@ -139,25 +157,34 @@ pub fn remove_stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> 
     Ok(removed)
 }
 
-/// Candidates are the output, what the earlier plan lists, and what lies beside the output under a name of a side
-/// kind; of these the ones that divvy wrote.
+/// Of what the earlier plan lists, and of what lies beside the output under the name that a spec of its kind gets, all
+/// that divvy wrote.
 fn stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Vec<PathBuf> {
-    let mut candidates = vec![output.to_path_buf()];
-    candidates.extend(earlier.iter().filter(|path| path.parent() == output.parent()).cloned());
     let beside = output.parent().and_then(|dir| fs::read_dir(dir).ok());
-    for entry in beside.into_iter().flatten().flatten() {
-        let path = entry.path();
-        if is_spec_file_of(output, &path) {
-            candidates.push(path);
-        }
-    }
-    candidates.sort();
-    candidates.dedup();
-    candidates.retain(|path| !current.contains(path) && is_divvys(path));
-    candidates
+    let beside = beside.into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut stale: Vec<PathBuf> = beside.filter(|path| !current.contains(path)).collect();
+    stale.sort();
+    stale.retain(|path| {
+        let kind = Some(path).filter(|path| is_spec_file(path)).and_then(|path| divvys_kind(path));
+        kind.is_some_and(|kind| earlier.contains(path) || is_spec_file_of(output, path, &kind))
+    });
+    stale
 }
 
-fn is_divvys(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
-        && fs::read_to_string(path).is_ok_and(|text| others::is_divvys(&text))
+/// The kind of a spec that divvy wrote. Whatever else stands there is read no further than a spec can be long.
+fn divvys_kind(path: &Path) -> Option<String> {
+    let text = read_regular(path, SPEC_LIMIT).ok()?;
+    others::divvys_kind(&text)
+}
+
+/// A regular file's text; not through a link, and not of a FIFO, which would wait for its writer.
+fn read_regular(path: &Path, limit: u64) -> io::Result<String> {
+    let flags = (nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_NOFOLLOW).bits();
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(limit).read_to_string(&mut text)?;
+    Ok(text)
 }

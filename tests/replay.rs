@@ -205,7 +205,7 @@ fn broken_records_are_named_and_mended() {
         ),
         (
             |record| replace(record, "text/proc/devices", |path| huge(path, 1)),
-            "error: cannot read DIR/text/proc/devices: larger than 1 MiB\n",
+            "error: cannot read DIR/text/proc/devices: larger than 16 MiB\n",
             unchanged,
         ),
         (

@@ -140,8 +140,8 @@ fn a_side_kind_that_is_gone_is_removed_and_nothing_else() {
     assert_eq!(status, 0);
     assert_eq!(
         said,
-        "removed DIR/cdi/divvy-mig-4g.20gb.json, removed DIR/cdi/divvy-mig-1g.5gb.json, \
-         removed DIR/cdi/divvy-mig-1c.2g.10gb.json, wrote DIR/cdi/divvy.json: 7 GPUs, 4 MIG devices\n"
+        "removed DIR/cdi/divvy-mig-1c.2g.10gb.json, removed DIR/cdi/divvy-mig-1g.5gb.json, \
+         removed DIR/cdi/divvy-mig-4g.20gb.json, wrote DIR/cdi/divvy.json: 7 GPUs, 4 MIG devices\n"
     );
     assert_eq!(place.specs(), ["divvy-link.json", "divvy-mine.json", "divvy-notes.json", "divvy.json"]);
 }
@@ -180,7 +180,7 @@ fn names_stay_and_moves_are_told() {
     let (status, _, errors) = place.generate(&host);
     assert_eq!(status, 0);
     let first_line = errors.lines().next().unwrap();
-    assert!(first_line.starts_with("note: nvidia.com/gpu=shared-3 means GPU-a33f483a-"), "{errors}");
+    assert!(first_line.starts_with("warning: nvidia.com/gpu=shared-3 means GPU-a33f483a-"), "{errors}");
 }
 
 #[test]
@@ -296,6 +296,7 @@ fn a_spec_of_960_shares_is_small() {
             let number = gpu["index"].as_u64().unwrap() + 8;
             gpu["index"] = json!(number);
             gpu["minor"] = json!(number);
+            gpu["pci_address"] = json!(format!("00000001:{number:02X}:00.0"));
             gpu["uuid"] = json!(format!("GPU-{number:08x}-0000-0000-0000-000000000000"));
             host["nodes"][format!("/dev/nvidia{number}")] =
                 json!({"major": 195, "minor": number, "mode": 438});
@@ -415,7 +416,7 @@ fn share_writes_what_it_shows() {
     // A GPU in front of it takes the first numbers, and that is told.
     let (_, out, errors) = share(&["1", "--replicas=2", LAB]);
     assert!(out.ends_with("1: shared-0 to shared-1\n"), "{out}");
-    assert!(errors.starts_with("note: nvidia.com/gpu=shared-0 to shared-1 mean GPU-934e3c41-"), "{errors}");
+    assert!(errors.starts_with("warning: nvidia.com/gpu=shared-0 to shared-1 mean GPU-934e3c41-"), "{errors}");
     share(&["1", "--none", LAB]);
     let (_, out, _) = share(&["2", "--none", LAB]);
     assert!(out.ends_with("2: whole\n"), "{out}");

@@ -11,7 +11,7 @@ use super::{Planned, STDOUT, list, print_problems, require_devices};
 use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::Source;
 use crate::discover::host::Host;
-use crate::failure::{Failure, Status, say};
+use crate::failure::{Failure, Status, printable, say};
 use crate::plan::earlier::{self, Earlier};
 use crate::plan::names::spec_file;
 use crate::plan::{self, Plan};
@@ -54,7 +54,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         Output::File(_) => publish::state_dir(args.plan.state_dir.as_deref(), output.path()),
     };
     // From before the earlier plan is read until the new one is written.
-    let state = state_dir.as_deref().filter(|_| to_disk).map(State::open).transpose().map_err(state_hint)?;
+    let state = state_dir.as_deref().filter(|_| to_disk).map(State::open).transpose()?;
     let earlier = state_dir.as_deref().map(publish::earlier).unwrap_or_default();
 
     let made = |made: &str| {
@@ -180,7 +180,8 @@ fn warn_of_weakness(paths: &[&Path]) {
     }
 }
 
-/// Side kinds first and the plan last: whoever sees the new plan finds all of its specs. Returns what to say.
+/// What is gone first, then `divvy.json`, the side kinds and the plan: at no time is a GPU whole in one file and shared
+/// in another, and whoever sees the new plan finds all of its specs. Returns what to say.
 fn write(
     output: &Path,
     specs: &[Rendered],
@@ -189,23 +190,25 @@ fn write(
     earlier: &Earlier,
     state: Option<&State>,
 ) -> Result<String> {
+    let paths: Vec<PathBuf> = specs.iter().map(|spec| spec.path.clone()).collect();
+    let plan_text = earlier::to_json(plan, &host.driver_version, &paths);
+    let plan_text =
+        state.map(|state| Ok((state, plan_text?))).transpose().map_err(|error: serde_json::Error| {
+            anyhow::Error::new(error).context(format!("cannot keep a plan for {}", output.display()))
+        })?;
     let mut said = Vec::new();
-    for spec in specs.iter().rev() {
+    for removed in publish::remove_stale(output, &earlier.specs, &paths)? {
+        said.push(format!("removed {}", removed.display()));
+    }
+    for spec in specs {
         let written =
             cdi::write(&spec.path, spec.text.as_bytes()).map_err(|error| explain(error, &spec.path))?;
         let verb = if written == cdi::Written::Unchanged { "unchanged:" } else { "wrote" };
         said.push(format!("{verb} {}", spec.path.display()));
     }
-    let paths: Vec<PathBuf> = specs.iter().map(|spec| spec.path.clone()).collect();
-    for removed in publish::remove_stale(output, &earlier.specs, &paths)? {
-        said.push(format!("removed {}", removed.display()));
+    if let Some((state, text)) = plan_text {
+        state.write_plan(&text).map_err(|error| explain(error, &state.plan_path()))?;
     }
-    if let Some(state) = state {
-        state
-            .write_plan(&earlier::to_json(plan, &host.driver_version, &paths))
-            .map_err(|error| explain(error, output))?;
-    }
-    said.reverse();
     if said.is_empty() {
         said.push(format!("nothing to write to {}", output.display()));
     }
@@ -237,10 +240,6 @@ fn write_hint(error: &cdi::WriteError, path: &Path) -> Option<String> {
     }
 }
 
-fn state_hint(error: anyhow::Error) -> anyhow::Error {
-    Failure::new(error).hint("run as root, or choose a file of your own with --output").into()
-}
-
 /// `7 GPUs, 4 MIG devices, 4 shares`
 fn counts(plan: &Plan) -> String {
     let of = |kind| plan.devices.iter().filter(|device| device.kind == kind).count();
@@ -257,7 +256,7 @@ fn dry_run(host: &Host, plan: &Plan, specs: &[Rendered], output: &Output) -> Res
     let mut out = std::io::stdout().lock();
     writeln!(out).context(STDOUT)?;
     for decision in &plan.decisions {
-        writeln!(out, "{decision}").context(STDOUT)?;
+        writeln!(out, "{}", printable(decision)).context(STDOUT)?;
     }
     writeln!(out).context(STDOUT)?;
     for spec in specs {

@@ -9,7 +9,7 @@ use super::{Planned, STDOUT, print_problems, require_devices};
 use crate::cli::{ListArgs, ListFormat};
 use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
-use crate::failure::Status;
+use crate::failure::{Status, printable};
 use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, VENDOR};
 
 /// The JSON listing. Sizes are bytes.
@@ -88,14 +88,14 @@ pub fn print_table(host: &Host, plan: &Plan) -> Result<()> {
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let line = |row: &[String; COLUMNS]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        printable(cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", line(&head)).context(STDOUT)?;
     for gpu in &host.gpus {
         let of_gpu: Vec<_> = rows.iter().filter(|(index, _)| *index == gpu.index).collect();
         if !of_gpu.is_empty() {
-            writeln!(out, "{}", about(gpu)).context(STDOUT)?;
+            writeln!(out, "{}", printable(&about(gpu))).context(STDOUT)?;
         }
         for (_, row) in of_gpu {
             writeln!(out, "{}", line(row)).context(STDOUT)?;

@@ -116,7 +116,7 @@ fn no_such_host(name: &str) -> anyhow::Error {
 /// Problems and notes of a plan, on standard error.
 fn print_problems(plan: &Plan, quiet: bool) {
     for problem in &plan.problems {
-        say("warning", format_args!("{} {}", problem.what, problem.why));
+        say("warning", problem);
     }
     // One mend often serves several problems.
     let mut hints: Vec<&str> = Vec::new();
@@ -141,7 +141,7 @@ fn print_problems(plan: &Plan, quiet: bool) {
 /// A machine without a device is an error everywhere: an empty spec makes engines fail without a reason.
 fn require_devices(plan: &Plan) -> Result<()> {
     // Where all names are left to others, there is nothing to write and nothing wrong.
-    if !plan.devices.is_empty() || plan.whole_names_withheld && plan.problems.is_empty() {
+    if !plan.devices.is_empty() || plan.whole_names_withheld {
         return Ok(());
     }
     let (what, hint) = if plan.problems.is_empty() && plan.notes.is_empty() {

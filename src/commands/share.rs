@@ -15,9 +15,9 @@ use crate::config::value::Match;
 use crate::config::{self, Config, DEFAULT_PATH};
 use crate::discover::Source;
 use crate::discover::host::Host;
-use crate::failure::{Failure, Status, say};
+use crate::failure::{Failure, Status, printable, say};
 use crate::plan::earlier::Earlier;
-use crate::plan::{self, Kind, Plan, Unit};
+use crate::plan::{self, Kind, Plan, Problem, Unit};
 use crate::publish;
 
 /// Where the configuration is read and written.
@@ -54,15 +54,17 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     refuse_new_problems(&old, &new)?;
 
     let mut out = io::stdout().lock();
-    write!(out, "{}", edit::difference(&file.name, &file.text, &text)).context(STDOUT)?;
+    for line in edit::difference(&file.name, &file.text, &text).lines() {
+        writeln!(out, "{}", printable(line)).context(STDOUT)?;
+    }
     if text == file.text {
         writeln!(out, "{} says so already", file.name).context(STDOUT)?;
         return Ok(Status::Done);
     }
     if !quiet {
         writeln!(out, "{}: {}", args.gpu, names(&device, &host, &new)).context(STDOUT)?;
-        for note in new.notes.iter().filter(|note| !old.notes.contains(note)) {
-            say("note", note);
+        for warning in new.warnings.iter().filter(|warning| !old.warnings.contains(warning)) {
+            say("warning", warning);
         }
     }
     if args.dry_run {
@@ -142,10 +144,17 @@ fn covers(device: &Match, typed: &str, host: &Host, config: &Config) -> Result<i
 
 /// What is already wrong is not this change's fault; what would become wrong is refused.
 fn refuse_new_problems(old: &Plan, new: &Plan) -> Result<()> {
-    let Some(problem) = new.problems.iter().find(|problem| !old.problems.contains(problem)) else {
-        return Ok(());
+    // Lines move by the change itself, so places do not count.
+    let mut known: Vec<_> = old.problems.iter().map(|problem| (&problem.what, &problem.why)).collect();
+    let is_new = |problem: &&Problem| match known.iter().position(|it| *it == (&problem.what, &problem.why)) {
+        Some(at) => {
+            known.swap_remove(at);
+            false
+        }
+        None => true,
     };
-    let what = anyhow::anyhow!("this cannot be: {} {}", problem.what, problem.why);
+    let Some(problem) = new.problems.iter().find(is_new) else { return Ok(()) };
+    let what = anyhow::anyhow!("this cannot be: {problem}");
     Err(Failure::new(what).hint(problem.hint.clone()).into())
 }
 

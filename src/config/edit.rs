@@ -61,7 +61,7 @@ pub fn share(
     document.set_trailing(trailing);
     let mut changed = document.to_string();
     // The editor writes \n alone.
-    if text.contains("\r\n") {
+    if text.contains('\n') && text.matches('\n').count() == text.matches("\r\n").count() {
         changed = changed.replace("\r\n", "\n").replace('\n', "\r\n");
     }
     Config::parse(file, &changed)?;
@@ -250,7 +250,12 @@ fn write_cut(table: &mut Table, cut: &Cut) {
         Mode::TimeSlice => "time-slice",
         Mode::Mps => "mps",
     };
-    table.remove("share");
+    let shares = table.remove("share").and_then(|shares| shares.into_array_of_tables().ok());
+    let comments: String = shares.iter().flatten().map(comments).collect();
+    if !comments.trim().is_empty() {
+        let prefix = format!("{}{}", prefix(table), comments.trim_start_matches('\n'));
+        table.decor_mut().set_prefix(prefix);
+    }
     set(table, "mode", Some(mode.into()));
     set(table, "name", cut.name.as_deref().map(Value::from));
     set(table, "replicas", Some(i64::from(cut.replicas).into()));

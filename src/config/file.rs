@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::value::{self, Match};
 use super::{
     Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule,
-    WholeNames, no_entry_twice,
+    WholeNames, line_starts, no_entry_twice,
 };
 
 /// Name of shares that have none of their own.
@@ -143,7 +143,7 @@ impl RawShare {
 
 /// Parses TOML; `name` is the file's, for messages.
 pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
-    let source = Source { name, text };
+    let source = Source { name, text, line_starts: line_starts(text) };
     let raw: RawConfig = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
     source.later_keys(&raw)?;
     let rules = raw.gpu.iter().map(|gpu| source.rule(gpu)).collect::<Result<Vec<_>, _>>()?;
@@ -155,11 +155,16 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
 struct Source<'a> {
     name: &'a str,
     text: &'a str,
+    line_starts: Vec<usize>,
 }
 
 impl Source<'_> {
     fn place<T>(&self, at: &Spanned<T>) -> Place {
-        Place::in_text(self.name, self.text, at.span().start)
+        self.place_at(at.span().start)
+    }
+
+    fn place_at(&self, offset: usize) -> Place {
+        Place::in_text(self.name, self.text, &self.line_starts, offset)
     }
 
     fn mistake<T>(&self, at: &Spanned<T>, what: impl Into<String>) -> Mistake {
@@ -168,7 +173,7 @@ impl Source<'_> {
 
     fn toml_error(&self, error: &toml::de::Error) -> Mistake {
         let place = match error.span() {
-            Some(span) => Place::in_text(self.name, self.text, span.start),
+            Some(span) => self.place_at(span.start),
             None => Place::file(self.name),
         };
         // serde says field for what TOML calls a key, and variant for a value.
@@ -220,6 +225,7 @@ impl Source<'_> {
         Ok(Rule {
             place: self.place(spanned),
             matches: gpu.r#match.get_ref().iter().map(|entry| self.entry(entry)).collect::<Result<_, _>>()?,
+            only: None,
             mode,
             shares,
             overcommit: gpu.overcommit.unwrap_or(false),

@@ -34,6 +34,9 @@ const SIZE_LIMIT: u64 = 1 << 20;
 /// GPUs end well below; more is a slip of the finger that would fill the spec directory.
 pub const MOST_REPLICAS: u32 = 1024;
 
+/// Most match entries of a configuration: some for each MIG device of the largest hosts.
+pub const MOST_ENTRIES: usize = 4096;
+
 /// What the configuration asks for. The default is that of a missing file: whole GPUs and MIG devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -54,6 +57,8 @@ pub struct Rule {
     pub place: Place,
     /// What it is about.
     pub matches: Vec<MatchEntry>,
+    /// What an entry must be besides: under NVIDIA's YAML a device of the resource.
+    pub only: Option<Match>,
     /// Whole, or cut into shares in which way.
     pub mode: Mode,
     /// Shares of each matched device; empty where it stays whole.
@@ -147,12 +152,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of byte `offset` in `text`.
-    fn in_text(file: &str, text: &str, offset: usize) -> Self {
-        let before = &text.as_bytes()[..offset.min(text.len())];
-        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        let column = 1 + String::from_utf8_lossy(&before[line_start..]).chars().count();
+    /// The place of byte `offset` in `text`, whose lines begin at `line_starts`.
+    fn in_text(file: &str, text: &str, line_starts: &[usize], offset: usize) -> Self {
+        let offset = offset.min(text.len());
+        let line = line_starts.partition_point(|start| *start <= offset).max(1);
+        let before = &text.as_bytes()[line_starts.get(line - 1).copied().unwrap_or(0)..offset];
+        let column = 1 + String::from_utf8_lossy(before).chars().count();
         Self { file: file.to_owned(), line_and_column: Some((line, column)) }
     }
 
@@ -169,6 +174,11 @@ impl std::fmt::Display for Place {
             None => f.write_str(&self.file),
         }
     }
+}
+
+/// Where each line of a text begins.
+fn line_starts(text: &str) -> Vec<usize> {
+    std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect()
 }
 
 /// A mistake in a configuration.
@@ -224,6 +234,10 @@ pub fn is_yaml(name: &str) -> bool {
 /// The first match wins, so the second of two same entries never does anything.
 fn no_entry_twice(rules: &[Rule]) -> Result<(), Mistake> {
     let mut seen: HashMap<&Match, &Place> = HashMap::new();
+    if let Some(entry) = rules.iter().flat_map(|rule| &rule.matches).nth(MOST_ENTRIES) {
+        let what = format!("there are more than {MOST_ENTRIES} match entries");
+        return Err(Mistake { place: entry.place.clone(), what, hint: None });
+    }
     for entry in rules.iter().flat_map(|rule| &rule.matches) {
         if let Some(first) = seen.insert(&entry.matches, &entry.place) {
             let what = format!("{:?} is matched already, at {first}: the first match wins", entry.text);
@@ -266,7 +280,7 @@ pub fn read(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes());
-        let place = Place::in_text(&path.display().to_string(), &text, valid);
+        let place = Place::in_text(&path.display().to_string(), &text, &line_starts(&text), valid);
         refuse(format!("{place}: the configuration is not UTF-8 from here on"), "save it as UTF-8").into()
     })
 }

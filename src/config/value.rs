@@ -51,11 +51,13 @@ pub fn share_name(name: &str) -> Result<(), String> {
         return Err(format!("the name {name:?} is longer than {NAME_LIMIT} characters"));
     }
     let small = name.to_ascii_lowercase();
+    // The device names that will be made of it.
+    let numbered = format!("{small}-");
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let reserved = match small.as_str() {
         "all" | "whole" | "any" | "none" => Some("it has a meaning of its own"),
-        _ if small.starts_with("mig-") => Some("names that begin with mig- belong to MIG devices"),
-        _ if small.starts_with("gpu-") => Some("names that begin with GPU- are UUIDs"),
+        _ if numbered.starts_with("mig-") => Some("names that begin with mig- belong to MIG devices"),
+        _ if numbered.starts_with("gpu-") => Some("names that begin with GPU- are UUIDs"),
         _ if small.split(':').all(digits) => Some("digits are the index of a GPU"),
         _ if small.rsplit_once('-').is_some_and(|(_, end)| digits(end)) => {
             Some("it ends like the number of a share")
@@ -100,7 +102,6 @@ impl Match {
         }
         if let Some((gpu, mig)) = text.split_once(':')
             && let (Some(gpu), Some(mig)) = (number(gpu), number(mig))
-            && !text.contains('.')
         {
             return Ok(Self::Mig(gpu, mig));
         }
@@ -170,9 +171,13 @@ fn pci_address(text: &str) -> Option<String> {
     Some(format!("{domain:04x}:{bus}:{device}.{function}"))
 }
 
-/// `1g.10gb`, `1c.2g.10gb`, `1g.10gb+me`: whatever a driver may come to write.
+/// `1g.10gb`, `1c.2g.10gb`, `1g.10gb+me`, `1g.24gb-me`, `1g.24gb+me.all`: whatever a driver may come to add.
 pub fn is_profile(text: &str) -> bool {
-    let plain = text.split('+').next().unwrap_or_default();
+    let plain = text.find("gb").map_or(text, |at| &text[..at + 2]);
+    let attributes = &text[plain.len()..];
+    if !attributes.is_empty() && !attributes.starts_with(['+', '-', '.']) {
+        return false;
+    }
     let counted = |part: &str, unit: &str| {
         part.strip_suffix(unit).is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
     };
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn share_names() {
-        for name in ["shared", "large", "team-a", "a.b_c:d", "x1", "mig", "gpu0", &"n".repeat(63)] {
+        for name in ["shared", "large", "team-a", "a.b_c:d", "x1", "migs", "gpu0", &"n".repeat(63)] {
             assert_eq!(share_name(name), Ok(()), "{name}");
         }
         for (name, said) in [
@@ -257,6 +262,8 @@ mod tests {
                 "mig-1g.10gb",
                 "the name \"mig-1g.10gb\" is reserved: names that begin with mig- belong to MIG devices",
             ),
+            ("mig", "the name \"mig\" is reserved: names that begin with mig- belong to MIG devices"),
+            ("Gpu", "the name \"Gpu\" is reserved: names that begin with GPU- are UUIDs"),
             ("GPU-x", "the name \"GPU-x\" is reserved: names that begin with GPU- are UUIDs"),
             ("7", "the name \"7\" is reserved: digits are the index of a GPU"),
             ("0:1", "the name \"0:1\" is reserved: digits are the index of a GPU"),
@@ -288,6 +295,9 @@ mod tests {
             ("1g.10gb", Match::Profile("1g.10gb".into())),
             ("1c.2g.10gb", Match::Profile("1c.2g.10gb".into())),
             ("1g.24gb+gfx", Match::Profile("1g.24gb+gfx".into())),
+            ("1g.24gb-me", Match::Profile("1g.24gb-me".into())),
+            ("1g.24gb+me.all", Match::Profile("1g.24gb+me.all".into())),
+            ("1g.24gbx", Match::Model("1g.24gbx".into())),
             ("NVIDIA A100*", Match::Model("NVIDIA A100*".into())),
             ("*", Match::Model("*".into())),
         ] {

@@ -32,10 +32,10 @@ pub fn take_out(mut gpus: Vec<Gpu>) -> (Vec<Gpu>, Vec<Contradiction>) {
         let of_gpu = of_gpus.next().flatten();
         let mut in_gpu = Vec::new();
         let index = gpu.index;
-        gpu.mig_devices.retain(|_| {
+        gpu.mig_devices.retain(|mig| {
             let clash = of_devices.next().flatten();
             let alone = clash.is_none();
-            in_gpu.extend(clash.map(|clash| clash.of(index)));
+            in_gpu.extend(clash.map(|clash| clash.of(index, Some(mig.index))));
             alone
         });
         // A GPU that is left out takes its MIG devices with it.
@@ -45,7 +45,7 @@ pub fn take_out(mut gpus: Vec<Gpu>) -> (Vec<Gpu>, Vec<Contradiction>) {
                 true
             }
             Some(clash) => {
-                contradictions.push(clash.of(index));
+                contradictions.push(clash.of(index, None));
                 false
             }
         }
@@ -65,8 +65,8 @@ struct Clash {
 }
 
 impl Clash {
-    fn of(self, gpu: u32) -> Contradiction {
-        Contradiction { what: self.what, gpu, why: self.why }
+    fn of(self, gpu: u32, mig: Option<u32>) -> Contradiction {
+        Contradiction { what: self.what, gpu, mig, why: self.why }
     }
 }
 
@@ -107,6 +107,7 @@ fn gpu_name(gpu: &Gpu) -> Name {
 fn gpu_claims(gpu: &Gpu) -> Vec<Claim> {
     let mut claims = vec![Claim::new("index", gpu.index)];
     claims.extend(gpu.minor.map(|minor| Claim::new("minor number", minor)));
+    claims.extend(gpu.pci_address.iter().map(|address| Claim::new("PCI address", address)));
     claims.push(Claim::new("UUID", gpu.uuid.to_ascii_lowercase()));
     claims
 }

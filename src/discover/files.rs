@@ -17,7 +17,7 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use serde::{Deserialize, Serialize};
 
 const RETRIES: u32 = 1000;
-const TEXT_LIMIT: u64 = 1 << 20;
+const TEXT_LIMIT: u64 = 16 << 20;
 const CACHE_LIMIT: u64 = 16 << 20;
 
 /// A character device as it is found.
@@ -35,7 +35,8 @@ pub struct Node {
 /// Reads of one host. Paths are absolute; those of driver files and device nodes are without the driver root
 /// and device root, as a container sees them.
 pub trait Files {
-    /// A text file of the host itself, outside both roots: /proc, /sys, configuration (at most 1 MiB).
+    /// A text file of the host itself, outside both roots: /proc, /sys, CDI specs (at most 16 MiB, which 16 GPUs of 1024
+    /// shares need a fifth of).
     fn text(&self, path: &Path) -> io::Result<String>;
     /// File names in a directory of the host itself, sorted.
     fn names(&self, dir: &Path) -> io::Result<Vec<String>>;

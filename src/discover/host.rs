@@ -58,6 +58,8 @@ pub struct Contradiction {
     pub what: String,
     /// NVML index of the GPU that it is, or is a part of.
     pub gpu: u32,
+    /// NVML MIG index of a MIG device.
+    pub mig: Option<u32>,
     /// For a sentence after `is left out: `: `GPU 1 has the same minor number 1`.
     pub why: String,
 }

@@ -201,7 +201,7 @@ fn assemble_mig_device(
         gpu_instance: device.gpu_instance,
         compute_instance: device.compute_instance,
         placement: device.placement,
-        memory_bytes: device.memory_mib.map(|mib| mib << 20),
+        memory_bytes: device.memory_mib.and_then(|mib| mib.checked_mul(1 << 20)),
         sms: device.multiprocessors,
     }
 }

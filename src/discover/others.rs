@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use super::files::Files;
@@ -19,8 +19,8 @@ pub const SPEC_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 const UNIT_DIRS: [&str; 4] =
     ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
-/// How the kinds of NVIDIA's devices begin.
-const NVIDIA: &str = "nvidia.com/";
+/// How the kinds of NVIDIA's own generator begin, and divvy's.
+const NVIDIA_KINDS: &str = "nvidia.com/";
 
 /// NVIDIA's unit that writes /var/run/cdi/nvidia.yaml at boot and after changes of the driver.
 const REFRESH_UNIT: &str = "nvidia-cdi-refresh.service";
@@ -28,7 +28,7 @@ const REFRESH_UNIT: &str = "nvidia-cdi-refresh.service";
 /// Others' specs and generators.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
-    /// Specs of NVIDIA's kinds.
+    /// Specs that can be about NVIDIA's devices.
     pub specs: Vec<OtherSpec>,
     /// Spec files that engines may understand and divvy does not, and why.
     pub unreadable: Vec<(PathBuf, String)>,
@@ -59,7 +59,7 @@ pub struct OtherDevice {
 }
 
 /// The part of a spec that matters here; whatever else stands in it is none of our business.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct RawSpec {
     kind: String,
     #[serde(default)]
@@ -68,14 +68,14 @@ struct RawSpec {
     container_edits: RawEdits,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct RawDevice {
     name: String,
     #[serde(default, rename = "containerEdits")]
     container_edits: RawEdits,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct RawEdits {
     #[serde(default)]
@@ -84,14 +84,15 @@ struct RawEdits {
     hooks: Vec<RawHook>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct RawNode {
     path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
     host_path: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct RawHook {
     #[serde(default)]
     args: Vec<String>,
@@ -121,9 +122,23 @@ pub fn is_spec_file(path: &Path) -> bool {
     matches!(path.extension().and_then(|ending| ending.to_str()), Some("json" | "yaml"))
 }
 
-/// Whether a spec with this text can be of a kind of NVIDIA's. Others' are none of our business, broken or not.
+/// Whether a spec with this text can be about NVIDIA's devices, whoever's kind it is of. Any other is none of our
+/// business, broken or not. (Not `nvidia.com/`: JSON may escape the slash.)
 pub fn concerns_nvidia(text: &str) -> bool {
-    text.contains(NVIDIA)
+    text.contains("nvidia")
+}
+
+/// What a record keeps of a file: of a spec the fields that are read here, since its environment and mounts may tell
+/// what is nobody's business; of a unit that it is there. None for a file that is not kept.
+pub fn reduced(path: &Path, text: &str) -> Option<String> {
+    if path.ends_with(REFRESH_UNIT) {
+        return Some(if text.trim().is_empty() { String::new() } else { "[Unit]\n".to_owned() });
+    }
+    if !is_spec_file(path) {
+        return Some(text.to_owned());
+    }
+    let spec = Some(text).filter(|text| concerns_nvidia(text)).and_then(|text| parse(text).ok())?;
+    serde_json::to_string_pretty(&spec).ok().map(|text| text + "\n")
 }
 
 /// A spec that concerns NVIDIA's devices; none for any other file.
@@ -140,9 +155,6 @@ fn read_spec(files: &dyn Files, path: &Path) -> Result<Option<OtherSpec>, String
         return Ok(None);
     }
     let raw = parse(&text)?;
-    if !raw.kind.starts_with(NVIDIA) {
-        return Ok(None);
-    }
     raw.kind.parse::<cdi::Kind>().map_err(|error| error.to_string())?;
     let common: Vec<PathBuf> = host_nodes(&raw.container_edits).collect();
     let device = |device: &RawDevice| OtherDevice {
@@ -171,15 +183,17 @@ fn host_nodes(edits: &RawEdits) -> impl Iterator<Item = PathBuf> {
     edits.device_nodes.iter().map(|node| node.host_path.as_ref().unwrap_or(&node.path).clone())
 }
 
-/// Whether divvy wrote the file with this text, wherever it lies and whatever its name.
-pub fn is_divvys(text: &str) -> bool {
-    parse(text).is_ok_and(|spec| is_own(&spec))
+/// The kind of a spec that divvy wrote, wherever it lies and whatever its name; none for any other text.
+pub fn divvys_kind(text: &str) -> Option<String> {
+    parse(text).ok().filter(is_own).map(|spec| spec.kind)
 }
 
-/// The hook is what makes a spec divvy's.
+/// The hook, with its phase and the generation, is what makes a spec divvy's.
 fn is_own(spec: &RawSpec) -> bool {
-    let mut hooks = spec.container_edits.hooks.iter();
-    hooks.any(|hook| hook.args.get(1).is_some_and(|phase| phase == "create-container"))
+    let [hook] = &spec.container_edits.hooks[..] else { return false };
+    spec.kind.starts_with(NVIDIA_KINDS)
+        && hook.args.get(1).is_some_and(|phase| phase == "create-container")
+        && hook.args.get(2).is_some_and(|generation| generation.starts_with("--generation="))
 }
 
 fn refresh_unit(files: &dyn Files) -> bool {

@@ -1,5 +1,5 @@
 //! The plan as a file (plan.json), and what is read back from the one before: which names meant which device, and
-//! which GPUs had which numbers. One generation stands in the file and in the specs made from it, so that a later
+//! which GPUs and MIG devices had which numbers. One generation stands in the file and in the specs made from it, so that a later
 //! reader of both can tell whether they belong together.
 
 use std::collections::BTreeMap;
@@ -20,30 +20,34 @@ const VERSION: u32 = 1;
 /// What an earlier plan says that a later one should keep to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Earlier {
-    /// GPUs in the order of their numbers.
-    pub gpus: Vec<KnownGpu>,
+    /// GPUs and MIG devices in the order of their numbers.
+    pub units: Vec<KnownUnit>,
     /// UUID of the device that each name meant, by class and name.
     pub names: BTreeMap<(String, String), String>,
     /// The spec files that were made from it, `divvy.json` first.
     pub specs: Vec<PathBuf>,
 }
 
-/// A GPU and the numbers of its shares.
+/// A GPU or MIG device and the numbers of its shares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownGpu {
+pub struct KnownUnit {
     /// None for one that NVML counts and cannot read.
     pub uuid: Option<String>,
+    /// UUID of its GPU, likewise.
+    pub gpu: Option<String>,
+    /// NVML MIG index of a MIG device.
+    pub mig: Option<u32>,
     /// How many numbers of each run are its own.
     pub numbers: Vec<NumberCount>,
 }
 
-/// A GPU's part of a run of numbers.
+/// A device's part of a run of numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NumberCount {
     /// The run.
     #[serde(flatten)]
     pub run: Numbers,
-    /// How many of its numbers are this GPU's.
+    /// How many of its numbers are this device's.
     pub count: u32,
 }
 
@@ -63,7 +67,7 @@ struct PlanFile<'a> {
     generation: &'a str,
     driver_version: &'a str,
     specs: &'a [PathBuf],
-    gpus: &'a [KnownGpu],
+    units: &'a [KnownUnit],
     devices: &'a [Device],
 }
 
@@ -71,7 +75,7 @@ struct PlanFile<'a> {
 #[derive(Deserialize)]
 struct EarlierFile {
     specs: Vec<PathBuf>,
-    gpus: Vec<KnownGpu>,
+    units: Vec<KnownUnit>,
     devices: Vec<EarlierDevice>,
 }
 
@@ -107,20 +111,17 @@ pub enum Error {
     },
 }
 
-/// The file's text.
-pub fn to_json(plan: &Plan, driver_version: &str, specs: &[PathBuf]) -> String {
+/// The file's text. Fails for a spec whose path is not UTF-8, which JSON cannot hold.
+pub fn to_json(plan: &Plan, driver_version: &str, specs: &[PathBuf]) -> Result<String, serde_json::Error> {
     let file = PlanFile {
         version: VERSION,
         generation: &plan.generation,
         driver_version,
         specs,
-        gpus: &plan.gpus,
+        units: &plan.units,
         devices: &plan.devices,
     };
-    // Strings, numbers and lists: nothing in it can fail to be JSON but a path that is not UTF-8, which no spec has.
-    let mut text = serde_json::to_string_pretty(&file).unwrap_or_default();
-    text.push('\n');
-    text
+    Ok(serde_json::to_string_pretty(&file)? + "\n")
 }
 
 impl Earlier {
@@ -132,18 +133,18 @@ impl Earlier {
             return Err(Error::Version { found: version });
         }
         let file: EarlierFile = serde_json::from_str(text).map_err(json)?;
-        let counts = file.gpus.iter().flat_map(|gpu| &gpu.numbers).map(|part| u64::from(part.count));
+        let counts = file.units.iter().flat_map(|unit| &unit.numbers).map(|part| u64::from(part.count));
         if counts.sum::<u64>() > MOST_NUMBERS {
             return Err(Error::Numbers);
         }
         let devices = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
-        Ok(Self { gpus: file.gpus, names: names(devices), specs: file.specs })
+        Ok(Self { units: file.units, names: names(devices), specs: file.specs })
     }
 
     /// What a plan would leave behind.
     pub fn of(plan: &Plan) -> Self {
         let devices = plan.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
-        Self { gpus: plan.gpus.clone(), names: names(devices), specs: Vec::new() }
+        Self { units: plan.units.clone(), names: names(devices), specs: Vec::new() }
     }
 }
 
@@ -159,7 +160,8 @@ fn names<'a>(
 /// A plan's generation: the same for the same devices and driver, so that a plan that changes nothing leaves every
 /// file as it is.
 pub fn generation(host: &Host, plan: &Plan) -> String {
-    let text = serde_json::to_string(&(&host.driver_version, &plan.devices, &plan.gpus, &plan.control_nodes));
+    let text =
+        serde_json::to_string(&(&host.driver_version, &plan.devices, &plan.units, &plan.control_nodes));
     format!("{:016x}", fnv1a(text.unwrap_or_default().as_bytes()))
 }
 
@@ -189,7 +191,7 @@ mod tests {
         for (text, said) in [
             ("{\"version\":2,\"all\":\"else\"}", "it is of version 2, and this divvy reads version 1"),
             (
-                "{\"version\":1,\"specs\":[],\"devices\":[],\"gpus\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"count\":4294967295}]}]}",
+                "{\"version\":1,\"specs\":[],\"devices\":[],\"units\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"count\":4294967295}]}]}",
                 "it gives more than 1048576 numbers to shares",
             ),
             ("{\"version\":1}", "it is not a plan"),

@@ -4,13 +4,15 @@
 //!
 //! - `unit`: whole GPUs and MIG devices, and which rule decides on each
 //! - `nodes`: what a device consists of, and what keeps it from being given out
-//! - `shares`: a device cut into shares: sums, limits, numbers
+//! - `numbers`: which number each share gets, and keeps
+//! - `shares`: a device cut into shares: sums and limits
 //! - `names`: names that others write too, and names that mean another device than before
 //! - `earlier`: the plan as a file, and what is read back from the one before
 
 pub mod earlier;
 pub mod names;
 mod nodes;
+mod numbers;
 mod shares;
 mod unit;
 
@@ -20,7 +22,7 @@ use serde::Serialize;
 
 use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
-use earlier::{Earlier, KnownGpu};
+use earlier::{Earlier, KnownUnit};
 pub use shares::{Level, Limit, Limits};
 pub use unit::{Unit, covers, units};
 
@@ -38,9 +40,9 @@ pub struct Plan {
     pub generation: String,
     /// Devices in GPU order, MIG devices and shares in the place of their GPU.
     pub devices: Vec<Device>,
-    /// GPUs that have numbers, in the order of the numbers.
+    /// GPUs and MIG devices in the order of their shares' numbers.
     #[serde(skip)]
-    pub gpus: Vec<KnownGpu>,
+    pub units: Vec<KnownUnit>,
     /// What every container with a device gets besides.
     pub control_nodes: Vec<PlannedNode>,
     /// What should be there and is not.
@@ -146,6 +148,9 @@ pub struct MigPart {
 pub struct PlannedNode {
     /// Path in the container, and below the device root.
     pub path: PathBuf,
+    /// Path on this machine.
+    #[serde(skip)]
+    pub host_path: PathBuf,
     /// Permission bits in the container: those of the host's node.
     #[serde(skip)]
     pub mode: u32,
@@ -154,12 +159,24 @@ pub struct PlannedNode {
 /// Something that had to be left out, or that will keep containers from starting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
+    /// Where in the configuration, if it comes from there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// What: `GPU 3`, `MIG device 0:1`, `/dev/nvidia-uvm`.
     pub what: String,
     /// Why, for a sentence that begins with `what`.
     pub why: String,
     /// What to do.
     pub hint: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        write!(f, "{} {}", self.what, self.why)
+    }
 }
 
 /// Decides on every device of the host. `earlier` is the plan before this one, whose names shall not wander;
@@ -193,6 +210,8 @@ fn refused_by_mig_strategy(host: &Host, config: &Config, plan: &mut Plan) -> boo
     profiles.sort();
     profiles.dedup();
     let whole = host.gpus.iter().find(|gpu| gpu.mig_mode != MigMode::Enabled);
+    // Whole GPUs alone are all the same too.
+    let whole = whole.filter(|_| !profiles.is_empty());
     let (what, why) = match (whole, &profiles[..]) {
         (Some(gpu), _) => (format!("GPU {}", gpu.index), "is not in MIG mode".to_owned()),
         (None, [_, _, ..]) => {
@@ -203,6 +222,7 @@ fn refused_by_mig_strategy(host: &Host, config: &Config, plan: &mut Plan) -> boo
         _ => return false,
     };
     plan.problems.push(Problem {
+        place: None,
         what,
         why: format!("{why}, and mig_strategy = \"single\" means that all devices are the same"),
         hint: "use mig_strategy = \"mixed\", or cut all GPUs alike".into(),
@@ -217,7 +237,7 @@ fn plan_units(
     earlier: &Earlier,
     plan: &mut Plan,
 ) {
-    let order = shares::number(host, config, decided, earlier);
+    let order = numbers::number(host, config, decided, earlier);
     for decided in decided {
         let unit = &decided.unit;
         let planned = nodes::usable_uuid(unit).and_then(|()| match unit {
@@ -235,7 +255,7 @@ fn plan_units(
             Err(left_out) => plan.problems.push(left_out.problem(unit.what())),
         }
     }
-    plan.gpus = order.gpus;
+    plan.units = order.units;
 }
 
 /// `GPU 2: cut into 4 by config.toml:2:1, shared-0 to shared-3 with /dev/nvidia2, no name as a whole`
@@ -290,6 +310,7 @@ fn what_nvml_cannot_tell(host: &Host, config: &Config, plan: &mut Plan) {
     contradictions(host, plan);
     for failed in &host.failed {
         plan.problems.push(Problem {
+            place: None,
             what: format!("GPU {}", failed.index),
             why: format!("is left out: NVML cannot read it: {}", failed.reason),
             hint: "`dmesg | grep -i xid` may say why; a GPU that fell off the bus needs a reset or a reboot"
@@ -301,6 +322,7 @@ fn what_nvml_cannot_tell(host: &Host, config: &Config, plan: &mut Plan) {
 /// Two names for one device, or one for two: whichever is told the truth about, neither is given out.
 fn contradictions(host: &Host, plan: &mut Plan) {
     plan.problems.extend(host.contradictions.iter().map(|contradiction| Problem {
+        place: None,
         what: contradiction.what.clone(),
         why: format!("is left out: {}", contradiction.why),
         hint: "compare with `nvidia-smi -L` and /proc/driver/nvidia; a driver that mixes up its devices must be reloaded".into(),
@@ -327,6 +349,7 @@ fn mig_failures(host: &Host, gpu: &Gpu, config: &Config, plan: &mut Plan) {
     }
     for failed in &gpu.mig_failed {
         plan.problems.push(Problem {
+            place: None,
             what: format!("MIG device {}:{}", gpu.index, failed.index),
             why: format!("is left out: NVML cannot read it: {}", failed.reason),
             hint: "`nvidia-smi -L` should show it; a driver older than its GPU may not".into(),

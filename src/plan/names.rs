@@ -18,7 +18,7 @@ pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: 
     // What divvy wrote here it will replace or remove; elsewhere a spec of divvy's is as strange as any.
     let stays = |spec: &&OtherSpec| {
         let beside = spec.path.parent() == output.parent();
-        let ours = is_spec_file_of(output, &spec.path) || earlier.specs.contains(&spec.path);
+        let ours = is_spec_file_of(output, &spec.path, &spec.kind) || earlier.specs.contains(&spec.path);
         !(spec.by_divvy && beside && ours)
     };
     let specs: Vec<&OtherSpec> = others.specs.iter().filter(stays).collect();
@@ -53,13 +53,10 @@ pub fn spec_file(output: &Path, class: &str) -> PathBuf {
     output.with_file_name(format!("{}-{class}.{}", part(output.file_stem()), part(output.extension())))
 }
 
-/// Whether a file beside the output has a name that `spec_file` gives, for whichever class, in JSON or YAML.
-pub fn is_spec_file_of(output: &Path, path: &Path) -> bool {
-    let stem = |path: &Path| path.file_stem()?.to_str().map(str::to_owned);
-    let rest =
-        stem(output).zip(stem(path)).and_then(|(stem, name)| Some(name.strip_prefix(&stem)?.to_owned()));
-    let is_named = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
-    is_named && path.parent() == output.parent() && is_spec_file(path)
+/// Whether a file has the name that `spec_file` gives to the spec of this kind, in JSON or YAML.
+pub fn is_spec_file_of(output: &Path, path: &Path, kind: &str) -> bool {
+    let class = kind.rsplit('/').next().unwrap_or_default();
+    is_spec_file(path) && path.with_extension("") == spec_file(output, class).with_extension("")
 }
 
 fn kind_of(class: &str) -> String {
@@ -82,13 +79,16 @@ fn whole_names_in(plan: &Plan, spec: &OtherSpec) -> Vec<String> {
 
 fn withhold_whole_names(why: &str, asked: WholeNames, plan: &mut Plan) {
     for device in plan.devices.iter_mut().filter(|device| device.kind != Kind::Share) {
+        let before = device.classes.len();
         device.classes.retain(|class| class != GPU_CLASS);
+        plan.whole_names_withheld |= device.classes.len() < before;
     }
-    let before = plan.devices.len();
     plan.devices.retain(|device| !device.classes.is_empty());
-    plan.whole_names_withheld = true;
-    plan.decisions.push(format!("no names for what is whole in {}: {why}", kind_of(GPU_CLASS)));
-    if before > plan.devices.len() && asked == WholeNames::Auto {
+    if !plan.whole_names_withheld {
+        return;
+    }
+    plan.decisions.push(format!("names in {} for what is whole: none, because {why}", kind_of(GPU_CLASS)));
+    if asked == WholeNames::Auto {
         plan.notes.push(format!(
             "names of whole GPUs and MIG devices are left out, because {why} (whole_names = \"auto\")"
         ));
@@ -102,6 +102,7 @@ fn defined_twice(spec: &OtherSpec, plan: &mut Plan) {
         spec.devices.iter().map(|device| device.name.as_str()).filter(|name| ours.contains(*name)).collect();
     if let Some(names) = listed(&spec.kind, &twice) {
         plan.problems.push(Problem {
+            place: None,
             what: spec.path.display().to_string(),
             why: format!("defines {names} too: engines resolve no name that two specs of one directory have"),
             hint: "remove that file, write one of the two elsewhere with --output, or rename the shares"
@@ -143,7 +144,7 @@ fn names_in(plan: &Plan, kind: &str) -> BTreeSet<String> {
     names
 }
 
-/// Limits and leases of a share do not bind who takes the GPU by another name.
+/// Who takes the GPU by another name is no part of the shares.
 fn reached_from_outside(specs: &[&OtherSpec], plan: &mut Plan) {
     let mut shared: Vec<&Device> = Vec::new();
     for device in plan.devices.iter().filter(|device| device.kind == Kind::Share) {
@@ -154,8 +155,9 @@ fn reached_from_outside(specs: &[&OtherSpec], plan: &mut Plan) {
     let mut warnings = Vec::new();
     for spec in specs {
         for share in &shared {
-            let reaches =
-                |nodes: &BTreeSet<PathBuf>| share.nodes.iter().all(|node| nodes.contains(&node.path));
+            let reaches = |nodes: &BTreeSet<PathBuf>| {
+                share.nodes.iter().all(|node| nodes.contains(&node.host_path) || nodes.contains(&node.path))
+            };
             let names: Vec<&str> = spec
                 .devices
                 .iter()
@@ -193,10 +195,13 @@ pub fn moved(earlier: &Earlier, plan: &mut Plan) {
             if *before == device.uuid {
                 continue;
             }
-            let moved = Moved { class, first: &device.name, last: &device.name, before, now: &device.uuid };
+            let share = device.share.as_ref().map(|share| share.name.as_str());
+            let moved =
+                Moved { class, share, first: &device.name, last: &device.name, before, now: &device.uuid };
             match runs.last_mut() {
                 Some(run)
-                    if run.before == moved.before && run.now == moved.now && run.class == moved.class =>
+                    if (run.before, run.now) == (moved.before, moved.now)
+                        && (run.class, run.share) == (moved.class, moved.share) =>
                 {
                     run.last = moved.last;
                 }
@@ -204,13 +209,14 @@ pub fn moved(earlier: &Earlier, plan: &mut Plan) {
             }
         }
     }
-    let notes: Vec<String> = runs.iter().map(Moved::note).collect();
-    plan.notes.extend(notes);
+    let warnings: Vec<String> = runs.iter().map(Moved::warning).collect();
+    plan.warnings.extend(warnings);
 }
 
 /// Names in a row that moved from one device to another.
 struct Moved<'a> {
     class: &'a str,
+    share: Option<&'a str>,
     first: &'a str,
     last: &'a str,
     before: &'a str,
@@ -218,8 +224,8 @@ struct Moved<'a> {
 }
 
 impl Moved<'_> {
-    fn note(&self) -> String {
-        let Self { class, first, last, before, now } = self;
+    fn warning(&self) -> String {
+        let Self { class, first, last, before, now, .. } = self;
         let names = if first == last { format!("{first} means") } else { format!("{first} to {last} mean") };
         format!("{}={names} {now} now, and meant {before} before", kind_of(class))
     }

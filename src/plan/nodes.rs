@@ -18,7 +18,7 @@ pub struct LeftOut {
 
 impl LeftOut {
     pub fn problem(self, what: String) -> Problem {
-        Problem { what, why: format!("is left out: {}", self.why), hint: self.hint }
+        Problem { place: None, what, why: format!("is left out: {}", self.why), hint: self.hint }
     }
 }
 
@@ -73,10 +73,14 @@ fn device_node(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
 /// The node as it goes into the spec; or what is wrong with it, for a sentence that begins with its path.
 fn planned(node: &DeviceNode) -> Result<PlannedNode, String> {
     match &node.found {
-        Found::Present(mode) => Ok(PlannedNode { path: node.path.clone(), mode: *mode }),
+        Found::Present(mode) => Ok(planned_node(node, *mode)),
         Found::Missing => Err("is missing".into()),
         Found::Wrong(what) => Err(format!("cannot be used: {what}")),
     }
+}
+
+fn planned_node(node: &DeviceNode, mode: u32) -> PlannedNode {
+    PlannedNode { path: node.path.clone(), host_path: node.host_path.clone(), mode }
 }
 
 /// What to do about a node that is not as it should be; `load` says how its driver is loaded.
@@ -98,9 +102,10 @@ pub fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
         Ok(node) => plan.control_nodes.push(node),
         Err(why) if control.required => {
             if node.found == Found::Missing {
-                plan.control_nodes.push(PlannedNode { path: node.path.clone(), mode: node.create_mode });
+                plan.control_nodes.push(planned_node(node, node.create_mode));
             }
             plan.problems.push(Problem {
+                place: None,
                 what: node.host_path.display().to_string(),
                 why: format!("{why}: no container with a GPU will work until it is there"),
                 hint: node_hint(node, &format!("`modprobe {}`", control.module)),
@@ -115,6 +120,7 @@ pub fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
 pub fn plan_libraries(host: &Host, plan: &mut Plan) {
     for (path, why) in &host.driver_files.broken {
         plan.problems.push(Problem {
+            place: None,
             what: path.display().to_string(),
             why: format!("is left out: it cannot be read as a library: {why}"),
             hint: "install the driver's user space anew".into(),
@@ -123,6 +129,7 @@ pub fn plan_libraries(host: &Host, plan: &mut Plan) {
     let is_cuda = |library: &DriverLibrary| library.soname == "libcuda.so.1";
     if !host.driver_files.libraries.iter().any(is_cuda) {
         plan.problems.push(Problem {
+            place: None,
             what: format!("libcuda.so.{}", host.driver_version),
             why: "was not found where drivers are installed: containers go without it".into(),
             hint: "install the driver's user space in the version of its kernel module; if it lies elsewhere, name its root with --driver-root".into(),

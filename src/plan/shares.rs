@@ -1,19 +1,13 @@
-//! A device cut into shares: whether the limits of its shares fit into it and are held by something, and which
-//! numbers they get. Numbers run over the host in GPU order, each name by itself, and a GPU that is missing or left
-//! out keeps its numbers to itself, so that `shared-5` means the same device tomorrow.
-
-use std::collections::BTreeMap;
+//! A device cut into shares: whether the limits of its shares fit into it and are held by something.
 
 use serde::Serialize;
 
-use crate::config::value::Match;
-use crate::config::{Config, Memory, Rule, ShareRule};
-use crate::discover::host::{ComputeMode, Host};
+use crate::config::{Memory, Rule, ShareRule};
+use crate::discover::host::ComputeMode;
 
-use super::earlier::{Earlier, KnownGpu, NumberCount, Numbers};
 use super::nodes::LeftOut;
-use super::unit::Decided;
-use super::{Device, GPU_CLASS, Kind, Plan, Share};
+use super::numbers::{self, Order};
+use super::{Device, Kind, Plan, Share};
 
 /// What holds the memory and SMs of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -75,102 +69,6 @@ impl Limits {
 
 const ADVISORY: Limit = Limit { by: Level::Advisory, over: Over::Process, against: Against::Nothing };
 
-/// Which numbers belong to which unit, and the GPUs in the order of the numbers.
-#[derive(Debug, Default)]
-pub struct Order {
-    /// Every GPU that has a place in the order, absent ones too.
-    pub gpus: Vec<KnownGpu>,
-    /// First number of a unit's shares, by unit and share name.
-    first: BTreeMap<(String, Numbers), u32>,
-}
-
-/// Gives every share its number. The order of the earlier plan is kept for GPUs that are absent now: they stand where
-/// they stood, with as many numbers as they had.
-pub fn number(host: &Host, config: &Config, decided: &[Decided<'_>], earlier: &Earlier) -> Order {
-    let gpus = places(host, earlier);
-    let mut order = Order::default();
-    let mut next: BTreeMap<Numbers, u32> = BTreeMap::new();
-    for place in gpus {
-        let mut counts: BTreeMap<Numbers, u32> = BTreeMap::new();
-        match &place {
-            Place::Present(uuid) => {
-                for decided in decided.iter().filter(|decided| decided.unit.gpu().uuid == *uuid) {
-                    for (numbers, count) in wanted(decided.rule) {
-                        let before = counts.entry(numbers.clone()).or_default();
-                        let first = next.get(&numbers).copied().unwrap_or(0) + *before;
-                        order.first.insert((decided.unit.uuid().to_owned(), numbers), first);
-                        *before += count;
-                    }
-                }
-            }
-            Place::Failed(index) => {
-                let by_entry = |entry: &Match| matches!(entry, Match::All) || *entry == Match::Index(*index);
-                let rule = config
-                    .rules
-                    .iter()
-                    .find(|rule| rule.matches.iter().any(|entry| by_entry(&entry.matches)));
-                counts.extend(wanted(rule));
-            }
-            Place::Absent(gpu) => {
-                counts.extend(gpu.numbers.iter().map(|part| (part.run.clone(), part.count)))
-            }
-        }
-        for (numbers, count) in &counts {
-            *next.entry(numbers.clone()).or_default() += count;
-        }
-        let uuid = match place {
-            Place::Present(uuid) => Some(uuid),
-            Place::Failed(_) => None,
-            Place::Absent(gpu) => gpu.uuid.clone(),
-        };
-        let numbers = counts.into_iter().map(|(run, count)| NumberCount { run, count }).collect();
-        order.gpus.push(KnownGpu { uuid, numbers });
-    }
-    order
-}
-
-/// A GPU's place in the order of numbers.
-enum Place<'a> {
-    Present(String),
-    Failed(u32),
-    Absent(&'a KnownGpu),
-}
-
-fn places<'a>(host: &Host, earlier: &'a Earlier) -> Vec<Place<'a>> {
-    let mut present: Vec<(u32, Place<'a>)> =
-        host.gpus.iter().map(|gpu| (gpu.index, Place::Present(gpu.uuid.clone()))).collect();
-    present.extend(host.failed.iter().map(|failed| (failed.index, Place::Failed(failed.index))));
-    present.sort_by_key(|(index, _)| *index);
-    let mut places: Vec<Place<'a>> = present.into_iter().map(|(_, place)| place).collect();
-    for (at, gpu) in earlier.gpus.iter().enumerate() {
-        let is_present = host.gpus.iter().any(|present| Some(&present.uuid) == gpu.uuid.as_ref());
-        // One that was never known by its UUID has nothing that could be kept.
-        if is_present || gpu.uuid.is_none() {
-            continue;
-        }
-        let at = at.min(places.len());
-        match places.get_mut(at) {
-            // NVML counts it and cannot read it: it is the one that stood here.
-            Some(place @ Place::Failed(_)) => *place = Place::Absent(gpu),
-            _ => places.insert(at, Place::Absent(gpu)),
-        }
-    }
-    places
-}
-
-/// Numbers that a rule takes for each unit it decides on.
-fn wanted(rule: Option<&Rule>) -> impl Iterator<Item = (Numbers, u32)> {
-    rule.into_iter().flat_map(|rule| {
-        rule.shares
-            .iter()
-            .map(|share| (Numbers { class: class(rule), name: share.name.clone() }, share.replicas))
-    })
-}
-
-fn class(rule: &Rule) -> String {
-    rule.class.clone().unwrap_or_else(|| GPU_CLASS.to_owned())
-}
-
 /// The shares of one device, in the order of the configuration.
 pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Result<Vec<Device>, LeftOut> {
     let count = rule.shares.iter().map(|share| share.replicas).sum();
@@ -180,11 +78,12 @@ pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Resul
     warn_of_compute_mode(whole, plan);
     let mut devices = Vec::new();
     for (share, cut) in rule.shares.iter().zip(&limits) {
-        let numbers = Numbers { class: class(rule), name: share.name.clone() };
-        let first = order.first.get(&(whole.uuid.clone(), numbers)).copied().unwrap_or(0);
+        let run = numbers::run(rule, &share.name);
+        let class = run.class.clone();
+        let first = order.first(&whole.uuid, run);
         devices.extend((first..first + share.replicas).map(|number| Device {
             name: format!("{}-{number}", share.name),
-            classes: vec![class(rule)],
+            classes: vec![class.clone()],
             kind: Kind::Share,
             mode: rule.mode,
             memory_bytes: cut.memory_bytes.or(whole.memory_bytes),
@@ -231,7 +130,10 @@ impl Cut {
     /// Rounded down, as the driver does; a share has one at least.
     fn sms(&self, whole: &Device) -> Option<u32> {
         match (whole.sms, self.sm_percent) {
-            (Some(sms), Some(percent)) => Some((sms * percent / 100).max(1)),
+            (Some(sms), Some(percent)) => {
+                let part = u64::from(sms) * u64::from(percent) / 100;
+                Some(u32::try_from(part).unwrap_or(sms).max(1))
+            }
             (sms, _) => sms,
         }
     }

@@ -33,6 +33,14 @@ impl<'a> Unit<'a> {
         }
     }
 
+    /// NVML MIG index of a MIG device.
+    pub fn mig_index(&self) -> Option<u32> {
+        match self {
+            Unit::Gpu(_) => None,
+            Unit::Mig(_, mig) => Some(mig.index),
+        }
+    }
+
     /// `GPU-...` or `MIG-...`.
     pub fn uuid(&self) -> &'a str {
         match self {
@@ -115,7 +123,10 @@ pub fn covers(entry: &Match, unit: &Unit<'_>) -> bool {
         (Match::All, _) => true,
         (Match::Uuid(uuid), unit) => uuid.eq_ignore_ascii_case(unit.uuid()),
         (Match::Mig(gpu, mig), Unit::Mig(on, device)) => *gpu == on.index && *mig == device.index,
-        (Match::Profile(profile), Unit::Mig(_, device)) => device.profile.as_ref() == Some(profile),
+        // NVIDIA's resource names have a dot for each plus.
+        (Match::Profile(profile), Unit::Mig(_, device)) => {
+            device.profile.as_ref().is_some_and(|of| of == profile || of.replace('+', ".") == *profile)
+        }
         (_, Unit::Gpu(gpu)) => names_gpu(entry, gpu),
         _ => false,
     }
@@ -127,7 +138,10 @@ fn names_gpu(entry: &Match, gpu: &Gpu) -> bool {
         Match::Index(index) => *index == gpu.index,
         Match::Uuid(uuid) => uuid.eq_ignore_ascii_case(&gpu.uuid),
         Match::Pci(address) => gpu.pci_address.as_ref() == Some(address),
-        Match::Model(pattern) => gpu.model.as_ref().is_some_and(|model| glob(pattern, model)),
+        Match::Model(pattern) => {
+            // Of a model that NVML does not tell, `*` is the only name.
+            glob(pattern, gpu.model.as_deref().unwrap_or_default())
+        }
         Match::All | Match::Mig(..) | Match::Profile(_) => false,
     }
 }
@@ -138,10 +152,12 @@ pub fn decide<'a>(units: &[Unit<'a>], host: &Host, config: &'a Config, plan: &mu
         units.iter().map(|unit| Decided { unit: *unit, rule: None }).collect();
     for rule in &config.rules {
         for entry in &rule.matches {
-            let covered: Vec<_> =
-                decided.iter_mut().filter(|decided| covers(&entry.matches, &decided.unit)).collect();
+            let is_about = |unit: &Unit<'_>| {
+                covers(&entry.matches, unit) && rule.only.as_ref().is_none_or(|only| covers(only, unit))
+            };
+            let covered: Vec<_> = decided.iter_mut().filter(|decided| is_about(&decided.unit)).collect();
             if covered.is_empty() {
-                matches_nothing(entry, host, plan);
+                matches_nothing(entry, rule, host, plan);
                 continue;
             }
             if covered.iter().all(|decided| decided.rule.is_some()) && entry.matches != Match::All {
@@ -158,7 +174,7 @@ pub fn decide<'a>(units: &[Unit<'a>], host: &Host, config: &'a Config, plan: &mu
     decided
 }
 
-fn matches_nothing(entry: &MatchEntry, host: &Host, plan: &mut Plan) {
+fn matches_nothing(entry: &MatchEntry, rule: &Rule, host: &Host, plan: &mut Plan) {
     // A GPU that does not answer is named elsewhere, and may be back tomorrow.
     if let Match::Index(index) = entry.matches
         && host.failed.iter().any(|failed| failed.index == index)
@@ -174,10 +190,16 @@ fn matches_nothing(entry: &MatchEntry, host: &Host, plan: &mut Plan) {
             ),
             format!("match them one by one (\"{}:0\") or by profile", gpu.index),
         ),
+        None if rule.only.as_ref().is_some_and(|only| *only != entry.matches) => (
+            "matches no device of its resource on this machine".to_owned(),
+            "nvidia.com/gpu is for whole GPUs, nvidia.com/mig-<profile> for MIG devices of that profile"
+                .to_owned(),
+        ),
         None => (
             "matches nothing on this machine".to_owned(),
             "`divvy list` shows what there is; a GPU that comes back needs no change".to_owned(),
         ),
     };
-    plan.problems.push(Problem { what: format!("{}: {:?}", entry.place, entry.text), why, hint });
+    let place = Some(entry.place.to_string());
+    plan.problems.push(Problem { place, what: format!("{:?}", entry.text), why, hint });
 }

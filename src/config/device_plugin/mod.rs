@@ -16,6 +16,9 @@ use super::{Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mod
 use super::{file, no_entry_twice};
 use shape::{Devices, RawConfig, RawFlags, Resource, Sharing};
 
+/// NVIDIA's limit for a resource's name. A file is named by it.
+const LONGEST_CLASS: usize = 63;
+
 /// Parses the file; `name` is its name, for messages.
 pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
     let raw: RawConfig = match text.trim().is_empty() {
@@ -33,11 +36,7 @@ fn syntax(name: &str, error: &serde_saphyr::Error) -> Mistake {
     let what = message.replace("unknown field", "unknown key").replace("missing field", "missing key");
     let what = what.replace("unknown variant", "unknown value").replace(|c: char| c.is_control(), "?");
     let place = error.location().map_or_else(|| Place::file(name), |location| place(name, location));
-    Mistake {
-        place,
-        what: what.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\""),
-        hint: None,
-    }
+    Mistake { place, what, hint: None }
 }
 
 fn place(name: &str, location: Location) -> Place {
@@ -139,6 +138,9 @@ impl Reader<'_> {
             None => short,
         };
         let equal_part = how == How::Mps;
+        if let Err(error) = format!("nvidia.com/{class}").parse::<cdi::Kind>() {
+            return Err(self.mistake(name, error.to_string()));
+        }
         let share = ShareRule {
             name: file::DEFAULT_NAME.to_owned(),
             replicas,
@@ -148,7 +150,8 @@ impl Reader<'_> {
         };
         Ok(Rule {
             place: place(self.name, resource.referenced),
-            matches: self.matches(name, of, devices.as_ref())?,
+            matches: self.matches(name, of.clone(), devices.as_ref())?,
+            only: Some(of),
             mode: Mode::TimeSlice,
             shares: vec![share],
             // 100 replicas of 1 percent round up to more than all.
@@ -171,11 +174,7 @@ impl Reader<'_> {
                 _ => Match::Model("*".into()),
             });
         }
-        // NVIDIA writes a dot for each plus.
-        let profile = short.strip_prefix("mig-").map(|profile| match profile.find("gb.") {
-            Some(at) => format!("{}+{}", &profile[..at + 2], profile[at + 3..].replace('.', "+")),
-            None => profile.to_owned(),
-        });
+        let profile = short.strip_prefix("mig-").filter(|profile| !profile.contains('+'));
         match profile.filter(|profile| is_profile(profile)) {
             Some(profile) => {
                 if strategy != Some(MigStrategy::Mixed) {
@@ -183,7 +182,7 @@ impl Reader<'_> {
                         "{short} is a resource under migStrategy mixed only; it is shared all the same"
                     ));
                 }
-                Ok(Match::Profile(profile))
+                Ok(Match::Profile(profile.to_owned()))
             }
             None => Err(self.mistake(
                 name,
@@ -197,6 +196,14 @@ impl Reader<'_> {
 
     fn renamed(&self, rename: &Spanned<String>) -> Result<String, Mistake> {
         let class = rename.value.strip_prefix("nvidia.com/").unwrap_or(&rename.value);
+        if class.starts_with("mig-") {
+            return Err(self.mistake(rename, format!("rename: {class:?} would be taken for a MIG device")));
+        }
+        if class.len() > LONGEST_CLASS {
+            return Err(
+                self.mistake(rename, format!("rename: the name is longer than {LONGEST_CLASS} characters"))
+            );
+        }
         match format!("nvidia.com/{class}").parse::<cdi::Kind>() {
             Ok(_) => Ok(class.to_owned()),
             Err(error) => Err(self.mistake(rename, format!("rename: {error}"))),

@@ -94,7 +94,7 @@ sharing:
         [
             rule("0 3 GPU-36441532-9ef4-0f3a-afb1-f844c3ab04bf", "gpu.shared", 2),
             rule("1", "gpu-small", 8),
-            rule("1g.10gb+me", "mig-1g.10gb.me.shared", 4),
+            rule("1g.10gb.me", "mig-1g.10gb.me.shared", 4),
             rule("0:1", "mig-1c.2g.10gb.shared", 2),
         ]
     );
@@ -210,7 +210,10 @@ fn what_is_no_yaml_ends_soon() {
         "- a\n- b\n",
         "\u{0}",
         "a: &b0 [1]\n",
-        &format!("b0: &b0 [1]\n{bomb}"),
+        &format!(
+            "resources:\n  b0: &b0 [1]\n{}",
+            bomb.replace("b", "  b").replace("*  b", "*b").replace("&  b", "&b")
+        ),
     ] {
         let mistake = parse("c.yaml", text).expect_err(text).to_string();
         assert!(mistake.starts_with("c.yaml"), "{mistake}");

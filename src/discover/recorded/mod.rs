@@ -33,6 +33,12 @@ use crate::nvml::facts::Facts;
 /// What this divvy writes and reads; another number is refused. It stays where a new field may be missing.
 const FORMAT: u32 = 1;
 
+/// More than any machine has; what follows is not made for more.
+const MOST_GPUS: usize = 256;
+const MOST_MIG: usize = 64;
+/// Names and paths are far shorter (PATH_MAX).
+const LONGEST_STRING: usize = 4096;
+
 const HOST: &str = "host.json";
 const TEXT: &str = "text";
 /// Names of the configuration: divvy's own form, and NVIDIA's.
@@ -87,6 +93,22 @@ impl Answers {
     /// Something that no machine answers, in words. Discovery and specs go on with these paths and names, whereas
     /// what a path is found by is only ever compared.
     fn impossible(&self) -> Option<String> {
+        let mig = self.nvml.gpus.iter().filter_map(|gpu| gpu.mig.as_ref());
+        let most_mig = mig.map(|mig| mig.devices.len() + mig.failed.len()).max().unwrap_or(0);
+        let gpus = self.nvml.gpus.len() + self.nvml.failed.len();
+        for (count, most, what) in [(gpus, MOST_GPUS, "GPUs"), (most_mig, MOST_MIG, "MIG devices on one GPU")]
+        {
+            if count > most {
+                return Some(format!("it has {count} {what}"));
+            }
+        }
+        let modes = self.nodes.iter().filter_map(|(path, node)| match node {
+            NodeAnswer::Device(node) if node.mode > 0o7777 => Some(path),
+            _ => None,
+        });
+        if let Some(path) = modes.into_iter().next() {
+            return Some(format!("{} has a mode that no file has", path.display()));
+        }
         if let Some(path) = self.real_paths.values().find(|path| !is_plain(path)) {
             return Some(format!("{} is no absolute path without ..", path.display()));
         }

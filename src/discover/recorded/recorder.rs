@@ -52,8 +52,15 @@ impl<'a> Recorder<'a> {
         }
         let mut texts = self.texts.into_inner();
         // Nor are other vendors' devices, and what their specs say of them.
-        texts.retain(|path, text| !others::is_spec_file(path) || others::concerns_nvidia(text));
-        host.others.unreadable.retain(|(path, _)| texts.contains_key(path));
+        texts = texts
+            .into_iter()
+            .filter_map(|(path, text)| Some((path.clone(), others::reduced(&path, &text)?)))
+            .collect();
+        for (dir, names) in &mut answers.directories {
+            names
+                .retain(|name| !others::is_spec_file(Path::new(name)) || texts.contains_key(&dir.join(name)));
+        }
+        host.others.unreadable.clear();
         Recording { host, answers, texts }
     }
 

@@ -13,14 +13,15 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde_json::Value;
 
-use super::{Answers, CONFIGS, FORMAT, HOST, NodeAnswer, SonameAnswer, TEXT, is_plain};
+use super::{Answers, CONFIGS, FORMAT, HOST, LONGEST_STRING, NodeAnswer, SonameAnswer, TEXT, is_plain};
 use crate::discover::files::{Files, Node};
 use crate::discover::sim;
 use crate::failure::{Failure, Status};
 use crate::nvml::facts::Facts;
 
 const HOST_LIMIT: u64 = 16 << 20;
-const TEXT_LIMIT: u64 = 1 << 20;
+const TEXT_LIMIT: u64 = 16 << 20;
+const CONFIG_LIMIT: u64 = 1 << 20;
 
 const UNCHANGED: &str = "a recorded host is what `divvy record` wrote and nothing else: ask for it again";
 
@@ -51,7 +52,7 @@ impl Recorded {
             text => text.map_err(|error| unreadable(&path.join(HOST), error))?,
         };
         let answers = parse(&text, &path.join(HOST))?;
-        let config = CONFIGS.iter().find_map(|name| match read(&dir, Path::new(name), TEXT_LIMIT) {
+        let config = CONFIGS.iter().find_map(|name| match read(&dir, Path::new(name), CONFIG_LIMIT) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             config => Some((path.join(name), config)),
         });
@@ -96,6 +97,12 @@ fn parse(text: &str, path: &Path) -> Result<Answers> {
     };
     let json: Value = serde_json::from_str(text)
         .map_err(|error| told(error, "it may have been cut off on its way: ask for it again"))?;
+    if let Some(length) = longest_string(&json).filter(|length| *length > LONGEST_STRING) {
+        return Err(wrong(
+            anyhow!("{shown} is of no real host: it has a string of {length} bytes"),
+            UNCHANGED,
+        ));
+    }
     // Before anything of it is in a message.
     if let Some(string) = harmful_string(&json) {
         return Err(harmful(path, string));
@@ -113,6 +120,18 @@ fn parse(text: &str, path: &Path) -> Result<Answers> {
     match answers.impossible() {
         None => Ok(answers),
         Some(what) => Err(wrong(anyhow!("{shown} is of no real host: {what}"), UNCHANGED)),
+    }
+}
+
+fn longest_string(json: &Value) -> Option<usize> {
+    match json {
+        Value::String(text) => Some(text.len()),
+        Value::Array(items) => items.iter().filter_map(longest_string).max(),
+        Value::Object(fields) => {
+            let names = fields.keys().map(|name| Some(name.len()));
+            names.chain(fields.values().map(longest_string)).flatten().max()
+        }
+        _ => None,
     }
 }
 

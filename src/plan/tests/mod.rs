@@ -55,7 +55,7 @@ fn a_missing_node_leaves_its_device_out_and_says_so() {
     host.gpus[4].node.as_mut().unwrap().found = Found::Wrong("not a character device".into());
     host.gpus[5].node = None;
     let plan = plan(&host);
-    let said: Vec<_> = plan.problems.iter().map(|p| format!("{} {}", p.what, p.why)).collect();
+    let said: Vec<_> = plan.problems.iter().map(|p| p.to_string()).collect();
     assert_eq!(
         said,
         [
@@ -77,7 +77,7 @@ fn a_missing_capability_leaves_out_the_mig_devices_that_need_it() {
     host.gpus[0].mig_devices[3].gpu_instance_capability =
         Capability::Unlisted { name: "gpu0/mig/gi9/access".into() };
     let plan = plan(&host);
-    let said: Vec<_> = plan.problems.iter().map(|p| format!("{} {}", p.what, p.why)).collect();
+    let said: Vec<_> = plan.problems.iter().map(|p| p.to_string()).collect();
     assert_eq!(
         said,
         [

@@ -49,7 +49,7 @@ fn whole_names_are_left_to_a_generator_in_the_same_directory() {
     assert_eq!((whole(&plan), plan.problems.len()), (10, 1));
     let problem = &plan.problems[0];
     assert_eq!(
-        format!("{} {}", problem.what, problem.why),
+        problem.to_string(),
         "/var/run/cdi/nvidia.yaml defines nvidia.com/gpu=2, all too: engines resolve no name that two specs of one directory have"
     );
 }
@@ -117,7 +117,7 @@ fn specs_of_divvys_own() {
     let earlier = Earlier { specs: vec!["/var/run/cdi/old.json".into()], ..Earlier::default() };
     for (path, is_replaced) in [
         ("/var/run/cdi/divvy.json", true),
-        ("/var/run/cdi/divvy-gpu.shared.json", true),
+        ("/var/run/cdi/divvy-gpu.shared.json", false),
         ("/var/run/cdi/old.json", true),
         ("/var/run/cdi/divvy2.json", false),
         ("/var/run/cdi/divvy.yaml", true),
@@ -154,14 +154,14 @@ fn mig_strategies() {
     let plan = with(&lab(), "mig_strategy = \"single\"\n");
     assert_eq!(plan.devices.len(), 0);
     assert_eq!(
-        format!("{} {}", plan.problems[0].what, plan.problems[0].why),
+        plan.problems[0].to_string(),
         "GPU 1 is not in MIG mode, and mig_strategy = \"single\" means that all devices are the same"
     );
     let mut host = lab();
     host.gpus.truncate(1);
     let plan = with(&host, "mig_strategy = \"single\"\n");
     assert_eq!(
-        format!("{} {}", plan.problems[0].what, plan.problems[0].why),
+        plan.problems[0].to_string(),
         "this machine has MIG devices of several profiles: 1c.2g.10gb, 1g.5gb, 4g.20gb, and mig_strategy = \"single\" means that all devices are the same"
     );
     host.gpus[0].mig_devices.drain(0..1);

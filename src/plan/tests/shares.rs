@@ -14,7 +14,7 @@ pub(super) fn after(host: &Host, config: &str, earlier: &Earlier) -> Plan {
 
 /// What a later run would read of this plan.
 pub(super) fn remembered(plan: &Plan) -> Earlier {
-    Earlier::parse(&earlier::to_json(plan, "580", &[])).unwrap()
+    Earlier::parse(&earlier::to_json(plan, "580", &[]).unwrap()).unwrap()
 }
 
 /// `name of device` for each share; names alone for what is whole.
@@ -27,7 +27,7 @@ fn names(plan: &Plan) -> Vec<String> {
 }
 
 fn problems(plan: &Plan) -> Vec<String> {
-    plan.problems.iter().map(|problem| format!("{} {}", problem.what, problem.why)).collect()
+    plan.problems.iter().map(|problem| problem.to_string()).collect()
 }
 
 fn cut(matches: &str, lines: &str) -> String {
@@ -251,7 +251,7 @@ fn a_missing_gpu_keeps_its_numbers() {
     let fourth = after(&lab(), &config, &remembered(&third));
     assert_eq!(names(&fourth), names(&first));
     assert_eq!(fourth.generation, first.generation);
-    assert_eq!(fourth.notes, Vec::<String>::new());
+    assert_eq!(fourth.warnings, Vec::<String>::new());
 }
 
 #[test]
@@ -288,12 +288,55 @@ fn names_that_move_are_told() {
     let second = after(&lab(), &cut("\"1\", \"2\"", "replicas = 2"), &remembered(&first));
     let uuids = ["GPU-934e3c41-2e9a-efbf-5e75-a17cc8913c9e", "GPU-36441532-9ef4-0f3a-afb1-f844c3ab04bf"];
     assert_eq!(
-        second.notes,
+        second.warnings,
         [format!("nvidia.com/gpu=shared-2 means {} now, and meant {} before", uuids[1], uuids[0])]
     );
     let third = after(&lab(), &cut("\"2\"", "replicas = 3"), &remembered(&first));
     assert_eq!(
-        third.notes,
+        third.warnings,
         [format!("nvidia.com/gpu=shared-0 to shared-2 mean {} now, and meant {} before", uuids[1], uuids[0])]
     );
+}
+
+/// One MIG device that does not answer for once must not give its neighbours' shares away.
+#[test]
+fn a_mig_device_that_does_not_answer_keeps_its_numbers() {
+    let config = cut("\"all\"", "replicas = 2");
+    let first = with(&lab(), &config);
+    let mut host = lab();
+    let gone = host.gpus[0].mig_devices.remove(1);
+    let failed = crate::discover::host::FailedMigDevice { index: gone.index, reason: "unknown".into() };
+    let contradiction = crate::discover::host::Contradiction {
+        what: String::new(),
+        gpu: 0,
+        mig: Some(gone.index),
+        why: String::new(),
+    };
+    let mut contradicting = host.clone();
+    host.gpus[0].mig_failed.push(failed);
+    contradicting.contradictions.push(contradiction);
+    for host in [host, contradicting] {
+        for earlier in [remembered(&first), Earlier::default()] {
+            let plan = after(&host, &config, &earlier);
+            let kept: Vec<_> = names(&first).into_iter().filter(|name| !name.ends_with(" of 0:1")).collect();
+            assert_eq!(names(&plan), kept);
+            assert_eq!(plan.warnings, Vec::<String>::new());
+            assert_eq!(names(&after(&lab(), &config, &remembered(&plan))), names(&first));
+        }
+    }
+    // Cut anew, it is gone for good, and so are its numbers.
+    let mut host = lab();
+    host.gpus[0].mig_devices.remove(1);
+    assert_eq!(names(&after(&host, &config, &remembered(&first)))[2], "shared-2 of 0:2");
+}
+
+/// NVIDIA's YAML says "every GPU" by a model of any name.
+#[test]
+fn a_gpu_that_does_not_answer_keeps_its_numbers_under_any_model() {
+    let config = cut("\"*\"", "replicas = 2");
+    let mut host = lab();
+    host.gpus[2].model = None;
+    let lost = host.gpus.remove(1);
+    host.failed.push(crate::discover::host::FailedGpu { index: lost.index, reason: "GPU is lost".into() });
+    assert!(names(&with(&host, &config)).contains(&"shared-2 of 2".to_owned()));
 }
