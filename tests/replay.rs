@@ -204,7 +204,7 @@ fn broken_records_are_named_and_mended() {
             unchanged,
         ),
         (
-            |record| replace(record, "text/proc/devices", |path| huge(path, 1)),
+            |record| replace(record, "text/proc/devices", |path| huge(path, 16)),
             "error: cannot read DIR/text/proc/devices: larger than 16 MiB\n",
             unchanged,
         ),

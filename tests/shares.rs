@@ -416,7 +416,10 @@ fn share_writes_what_it_shows() {
     // A GPU in front of it takes the first numbers, and that is told.
     let (_, out, errors) = share(&["1", "--replicas=2", LAB]);
     assert!(out.ends_with("1: shared-0 to shared-1\n"), "{out}");
-    assert!(errors.starts_with("warning: nvidia.com/gpu=shared-0 to shared-1 mean GPU-934e3c41-"), "{errors}");
+    assert!(
+        errors.starts_with("warning: nvidia.com/gpu=shared-0 to shared-1 mean GPU-934e3c41-"),
+        "{errors}"
+    );
     share(&["1", "--none", LAB]);
     let (_, out, _) = share(&["2", "--none", LAB]);
     assert!(out.ends_with("2: whole\n"), "{out}");

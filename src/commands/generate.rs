@@ -191,7 +191,7 @@ fn write(
     state: Option<&State>,
 ) -> Result<String> {
     let paths: Vec<PathBuf> = specs.iter().map(|spec| spec.path.clone()).collect();
-    let plan_text = earlier::to_json(plan, &host.driver_version, &paths);
+    let plan_text = earlier::to_json(plan, &host.driver_version, output, &paths);
     let plan_text =
         state.map(|state| Ok((state, plan_text?))).transpose().map_err(|error: serde_json::Error| {
             anyhow::Error::new(error).context(format!("cannot keep a plan for {}", output.display()))

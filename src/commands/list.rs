@@ -119,7 +119,7 @@ fn row(device: &Device) -> [String; COLUMNS] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let mig = device.mig.as_ref().map(|mig| format!("{} {}", or_dash(mig.profile.clone()), device.uuid));
     [
-        name(device),
+        full_name(device),
         mode(device),
         or_dash(device.memory_bytes.map(mib)),
         or_dash(device.sms.map(|sms| sms.to_string())),
@@ -129,7 +129,7 @@ fn row(device: &Device) -> [String; COLUMNS] {
 }
 
 /// As `--device` takes it, without the kind where that is nvidia.com/gpu.
-fn name(device: &Device) -> String {
+pub fn full_name(device: &Device) -> String {
     match device.classes.first() {
         Some(class) if class != GPU_CLASS => format!("{VENDOR}/{class}={}", device.name),
         _ => device.name.clone(),

@@ -84,14 +84,20 @@ impl Planned {
         Ok(Self { host, plan })
     }
 
-    /// As the last `generate` that engines read did it, so that a listing shows the names that work.
+    /// As the last `generate` did it, so that a listing shows the names that work.
     fn as_generated(machine: &MachineArgs, args: &PlanArgs) -> Result<Self> {
         let source = machine.source()?;
-        let live = matches!(source, Source::Live(_)).then_some(Path::new(publish::STATE_DIR));
-        let earlier = args.state_dir.as_deref().or(live).map(publish::earlier).unwrap_or_default();
-        let output = earlier.specs.first().cloned().unwrap_or_else(|| publish::DEFAULT_OUTPUT.into());
+        let (earlier, output) = last_generated(&source, args.state_dir.as_deref());
         Self::new(machine, args, source, &earlier, &output, None)
     }
+}
+
+/// The plan that the last `generate` left behind, and the spec that it was asked for.
+fn last_generated(source: &Source, state_dir: Option<&Path>) -> (Earlier, PathBuf) {
+    let live = matches!(source, Source::Live(_)).then_some(Path::new(publish::STATE_DIR));
+    let earlier = state_dir.or(live).map(publish::earlier).unwrap_or_default();
+    let output = earlier.output.clone().unwrap_or_else(|| publish::DEFAULT_OUTPUT.into());
+    (earlier, output)
 }
 
 /// The configuration that was named, else the host's own.

@@ -8,17 +8,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::STDOUT;
+use super::list::full_name;
+use super::{STDOUT, last_generated};
 use crate::cli::ShareArgs;
 use crate::config::edit::{self, Cut};
 use crate::config::value::Match;
 use crate::config::{self, Config, DEFAULT_PATH};
-use crate::discover::Source;
 use crate::discover::host::Host;
+use crate::discover::{self, Source};
 use crate::failure::{Failure, Status, printable, say};
-use crate::plan::earlier::Earlier;
 use crate::plan::{self, Kind, Plan, Problem, Unit};
-use crate::publish;
 
 /// Where the configuration is read and written.
 struct File {
@@ -34,23 +33,23 @@ struct File {
 pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     let source = args.machine.source()?;
     let file = File::open(args, &source)?;
+    if file.path.is_none() && !args.dry_run {
+        let what = anyhow::anyhow!("{} cannot be written", file.name);
+        return Err(usage(what, "add --dry-run, or name a file with --config"));
+    }
     let before = Config::parse(&file.name, &file.text).map_err(Failure::from)?;
     let device = Match::parse(&args.gpu)
         .map_err(|why| usage(anyhow::anyhow!(why), "`divvy list` shows what there is"))?;
-    let output = Path::new(publish::DEFAULT_OUTPUT);
-    let host = crate::discover::discover(&source, output)?;
+    let (earlier, output) = last_generated(&source, None);
+    let host = discover::discover(&source, &output)?;
     let covers = covers(&device, &args.gpu, &host, &before)?;
 
     let text = edit::share(&file.name, &file.text, &args.gpu, &covers, args.cut().as_ref())
         .map_err(Failure::from)?;
     let after = Config::parse(&file.name, &text).map_err(Failure::from)?;
-    let earlier = match source {
-        Source::Live(_) => publish::earlier(Path::new(publish::STATE_DIR)),
-        _ => Earlier::default(),
-    };
-    let old = plan::plan(&host, &before, &earlier, output);
+    let old = plan::plan(&host, &before, &earlier, &output);
     // Names that move by this change are told, whatever `generate` has made of the last one.
-    let new = plan::plan(&host, &after, &Earlier::of(&old), output);
+    let new = plan::plan(&host, &after, &earlier.then(&old), &output);
     refuse_new_problems(&old, &new)?;
 
     let mut out = io::stdout().lock();
@@ -67,15 +66,7 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
             say("warning", warning);
         }
     }
-    if args.dry_run {
-        return Ok(Status::Done);
-    }
-    let Some(path) = &file.path else {
-        return Err(usage(
-            anyhow::anyhow!("{} is not written", file.name),
-            "add --dry-run, or name a file with --config",
-        ));
-    };
+    let Some(path) = file.path.as_ref().filter(|_| !args.dry_run) else { return Ok(Status::Done) };
     write_config(path, &file.text, &text)?;
     if !quiet {
         say("note", format_args!("wrote {}; `divvy generate` puts it in force", path.display()));
@@ -163,16 +154,12 @@ fn names(device: &Match, host: &Host, plan: &Plan) -> String {
     let units = plan::units(host, &Config::default());
     let meant: Vec<&str> = units.iter().filter(|unit| plan::covers(device, unit)).map(Unit::uuid).collect();
     let of: Vec<_> = plan.devices.iter().filter(|planned| meant.contains(&planned.uuid.as_str())).collect();
-    let shares: Vec<&str> = of
-        .iter()
-        .filter(|planned| planned.kind == Kind::Share)
-        .map(|planned| planned.name.as_str())
-        .collect();
+    let shares: Vec<_> = of.iter().filter(|planned| planned.kind == Kind::Share).collect();
     match (&shares[..], &of[..]) {
         ([], []) => "no name of divvy's".into(),
         ([], _) => "whole".into(),
-        ([one], _) => (*one).into(),
-        ([first, .., last], _) => format!("{first} to {last}"),
+        ([one], _) => full_name(one),
+        ([first, .., last], _) => format!("{} to {}", full_name(first), last.name),
     }
 }
 

@@ -119,7 +119,8 @@ fn remove(
 ) -> Changed {
     let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
     let first = gpus.iter().position(|table| entries(table).iter().any(covers));
-    if first.is_some_and(|at| gpus.get(at).is_some_and(|table| !is_whole(table))) {
+    // Any of them: the device may be several, of which an earlier table decides on some.
+    if gpus.iter().any(|table| entries(table).iter().any(covers) && !is_whole(table)) {
         insert(gpus, first, rule(device, |table| table["mode"] = toml_edit::value("whole")));
     }
     Changed { orphaned, at_end: false }

@@ -3,7 +3,7 @@
 //! reader of both can tell whether they belong together.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,9 @@ pub struct Earlier {
     pub units: Vec<KnownUnit>,
     /// UUID of the device that each name meant, by class and name.
     pub names: BTreeMap<(String, String), String>,
-    /// The spec files that were made from it, `divvy.json` first.
+    /// The spec that was asked for; there may be side kinds beside it, or these alone.
+    pub output: Option<PathBuf>,
+    /// The spec files that were made from it.
     pub specs: Vec<PathBuf>,
 }
 
@@ -66,6 +68,7 @@ struct PlanFile<'a> {
     version: u32,
     generation: &'a str,
     driver_version: &'a str,
+    output: &'a Path,
     specs: &'a [PathBuf],
     units: &'a [KnownUnit],
     devices: &'a [Device],
@@ -74,6 +77,7 @@ struct PlanFile<'a> {
 /// The part of the file that is read back.
 #[derive(Deserialize)]
 struct EarlierFile {
+    output: PathBuf,
     specs: Vec<PathBuf>,
     units: Vec<KnownUnit>,
     devices: Vec<EarlierDevice>,
@@ -112,11 +116,17 @@ pub enum Error {
 }
 
 /// The file's text. Fails for a spec whose path is not UTF-8, which JSON cannot hold.
-pub fn to_json(plan: &Plan, driver_version: &str, specs: &[PathBuf]) -> Result<String, serde_json::Error> {
+pub fn to_json(
+    plan: &Plan,
+    driver_version: &str,
+    output: &Path,
+    specs: &[PathBuf],
+) -> Result<String, serde_json::Error> {
     let file = PlanFile {
         version: VERSION,
         generation: &plan.generation,
         driver_version,
+        output,
         specs,
         units: &plan.units,
         devices: &plan.devices,
@@ -138,13 +148,13 @@ impl Earlier {
             return Err(Error::Numbers);
         }
         let devices = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
-        Ok(Self { units: file.units, names: names(devices), specs: file.specs })
+        Ok(Self { units: file.units, names: names(devices), output: Some(file.output), specs: file.specs })
     }
 
-    /// What a plan would leave behind.
-    pub fn of(plan: &Plan) -> Self {
+    /// What a plan would leave behind after this one.
+    pub fn then(&self, plan: &Plan) -> Self {
         let devices = plan.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
-        Self { units: plan.units.clone(), names: names(devices), specs: Vec::new() }
+        Self { units: plan.units.clone(), names: names(devices), ..self.clone() }
     }
 }
 
@@ -191,7 +201,7 @@ mod tests {
         for (text, said) in [
             ("{\"version\":2,\"all\":\"else\"}", "it is of version 2, and this divvy reads version 1"),
             (
-                "{\"version\":1,\"specs\":[],\"devices\":[],\"units\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"count\":4294967295}]}]}",
+                "{\"version\":1,\"output\":\"/x\",\"specs\":[],\"devices\":[],\"units\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"count\":4294967295}]}]}",
                 "it gives more than 1048576 numbers to shares",
             ),
             ("{\"version\":1}", "it is not a plan"),

@@ -155,10 +155,25 @@ impl Recording {
             files.push((Path::new(TEXT).join(path.strip_prefix("/")?), text.clone()));
         }
         files.extend(config.map(|(name, text)| (name.into(), text)));
+        if mask {
+            let mut names = self.mask()?;
+            for (path, text) in &mut files {
+                // Of a path that is UTF-8: a spec's file may be named by a device.
+                *path = path.to_str().map_or_else(|| path.clone(), |path| names.mask(path).into());
+                *text = names.mask(text);
+            }
+        }
+        Ok(files.into_iter().collect())
+    }
+
+    /// What stands for each UUID: the GPUs' in their order, then whatever else occurs.
+    fn mask(&self) -> Result<Mask> {
         let mut names = Mask::default();
-        let masked = |(path, text): (PathBuf, String)| (path, if mask { names.mask(&text) } else { text });
-        // In this order: host.json has the GPUs first, and gives them their numbers.
-        Ok(files.into_iter().map(masked).collect())
+        names.mask(&serde_json::to_string(&self.answers)?);
+        for text in self.texts.values() {
+            names.mask(text);
+        }
+        Ok(names)
     }
 
     /// Whether a replay of these files tells the same host.
@@ -166,8 +181,6 @@ impl Recording {
         if !mask {
             return Ok(self.host == *replayed);
         }
-        let mut names = Mask::default();
-        names.mask(&serde_json::to_string_pretty(&self.answers)?);
-        Ok(names.mask(&format!("{:?}", self.host)) == format!("{replayed:?}"))
+        Ok(self.mask()?.mask(&format!("{:?}", self.host)) == format!("{replayed:?}"))
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn after(host: &Host, config: &str, earlier: &Earlier) -> Plan {
 
 /// What a later run would read of this plan.
 pub(super) fn remembered(plan: &Plan) -> Earlier {
-    Earlier::parse(&earlier::to_json(plan, "580", &[]).unwrap()).unwrap()
+    Earlier::parse(&earlier::to_json(plan, "580", Path::new(OUTPUT), &[]).unwrap()).unwrap()
 }
 
 /// `name of device` for each share; names alone for what is whole.
