@@ -513,3 +513,167 @@ fn nvidias_yaml() {
     assert_eq!(status, 2);
     assert!(errors.contains("is NVIDIA's form, which `divvy share` does not write"), "{errors}");
 }
+
+/// Somebody's notes, a copy of a plan of yesterday, another output of divvy's: none is `generate`'s to remove.
+#[test]
+fn what_another_run_wrote_is_not_removed() {
+    let place = Place::with("");
+    assert_eq!(place.generate("--host=sim:l4").0, 0);
+    for copy in ["divvy-2026.json", "divvy-gpu.json", "divvy2.json"] {
+        fs::copy(place.path("cdi/divvy.json"), place.path("cdi").join(copy)).unwrap();
+    }
+    let theirs = json!({"cdiVersion": "0.5.0", "kind": "acme.com/npu", "devices": [], "containerEdits":
+        {"hooks": [{"hookName": "createContainer", "path": "/a", "args": ["a", "create-container"]}]}});
+    fs::write(place.path("cdi/divvy-npu.json"), theirs.to_string()).unwrap();
+    fs::write(place.path("config.toml"), "whole_names = \"no\"\n").unwrap();
+    let (status, said, _) = place.generate("--host=sim:l4");
+    assert_eq!((status, said.as_str()), (0, "removed DIR/cdi/divvy.json: 0 GPUs, 0 MIG devices\n"));
+    assert_eq!(place.specs(), ["divvy-2026.json", "divvy-gpu.json", "divvy-npu.json", "divvy2.json"]);
+}
+
+/// At boot, beside NVIDIA's generator, with uvm not loaded yet: the old spec would clash all the same.
+#[test]
+fn a_problem_does_not_keep_a_clashing_spec() {
+    let place = Place::with("");
+    let record = Record::of("l4");
+    let host = format!("--host={}", record.dir().display());
+    assert_eq!(place.generate(&host).0, 0);
+    record.edit(|host| drop(host["nodes"].as_object_mut().unwrap().remove("/dev/nvidia-uvm")));
+    fs::write(place.path("config.toml"), "whole_names = \"no\"\n").unwrap();
+    let (status, said, errors) = place.generate(&host);
+    assert_eq!(
+        (status, said.as_str()),
+        (7, "removed DIR/cdi/divvy.json: 0 GPUs, 0 MIG devices\n"),
+        "{errors}"
+    );
+    // Where there is no GPU at all, that is what is said.
+    record.edit(|host| host["nvml"]["gpus"] = json!([]));
+    let (status, _, errors) = place.generate(&host);
+    assert_eq!(status, 1);
+    assert!(errors.contains("error: no GPU or MIG device can be given to a container"), "{errors}");
+}
+
+/// JSON may escape the slash of a kind; other vendors' plugins write kinds of their own; a driver root is in front of
+/// the nodes.
+#[test]
+fn others_are_seen_however_they_write() {
+    let record = Record::of("h100x8");
+    let host = format!("--host={}", record.dir().display());
+    fs::create_dir_all(record.file("text/var/run/cdi")).unwrap();
+    record.edit(|host| host["directories"]["/var/run/cdi"] = json!(["a.json", "b.yaml", "c.json"]));
+    let spec = |kind: &str, node: &str| {
+        json!({"kind": kind, "devices": [{"name": "2", "containerEdits": {"deviceNodes": [{"path": node}]}}]})
+            .to_string()
+    };
+    let nodes = [("a.json", spec("nvidia.com/gpu", "/dev/nvidia2").replace('/', "\\/"))];
+    for (file, text) in nodes.into_iter().chain([
+        ("b.yaml", spec("management.nvidia.com/gpu", "/dev/nvidia1")),
+        ("c.json", "{\"kind\": \"acme.com/npu\", \"env\": \"SECRET\"}".to_owned()),
+    ]) {
+        fs::write(record.file("text/var/run/cdi").join(file), text).unwrap();
+    }
+    let place = Place::with("[[gpu]]\nmatch = [\"1\"]\nmode = \"time-slice\"\n");
+    let (status, _, errors) = place.run(&["list", &host]);
+    assert_eq!(status, 0);
+    assert_eq!(
+        errors,
+        "warning: GPU 1 can be had past its shares, as management.nvidia.com/gpu=2 of /var/run/cdi/b.yaml\n\
+         note: names of whole GPUs and MIG devices are left out, because /var/run/cdi/a.json has them (whole_names = \"auto\")\n"
+    );
+    // A record of it keeps of the specs what is read, and nothing of others'.
+    let again = place.path("again");
+    let (status, _, errors) = run(divvy(&["record", &host, "--quiet"]).arg(&again));
+    assert_eq!((status, errors.as_str()), (0, ""));
+    assert!(!again.join("text/var/run/cdi/c.json").exists());
+    assert!(!fs::read_to_string(again.join("host.json")).unwrap().contains("c.json"));
+    let replayed = place.run(&["list", &format!("--host={}", again.display())]);
+    assert_eq!(replayed, place.run(&["list", &host]));
+}
+
+/// A record comes from a stranger, and TOML and YAML have escapes of their own.
+#[test]
+fn nothing_that_a_terminal_obeys_is_printed() {
+    let record = Record::of("l4");
+    let host = format!("--host={}", record.dir().display());
+    for (file, text) in [
+        ("config.toml", "\"\\u001b]0;x\\u0007\" = 1\n"),
+        ("config.toml", "[pool.\"\\u001b[2J\"]\n"),
+        ("config.toml", "[[gpu]]\nmatch = [\"\\u001b[2J\\u202e\"]\n"),
+        (
+            "config.yaml",
+            "sharing: {timeSlicing: {resources: [{name: \"nvidia.com/mig-1g.10gb+\\e[2J\", replicas: 2}]}}\n",
+        ),
+        ("config.yaml", "\"\\e[2J\": 1\n"),
+    ] {
+        for old in ["config.toml", "config.yaml"] {
+            let _ = fs::remove_file(record.file(old));
+        }
+        fs::write(record.file(file), text).unwrap();
+        for args in [
+            &["list", &host][..],
+            &["generate", &host, "--dry-run"],
+            &["share", "0", "--none", &host, "--dry-run"],
+        ] {
+            let (_, out, errors) = run(&mut divvy(args));
+            for said in [out, errors] {
+                assert!(!said.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{args:?} {text} {said:?}");
+            }
+        }
+    }
+    record.edit(|host| host["nvml"]["gpus"][0]["name"] = json!("NVIDIA \u{202e}L4"));
+    let _ = fs::remove_file(record.file("config.yaml"));
+    assert!(run(&mut divvy(&["list", &host])).1.contains("NVIDIA \\u{202e}L4"));
+}
+
+#[test]
+fn share_is_not_stopped_by_what_was_wrong_before() {
+    let config =
+        "[[gpu]]\nmatch = [\"all\"]\nmode = \"time-slice\"\nreplicas = 2\n[[gpu]]\nmatch = [\"9\"]\n";
+    let place = Place::with(config);
+    let (status, _, errors) = place.run(&["share", "2", "--replicas=4", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    // Several at once, of which an earlier rule decides on one: whole again means all of them.
+    let place = Place::with("[[gpu]]\nmatch = [\"1\"]\n[[gpu]]\nmatch = [\"all\"]\nmode = \"time-slice\"\n");
+    let (status, out, errors) = place.run(&["share", "NVIDIA A100*", "--none", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    assert!(out.ends_with("NVIDIA A100*: whole\n"), "{out}");
+    assert_eq!(place.generate(LAB).1, "wrote DIR/cdi/divvy.json: 7 GPUs, 0 MIG devices, 4 shares\n");
+}
+
+/// A resource of NVIDIA's is of one sort of device, whatever its list says.
+#[test]
+fn a_resource_is_what_its_name_says() {
+    let place = Place::with("");
+    let yaml = |devices: &str| {
+        format!(
+            "flags: {{migStrategy: mixed}}\nsharing: {{timeSlicing: {{resources: [{{name: nvidia.com/mig-1g.5gb, devices: [{devices}], replicas: 2}}]}}}}\n"
+        )
+    };
+    let config = format!("--config={}", place.path("plugin.yaml").display());
+    for (devices, status) in [("'0:3'", 0), ("'1'", 7), ("'0:0'", 7)] {
+        fs::write(place.path("plugin.yaml"), yaml(devices)).unwrap();
+        let (got, out, errors) = run(&mut divvy(&["generate", LAB, HOOK, "--dry-run", &config]));
+        assert_eq!(got, status, "{devices}: {errors}");
+        assert_eq!(out.contains("time-slice"), status == 0, "{devices}: {out}");
+    }
+}
+
+/// Whoever wrote the file by hand or by machine: it is read or refused before one grows impatient.
+#[test]
+fn configurations_that_are_too_much() {
+    let entries: String = (0..100_000).map(|n| format!("\"{n}\",")).collect();
+    let rules: String = (0..30_000).map(|n| format!("[[gpu]]\nmatch = [\"{n}\"]\n")).collect();
+    let shares: String = (0..20_000).map(|n| format!("{{name = \"n{n}\", replicas = 1024}},")).collect();
+    for (text, said) in [
+        (format!("[[gpu]]\nmatch = [{entries}]\n"), "there are more than 4096 match entries"),
+        (rules, "there are more than 4096 match entries"),
+        (
+            format!("[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nshare = [{shares}]\n"),
+            "with these the GPU has 2048 shares: 1024 are the most",
+        ),
+    ] {
+        let (status, _, errors) = Place::with(text).run(&["list", "--host=sim:l4"]);
+        assert_eq!(status, 2);
+        assert!(errors.contains(said), "{errors}");
+    }
+}

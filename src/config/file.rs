@@ -10,8 +10,8 @@ use toml::Spanned;
 
 use super::value::{self, Match};
 use super::{
-    Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule,
-    WholeNames, line_starts, no_entry_twice,
+    Config, MOST_ENTRIES, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule,
+    ShareRule, WholeNames, line_starts, no_entry_twice,
 };
 
 /// Name of shares that have none of their own.
@@ -215,6 +215,11 @@ impl Source<'_> {
         self.later_gpu_keys(gpu)?;
         if gpu.r#match.get_ref().is_empty() {
             return Err(self.mistake(&gpu.r#match, format!("match is empty: {}", value::MATCH_FORMS)));
+        }
+        if gpu.r#match.get_ref().len() > MOST_ENTRIES {
+            return Err(
+                self.mistake(&gpu.r#match, format!("there are more than {MOST_ENTRIES} match entries"))
+            );
         }
         let mode = gpu.mode.as_ref().map_or(Mode::Whole, |mode| *mode.get_ref());
         let shares = match (mode, &gpu.share) {
