@@ -3,6 +3,7 @@
 //! removed, if divvy wrote it. A plan is kept only where engines read the spec: a spec written anywhere else is for
 //! somebody to look at, and must not make the running one stale.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -13,7 +14,8 @@ use anyhow::{Context, Result};
 
 use crate::discover::others::{self, SPEC_DIRS, is_spec_file};
 use crate::failure::{Failure, say};
-use crate::plan::earlier::Earlier;
+use crate::plan::Plan;
+use crate::plan::earlier::{self, Earlier};
 use crate::plan::names::is_spec_file_of;
 
 /// Where engines look, and where nvidia-ctk puts its own: cleared at boot, like the devices.
@@ -104,16 +106,6 @@ impl State {
             }
         }
     }
-
-    /// Where the plan is.
-    pub fn plan_path(&self) -> PathBuf {
-        self.dir.join(PLAN)
-    }
-
-    /// Puts the plan in its place.
-    pub fn write_plan(&self, text: &str) -> Result<(), cdi::WriteError> {
-        cdi::write(&self.plan_path(), text.as_bytes()).map(drop)
-    }
 }
 
 /// 0755 whatever the umask: unprivileged users may see what is shared.
@@ -143,18 +135,102 @@ fn no_earlier(path: &Path, why: &dyn std::error::Error) -> Earlier {
     Earlier::default()
 }
 
-/// Removes spec files that divvy wrote and that are no part of the plan any more; returns them.
-pub fn remove_stale(output: &Path, earlier: &[PathBuf], current: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
-    for path in stale(output, earlier, current) {
+/// A spec as it will be written.
+#[derive(Debug)]
+pub struct SpecFile {
+    /// Its kind, as `nvidia.com/gpu`.
+    pub kind: String,
+    /// Where.
+    pub path: PathBuf,
+    /// What.
+    pub text: String,
+}
+
+/// What became of a spec file.
+#[derive(Debug)]
+pub enum Done {
+    /// It is new, or anew.
+    Wrote(PathBuf),
+    /// It said the same before.
+    Unchanged(PathBuf),
+    /// The plan has nothing for it.
+    Removed(PathBuf),
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrote(path) => write!(f, "wrote {}", path.display()),
+            Self::Unchanged(path) => write!(f, "unchanged: {}", path.display()),
+            Self::Removed(path) => write!(f, "removed {}", path.display()),
+        }
+    }
+}
+
+/// Puts the specs of a plan in their places, `divvy.json` before side kinds, and then the plan. What is gone goes first:
+/// at no time is a GPU whole in one file and shared in another, and whoever sees the new plan finds all of its specs.
+/// Each file is whole at any time; a run that is killed in between leaves it to the next to make them agree.
+pub fn publish(
+    output: &Path,
+    specs: &[SpecFile],
+    plan: &Plan,
+    driver_version: &str,
+    earlier: &Earlier,
+    state: Option<&State>,
+) -> Result<Vec<Done>> {
+    let paths: Vec<PathBuf> = specs.iter().map(|spec| spec.path.clone()).collect();
+    // Before anything is written: a path that the plan cannot hold must not leave specs without a plan.
+    let plan_text = state
+        .map(|_| earlier::to_json(plan, driver_version, output, &paths))
+        .transpose()
+        .with_context(|| format!("cannot keep a plan for {}", output.display()))?;
+    let mut done = Vec::new();
+    for path in stale(output, &earlier.specs, &paths) {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove the outdated {}", path.display()));
             }
-            _ => removed.push(path),
+            _ => done.push(Done::Removed(path)),
         }
     }
-    Ok(removed)
+    for spec in specs {
+        let written =
+            cdi::write(&spec.path, spec.text.as_bytes()).map_err(|error| explain(error, &spec.path))?;
+        done.push(match written {
+            cdi::Written::Created | cdi::Written::Replaced => Done::Wrote(spec.path.clone()),
+            cdi::Written::Unchanged => Done::Unchanged(spec.path.clone()),
+        });
+    }
+    if let (Some(state), Some(text)) = (state, plan_text) {
+        let path = state.dir.join(PLAN);
+        cdi::write(&path, text.as_bytes()).map_err(|error| explain(error, &path))?;
+    }
+    Ok(done)
+}
+
+fn explain(error: cdi::WriteError, path: &Path) -> anyhow::Error {
+    match write_hint(&error, path) {
+        Some(hint) => Failure::new(error).hint(hint).into(),
+        None => error.into(),
+    }
+}
+
+fn write_hint(error: &cdi::WriteError, path: &Path) -> Option<String> {
+    use io::ErrorKind;
+    let dir = path.parent().unwrap_or(Path::new("/")).display();
+    if let cdi::WriteError::ParentMissing { .. } = error {
+        return Some("make the directory first, or choose another with --output".into());
+    }
+    match error.io_kind()? {
+        ErrorKind::PermissionDenied => Some("run as root, or choose a file of your own with --output".into()),
+        ErrorKind::ReadOnlyFilesystem => {
+            Some("choose a writable directory with --output; engines read /etc/cdi and /var/run/cdi".into())
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Some(format!("free some space in {dir}; the file that was there is untouched"))
+        }
+        _ => None,
+    }
 }
 
 /// Of what the earlier plan lists, and of what lies beside the output under the name that a spec of its kind gets, all

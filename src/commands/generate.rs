@@ -12,10 +12,9 @@ use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::Source;
 use crate::discover::host::Host;
 use crate::failure::{Failure, Status, printable, say};
-use crate::plan::earlier::{self, Earlier};
 use crate::plan::names::spec_file;
 use crate::plan::{self, Plan};
-use crate::publish::{self, State};
+use crate::publish::{self, SpecFile, State};
 use crate::spec;
 use crate::trust;
 
@@ -32,13 +31,6 @@ impl Output {
             Self::File(path) => path,
         }
     }
-}
-
-/// A spec as it will be written.
-struct Rendered {
-    kind: String,
-    path: PathBuf,
-    text: String,
 }
 
 /// Runs the verb.
@@ -84,23 +76,29 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         }
         Output::File(path) => {
             warn_of_weakness(&[&hook, &path]);
-            let said = write(&path, &specs, &host, &plan, &earlier, state.as_ref())?;
+            let done =
+                publish::publish(&path, &specs, &plan, &host.driver_version, &earlier, state.as_ref())?;
+            let done = done.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let said = match done[..] {
+                [] => format!("nothing to write to {}", path.display()),
+                _ => done.join(", "),
+            };
             if !quiet {
                 // The specs are in place: whether somebody reads this changes nothing.
-                let _ = writeln!(std::io::stdout(), "{said}");
+                let _ = writeln!(std::io::stdout(), "{said}: {}", counts(&plan));
             }
         }
     }
     Ok(if plan.problems.is_empty() { Status::Done } else { Status::Incomplete })
 }
 
-fn render(specs: &[cdi::Spec], format: SpecFormat, output: &Output) -> Result<Vec<Rendered>> {
+fn render(specs: &[cdi::Spec], format: SpecFormat, output: &Output) -> Result<Vec<SpecFile>> {
     let render = |spec: &cdi::Spec| {
         let text = match format {
             SpecFormat::Json => spec.to_json(),
             SpecFormat::Yaml => yaml(spec)?,
         };
-        Ok(Rendered { kind: spec.kind.to_string(), path: spec_file(output.path(), spec.kind.class()), text })
+        Ok(SpecFile { kind: spec.kind.to_string(), path: spec_file(output.path(), spec.kind.class()), text })
     };
     specs.iter().map(render).collect()
 }
@@ -180,66 +178,6 @@ fn warn_of_weakness(paths: &[&Path]) {
     }
 }
 
-/// What is gone first, then `divvy.json`, the side kinds and the plan: at no time is a GPU whole in one file and shared
-/// in another, and whoever sees the new plan finds all of its specs. Returns what to say.
-fn write(
-    output: &Path,
-    specs: &[Rendered],
-    host: &Host,
-    plan: &Plan,
-    earlier: &Earlier,
-    state: Option<&State>,
-) -> Result<String> {
-    let paths: Vec<PathBuf> = specs.iter().map(|spec| spec.path.clone()).collect();
-    let plan_text = earlier::to_json(plan, &host.driver_version, output, &paths);
-    let plan_text =
-        state.map(|state| Ok((state, plan_text?))).transpose().map_err(|error: serde_json::Error| {
-            anyhow::Error::new(error).context(format!("cannot keep a plan for {}", output.display()))
-        })?;
-    let mut said = Vec::new();
-    for removed in publish::remove_stale(output, &earlier.specs, &paths)? {
-        said.push(format!("removed {}", removed.display()));
-    }
-    for spec in specs {
-        let written =
-            cdi::write(&spec.path, spec.text.as_bytes()).map_err(|error| explain(error, &spec.path))?;
-        let verb = if written == cdi::Written::Unchanged { "unchanged:" } else { "wrote" };
-        said.push(format!("{verb} {}", spec.path.display()));
-    }
-    if let Some((state, text)) = plan_text {
-        state.write_plan(&text).map_err(|error| explain(error, &state.plan_path()))?;
-    }
-    if said.is_empty() {
-        said.push(format!("nothing to write to {}", output.display()));
-    }
-    Ok(format!("{}: {}", said.join(", "), counts(plan)))
-}
-
-fn explain(error: cdi::WriteError, path: &Path) -> anyhow::Error {
-    match write_hint(&error, path) {
-        Some(hint) => Failure::new(error).hint(hint).into(),
-        None => error.into(),
-    }
-}
-
-fn write_hint(error: &cdi::WriteError, path: &Path) -> Option<String> {
-    use std::io::ErrorKind;
-    let dir = path.parent().unwrap_or(Path::new("/")).display();
-    if let cdi::WriteError::ParentMissing { .. } = error {
-        return Some("make the directory first, or choose another with --output".into());
-    }
-    match error.io_kind()? {
-        ErrorKind::PermissionDenied => Some("run as root, or choose a file of your own with --output".into()),
-        ErrorKind::ReadOnlyFilesystem => {
-            Some("choose a writable directory with --output; engines read /etc/cdi and /var/run/cdi".into())
-        }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            Some(format!("free some space in {dir}; the file that was there is untouched"))
-        }
-        _ => None,
-    }
-}
-
 /// `7 GPUs, 4 MIG devices, 4 shares`
 fn counts(plan: &Plan) -> String {
     let of = |kind| plan.devices.iter().filter(|device| device.kind == kind).count();
@@ -251,7 +189,7 @@ fn counts(plan: &Plan) -> String {
     counts.join(", ")
 }
 
-fn dry_run(host: &Host, plan: &Plan, specs: &[Rendered], output: &Output) -> Result<()> {
+fn dry_run(host: &Host, plan: &Plan, specs: &[SpecFile], output: &Output) -> Result<()> {
     list::print_table(host, plan)?;
     let mut out = std::io::stdout().lock();
     writeln!(out).context(STDOUT)?;

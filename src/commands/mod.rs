@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::cli::{Cli, Command, MachineArgs, PlanArgs};
-use crate::config::{self, Config};
+use crate::config::stored::{DEFAULT_PATH, Stored};
 use crate::discover::host::Host;
 use crate::discover::recorded::Recorded;
 use crate::discover::sim::SimHost;
@@ -75,7 +75,7 @@ impl Planned {
         output: &Path,
         create_nodes: Option<&dyn Fn(&str)>,
     ) -> Result<Self> {
-        let config = config(args, &source)?;
+        let config = stored_config(args.config.as_deref(), false, &source)?.parse()?;
         let mut host = discover::discover(&source, output)?;
         if let Some(made) = create_nodes {
             create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
@@ -100,15 +100,14 @@ fn last_generated(source: &Source, state_dir: Option<&Path>) -> (Earlier, PathBu
     (earlier, output)
 }
 
-/// The configuration that was named, else the host's own.
-fn config(args: &PlanArgs, source: &Source) -> Result<Config> {
-    match (&args.config, source) {
-        (Some(path), _) => Config::load(path),
-        (None, Source::Live(_)) => Config::load_if_there(Path::new(config::DEFAULT_PATH)),
-        (None, _) => match source.config() {
-            Some((name, text)) => Ok(Config::parse(&name, &text).map_err(Failure::from)?),
-            None => Ok(Config::default()),
-        },
+/// The configuration that was named, else this machine's, else what a simulated or recorded host brings. `may_begin`:
+/// a named one need not be there yet.
+fn stored_config(named: Option<&Path>, may_begin: bool, source: &Source) -> Result<Stored> {
+    match (named, source) {
+        (Some(path), _) if may_begin => Stored::read_if_there(path),
+        (Some(path), _) => Stored::read(path),
+        (None, Source::Live(_)) => Stored::read_if_there(Path::new(DEFAULT_PATH)),
+        (None, _) => Ok(Stored::brought(source.config())),
     }
 }
 

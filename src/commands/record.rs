@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::STDOUT;
 use super::new_directory::{NewDirectory, make_parents, write_file};
 use crate::cli::RecordArgs;
-use crate::config::{self, DEFAULT_PATH};
+use crate::config;
 use crate::discover::host::Host;
 use crate::discover::recorded::{CONFIGS, Recorded};
 use crate::discover::{self, Source};
@@ -21,7 +21,9 @@ use crate::publish;
 /// Runs the verb.
 pub fn run(args: &RecordArgs, quiet: bool) -> Result<Status> {
     let source = args.machine.source()?;
-    let config = config(args, &source)?;
+    let config = super::stored_config(args.config.as_deref(), false, &source)?;
+    let config_name = CONFIGS[usize::from(config::is_yaml(&config.name))];
+    let config = config.is_there.then_some((config_name, config.text));
     let new = NewDirectory::begin(&args.dir, "write a recorded host")?;
     let output = Path::new(publish::DEFAULT_OUTPUT);
     let recording = discover::record(&source, output)?;
@@ -65,18 +67,6 @@ fn summary(host: &Host) -> String {
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let mig_devices = host.gpus.iter().map(|gpu| gpu.mig_devices.len()).sum();
     format!("{}, {}", count(host.gpus.len(), "GPU"), count(mig_devices, "MIG device"))
-}
-
-/// The configuration in use, with its file's name in a record: the named one, or the one that the host has.
-fn config(args: &RecordArgs, source: &Source) -> Result<Option<(&'static str, String)>> {
-    let recorded_name = |name: &str| CONFIGS[usize::from(config::is_yaml(name))];
-    let path = match (&args.config, source) {
-        (Some(path), _) => path.as_path(),
-        (None, Source::Live(_)) if Path::new(DEFAULT_PATH).exists() => Path::new(DEFAULT_PATH),
-        (None, Source::Live(_)) => return Ok(None),
-        (None, _) => return Ok(source.config().map(|(name, text)| (recorded_name(&name), text))),
-    };
-    Ok(Some((recorded_name(&path.display().to_string()), config::read(path)?)))
 }
 
 fn not_replayed(error: anyhow::Error) -> anyhow::Error {

@@ -2,6 +2,7 @@
 //! value is allowed. Nothing of the machine is known here; whether the wish can be met is the planner's part. What
 //! this version cannot do yet is refused by its name and never ignored.
 //!
+//! - `stored`: its text, read and written
 //! - `value`: sizes, durations, share names and match entries, each from its text
 //! - `file`: TOML -> `Config`, every mistake with line and column
 //! - `device_plugin`: the YAML of NVIDIA's Kubernetes device plugin -> `Config`
@@ -10,25 +11,15 @@
 mod device_plugin;
 pub mod edit;
 mod file;
+pub mod stored;
 pub mod value;
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
-use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Status};
 use value::Match;
-
-/// Where the configuration is, unless `--config` says otherwise. It need not be there.
-pub const DEFAULT_PATH: &str = "/etc/divvy/config.toml";
-
-/// A configuration is a page of text; what is longer is another file.
-const SIZE_LIMIT: u64 = 1 << 20;
 
 /// Most replicas of one GPU or MIG device. Each time-sliced container holds a context of some 200 MiB, so the largest
 /// GPUs end well below; more is a slip of the finger that would fill the spec directory.
@@ -210,20 +201,6 @@ impl Config {
     pub fn parse(name: &str, text: &str) -> Result<Self, Mistake> {
         if is_yaml(name) { device_plugin::parse(name, text) } else { file::parse(name, text) }
     }
-
-    /// Reads and parses a file.
-    pub fn load(path: &Path) -> Result<Self> {
-        let text = read(path)?;
-        Ok(Self::parse(&path.display().to_string(), &text).map_err(Failure::from)?)
-    }
-
-    /// As `load`, but a missing file is the default configuration.
-    pub fn load_if_there(path: &Path) -> Result<Self> {
-        match path.symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            _ => Self::load(path),
-        }
-    }
 }
 
 /// Whether a file of this name is NVIDIA's YAML.
@@ -249,40 +226,6 @@ fn no_entry_twice(rules: &[Rule]) -> Result<(), Mistake> {
         }
     }
     Ok(())
-}
-
-/// A configuration's text, or why it cannot be one.
-pub fn read(path: &Path) -> Result<String> {
-    let cannot = || format!("cannot read the configuration {}", path.display());
-    let refuse =
-        |what: String, hint: &str| Failure::new(anyhow::anyhow!(what)).hint(hint).status(Status::Usage);
-    // Not a FIFO, which would wait for its writer.
-    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::PermissionDenied => "run as root, or let your user read it",
-            io::ErrorKind::NotFound => "check the name that --config gives",
-            _ => "check the path and its permissions",
-        };
-        Failure::new(anyhow::Error::new(error).context(cannot())).hint(hint).status(Status::Usage)
-    })?;
-    let metadata = file.metadata().with_context(cannot)?;
-    if !metadata.is_file() {
-        let what = if metadata.is_dir() { "a directory" } else { "no regular file" };
-        return Err(refuse(format!("the configuration {} is {what}", path.display()), "name a file").into());
-    }
-    let mut bytes = Vec::new();
-    file.take(SIZE_LIMIT + 1).read_to_end(&mut bytes).with_context(cannot)?;
-    if bytes.len() as u64 > SIZE_LIMIT {
-        let what = format!("the configuration {} is larger than 1 MiB", path.display());
-        return Err(refuse(what, "this is some other file").into());
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let text = String::from_utf8_lossy(error.as_bytes());
-        let place = Place::in_text(&path.display().to_string(), &text, &line_starts(&text), valid);
-        refuse(format!("{place}: the configuration is not UTF-8 from here on"), "save it as UTF-8").into()
-    })
 }
 
 #[cfg(test)]

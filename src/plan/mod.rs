@@ -34,14 +34,13 @@ pub const GPU_CLASS: &str = "gpu";
 pub const ALL: &str = "all";
 
 /// What `generate` writes and `list` shows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Tells one plan from another; in the plan's file and in every spec made from it.
     pub generation: String,
     /// Devices in GPU order, MIG devices and shares in the place of their GPU.
     pub devices: Vec<Device>,
     /// GPUs and MIG devices in the order of their shares' numbers.
-    #[serde(skip)]
     pub units: Vec<KnownUnit>,
     /// What every container with a device gets besides.
     pub control_nodes: Vec<PlannedNode>,
@@ -52,10 +51,8 @@ pub struct Plan {
     /// What is as it should be and may still surprise.
     pub notes: Vec<String>,
     /// What became of each GPU and MIG device and why, a line each, for `generate --dry-run`.
-    #[serde(skip)]
     pub decisions: Vec<String>,
     /// Names of whole GPUs and MIG devices are left to another generator.
-    #[serde(skip)]
     pub whole_names_withheld: bool,
 }
 
@@ -260,10 +257,10 @@ fn plan_units(
 
 /// `GPU 2: cut into 4 by config.toml:2:1, shared-0 to shared-3 with /dev/nvidia2, no name as a whole`
 fn decision(decided: &unit::Decided<'_>, devices: Result<&[Device], &nodes::LeftOut>) -> String {
-    let by = decided.rule.map_or("by no rule".to_owned(), |rule| format!("by {}", rule.place));
+    let by = decided.rule.map_or("(no rule)".to_owned(), |rule| format!("by {}", rule.place));
     let what = match devices {
-        Err(left_out) => format!("left out, {}", left_out.why),
-        Ok([whole]) if whole.kind != Kind::Share => format!("whole, {by}, with {}", paths(whole)),
+        Err(left_out) => format!("left out {by}, {}", left_out.why),
+        Ok([whole]) if whole.kind != Kind::Share => format!("whole {by}, with {}", paths(whole)),
         Ok(shares) => {
             let runs = shares
                 .chunk_by(|a, b| a.share.as_ref().map(|s| &s.name) == b.share.as_ref().map(|s| &s.name));

@@ -73,7 +73,7 @@ const ADVISORY: Limit = Limit { by: Level::Advisory, over: Over::Process, agains
 pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Result<Vec<Device>, LeftOut> {
     let count = rule.shares.iter().map(|share| share.replicas).sum();
     let limits: Vec<_> =
-        rule.shares.iter().map(|share| Cut::of(whole, share, count)).collect::<Result<_, _>>()?;
+        rule.shares.iter().map(|share| Allowance::of(whole, share, count)).collect::<Result<_, _>>()?;
     check_sums(whole, rule, &limits)?;
     warn_of_compute_mode(whole, plan);
     let mut devices = Vec::new();
@@ -100,12 +100,12 @@ pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Resul
 }
 
 /// What one share of a device may use.
-struct Cut {
+struct Allowance {
     memory_bytes: Option<u64>,
     sm_percent: Option<u32>,
 }
 
-impl Cut {
+impl Allowance {
     fn of(whole: &Device, share: &ShareRule, count: u32) -> Result<Self, LeftOut> {
         let asked = match (share.memory, share.sm_percent) {
             (None, None) => return Ok(Self { memory_bytes: None, sm_percent: None }),
@@ -146,7 +146,7 @@ fn memory_of(whole: &Device) -> Result<u64, LeftOut> {
     })
 }
 
-fn check_sums(whole: &Device, rule: &Rule, cuts: &[Cut]) -> Result<(), LeftOut> {
+fn check_sums(whole: &Device, rule: &Rule, cuts: &[Allowance]) -> Result<(), LeftOut> {
     let hint = |key: &str| format!("lower {key} at {}, or say overcommit = true", rule.place);
     let shares = || rule.shares.iter().zip(cuts);
     let mut memory = 0_u64;
@@ -174,7 +174,7 @@ fn check_sums(whole: &Device, rule: &Rule, cuts: &[Cut]) -> Result<(), LeftOut> 
 }
 
 fn mib(bytes: u64) -> String {
-    format!("{}MiB", bytes >> 20)
+    format!("{}MiB", bytes.div_ceil(1 << 20))
 }
 
 /// The compute mode is the administrator's; divvy only says what will come of it.

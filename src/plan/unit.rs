@@ -21,7 +21,7 @@ pub enum Unit<'a> {
 pub struct Decided<'a> {
     /// The unit.
     pub unit: Unit<'a>,
-    /// None: whole, with its names.
+    /// None: it stays whole.
     pub rule: Option<&'a Rule>,
 }
 
@@ -157,7 +157,7 @@ pub fn decide<'a>(units: &[Unit<'a>], host: &Host, config: &'a Config, plan: &mu
             };
             let covered: Vec<_> = decided.iter_mut().filter(|decided| is_about(&decided.unit)).collect();
             if covered.is_empty() {
-                matches_nothing(entry, rule, host, plan);
+                matches_nothing(entry, rule, host, config, plan);
                 continue;
             }
             if covered.iter().all(|decided| decided.rule.is_some()) && entry.matches != Match::All {
@@ -174,7 +174,7 @@ pub fn decide<'a>(units: &[Unit<'a>], host: &Host, config: &'a Config, plan: &mu
     decided
 }
 
-fn matches_nothing(entry: &MatchEntry, rule: &Rule, host: &Host, plan: &mut Plan) {
+fn matches_nothing(entry: &MatchEntry, rule: &Rule, host: &Host, config: &Config, plan: &mut Plan) {
     // A GPU that does not answer is named elsewhere, and may be back tomorrow.
     if let Match::Index(index) = entry.matches
         && host.failed.iter().any(|failed| failed.index == index)
@@ -182,7 +182,12 @@ fn matches_nothing(entry: &MatchEntry, rule: &Rule, host: &Host, plan: &mut Plan
         return;
     }
     let in_mig_mode = host.gpus.iter().find(|gpu| names_gpu(&entry.matches, gpu));
+    let mig = matches!(entry.matches, Match::Mig(..) | Match::Profile(_));
     let (why, hint) = match in_mig_mode {
+        _ if mig && config.mig_strategy == Some(MigStrategy::None) => (
+            "matches nothing: under mig_strategy = \"none\" MIG devices are not given out".to_owned(),
+            "use mig_strategy = \"mixed\", or leave it out".to_owned(),
+        ),
         Some(gpu) => (
             format!(
                 "matches nothing: GPU {} is in MIG mode, and only its MIG devices can be used",

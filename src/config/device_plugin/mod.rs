@@ -72,9 +72,9 @@ impl Reader<'_> {
         let strategy = flags.mig_strategy;
         self.without_meaning(raw, &flags);
         let mut rules = Vec::new();
-        if let Some(sharing) = self.sharing(raw) {
-            for resource in &sharing.1.resources {
-                rules.push(self.rule(sharing.0, &sharing.1, resource, strategy)?);
+        if let Some((how, sharing)) = self.sharing(raw) {
+            for resource in &sharing.resources {
+                rules.push(self.rule(how, &sharing, resource, strategy)?);
             }
         }
         no_entry_twice(&rules)?;
@@ -95,7 +95,7 @@ impl Reader<'_> {
     }
 
     /// The one form of sharing that counts: where both are given, NVIDIA's plugin takes MPS.
-    fn sharing(&mut self, raw: &RawConfig) -> Option<(How, Sharing)> {
+    fn sharing(&mut self, raw: &RawConfig) -> Option<(Mode, Sharing)> {
         let sharing = raw.sharing.clone()?;
         let (how, chosen) = match (sharing.mps, sharing.time_slicing) {
             (Some(mps), time_slicing) => {
@@ -103,12 +103,12 @@ impl Reader<'_> {
                     self.warn("sharing.mps goes before sharing.timeSlicing, as in NVIDIA's plugin");
                 }
                 self.warn("sharing.mps: this version of divvy runs no MPS, so the shares take turns");
-                (How::Mps, mps)
+                (Mode::Mps, mps)
             }
-            (None, time_slicing) => (How::TimeSlicing, time_slicing?),
+            (None, time_slicing) => (Mode::TimeSlice, time_slicing?),
         };
         // The plugin's default: on for MPS, off for time slicing.
-        if chosen.fail_requests_greater_than_one.unwrap_or(how == How::Mps) {
+        if chosen.fail_requests_greater_than_one.unwrap_or(how == Mode::Mps) {
             self.warn("failRequestsGreaterThanOne: not enforced yet, a container may take several shares (per_container = 1)");
         }
         Some((how, chosen))
@@ -116,7 +116,7 @@ impl Reader<'_> {
 
     fn rule(
         &mut self,
-        how: How,
+        how: Mode,
         sharing: &Sharing,
         resource: &Spanned<Resource>,
         strategy: Option<MigStrategy>,
@@ -137,7 +137,7 @@ impl Reader<'_> {
             None if sharing.rename_by_default.unwrap_or(false) => format!("{short}.shared"),
             None => short,
         };
-        let equal_part = how == How::Mps;
+        let equal_part = how == Mode::Mps;
         if let Err(error) = format!("nvidia.com/{class}").parse::<cdi::Kind>() {
             return Err(self.mistake(name, error.to_string()));
         }
@@ -256,10 +256,4 @@ impl Reader<'_> {
         }
         list.iter().map(entry).collect()
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum How {
-    TimeSlicing,
-    Mps,
 }

@@ -164,7 +164,7 @@ fn what_does_not_fit_or_hold_is_left_out() {
         ),
         (
             "replicas = 1024\nmemory = \"17179869183GiB\"\nadvisory = true",
-            "GPU 1 is left out: its shares have 17592186044415MiB of memory together, and it has 40960MiB"
+            "GPU 1 is left out: its shares have 17592186044416MiB of memory together, and it has 40960MiB"
                 .into(),
         ),
     ] {
