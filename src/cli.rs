@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::config::Mode;
+use clap::builder::{StringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::{MOST_REPLICAS, value};
 use crate::discover::sim;
 
 /// Share NVIDIA GPUs between containers, by name, on the engine you already run
@@ -135,28 +136,43 @@ pub enum ListFormat {
     Json,
 }
 
+/// Ways to share that this version has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShareMode {
+    // In turns.
+    TimeSlice,
+}
+
+/// A parser that takes the text as it is if the check has nothing against it.
+fn checked(
+    check: impl Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
+) -> impl TypedValueParser<Value = String> {
+    StringValueParser::new().try_map(move |text| check(&text).map(|()| text))
+}
+
 /// Options of `share`.
 #[derive(Debug, Args)]
 pub struct ShareArgs {
     /// What to share: an index (0), a UUID, a PCI address, a MIG device (0:1), a MIG profile, a model, or all
     pub gpu: String,
     /// How many shares, all alike
-    #[arg(long, value_name = "N", required_unless_present = "none")]
+    #[arg(long, value_name = "N", required_unless_present = "none",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_REPLICAS)))]
     pub replicas: Option<u32>,
     /// Make it whole again
     #[arg(long, conflicts_with_all = ["replicas", "mode", "name", "memory", "sm_percent", "advisory"])]
     pub none: bool,
     /// How they share it
     #[arg(long, value_enum, default_value = "time-slice")]
-    pub mode: Mode,
+    pub mode: ShareMode,
     /// Their name, without the number [default: shared]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = checked(value::share_name))]
     pub name: Option<String>,
-    /// Memory of each, as 8GiB
-    #[arg(long, value_name = "SIZE")]
+    /// Memory of each, as 8GiB; nothing holds it yet, so it needs --advisory
+    #[arg(long, value_name = "SIZE", value_parser = checked(|text| value::size(text).map(drop)))]
     pub memory: Option<String>,
-    /// Percent of the SMs of each
-    #[arg(long, value_name = "PERCENT")]
+    /// Percent of the SMs of each, likewise
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub sm_percent: Option<u32>,
     /// Accept limits that nothing holds
     #[arg(long)]
@@ -167,9 +183,9 @@ pub struct ShareArgs {
     /// The machine
     #[command(flatten)]
     pub machine: MachineArgs,
-    /// The configuration to write [default: /etc/divvy/config.toml]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    /// The configuration to write, and the plan
+    #[command(flatten)]
+    pub plan: PlanArgs,
 }
 
 /// Options of `sim`.

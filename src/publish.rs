@@ -24,6 +24,8 @@ pub const DEFAULT_OUTPUT: &str = "/var/run/cdi/divvy.json";
 /// Where divvy keeps what it knows of the running machine; cleared at boot.
 pub const STATE_DIR: &str = "/run/divvy";
 
+const STATE_HINT: &str = "run as root, choose another with --state-dir, or a spec of your own with --output";
+
 const PLAN: &str = "plan.json";
 const LOCK: &str = "generate.lock";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,12 +44,18 @@ pub struct State {
     _lock: fs::File,
 }
 
-/// Where the state of this run is: where somebody says so, or where engines read the spec.
-pub fn state_dir(given: Option<&Path>, output: &Path) -> Option<PathBuf> {
+/// Where the state of this run is: where somebody says so, or for this machine where engines read the spec.
+pub fn state_dir(given: Option<&Path>, output: &Path, is_this_machine: bool) -> Option<PathBuf> {
     match given {
         Some(dir) => Some(dir.to_path_buf()),
-        None => SPEC_DIRS.iter().any(|dir| output.parent() == Some(Path::new(dir))).then(|| STATE_DIR.into()),
+        None if !is_this_machine => None,
+        None => is_engines(output).then(|| STATE_DIR.into()),
     }
+}
+
+/// Whether engines look there by themselves.
+pub fn is_engines(output: &Path) -> bool {
+    SPEC_DIRS.iter().any(|dir| output.parent() == Some(Path::new(dir)))
 }
 
 /// The absolute path, with its directory by the name that engines have for it: /run/cdi is /var/run/cdi by another.
@@ -72,16 +80,12 @@ impl State {
     /// Makes the directory if there is none (its parent must be there) and waits up to ten seconds for another run.
     pub fn open(dir: &Path) -> Result<Self> {
         let cannot = || format!("cannot use the state directory {}", dir.display());
-        make_directory(dir).with_context(cannot).map_err(|error| {
-            Failure::new(error).hint("run as root, or choose a file of your own with --output")
-        })?;
+        make_directory(dir).with_context(cannot).map_err(|error| Failure::new(error).hint(STATE_HINT))?;
         let path = dir.join(LOCK);
         let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
         let open =
             fs::OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(flags).open(&path);
-        let lock = open.with_context(cannot).map_err(|error| {
-            Failure::new(error).hint("run as root, or choose a file of your own with --output")
-        })?;
+        let lock = open.with_context(cannot).map_err(|error| Failure::new(error).hint(STATE_HINT))?;
         // Where others may write, one of them can have made it, and may hold it for ever.
         let owner = lock.metadata().with_context(cannot)?.uid();
         if owner != nix::unistd::geteuid().as_raw() {

@@ -248,6 +248,9 @@ fn whole_names_give_way_on_a_recorded_host_too() {
     }
 }
 
+const NO_NAMES: &str =
+    "note: names of whole GPUs and MIG devices are left out, because whole_names is \"no\"\n";
+
 /// Where all names are left to others, an older spec of ours would still clash with theirs.
 #[test]
 fn a_spec_without_devices_is_removed() {
@@ -256,7 +259,7 @@ fn a_spec_without_devices_is_removed() {
     fs::write(place.path("config.toml"), "whole_names = \"no\"\n").unwrap();
     assert_eq!(
         place.generate("--host=sim:l4"),
-        (0, "removed DIR/cdi/divvy.json: 0 GPUs, 0 MIG devices\n".into(), String::new())
+        (0, "removed DIR/cdi/divvy.json: 0 GPUs, 0 MIG devices\n".into(), NO_NAMES.into())
     );
     assert_eq!(place.specs(), Vec::<String>::new());
     assert_eq!(
@@ -400,12 +403,13 @@ fn share_writes_what_it_shows() {
     let diff = "--- DIR/config.toml\n+++ DIR/config.toml\n@@ -1 +1,5 @@\n # mine\n+[[gpu]]\n+match = [\"2\"]\n\
                 +mode = \"time-slice\"\n+replicas = 4\n2: shared-0 to shared-3\n";
     let (status, out, errors) = share(&["2", "--replicas=4", LAB, "--dry-run"]);
-    assert_eq!((status, out.as_str(), errors.as_str()), (0, diff, ""));
+    let gone = "note: no longer a name of GPU-36441532-9ef4-0f3a-afb1-f844c3ab04bf: nvidia.com/gpu=2\n";
+    assert_eq!((status, out.as_str(), errors.as_str()), (0, diff, gone));
     assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap(), "# mine\n");
     fs::set_permissions(place.path("config.toml"), fs::Permissions::from_mode(0o640)).unwrap();
     let (status, out, errors) = share(&["2", "--replicas=4", LAB]);
     assert_eq!((status, out.as_str()), (0, diff));
-    assert_eq!(errors, "note: wrote DIR/config.toml; `divvy generate` puts it in force\n");
+    assert_eq!(errors, format!("{gone}note: wrote DIR/config.toml; `divvy generate` puts it in force\n"));
     let metadata = fs::metadata(place.path("config.toml")).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
     assert_eq!(
@@ -450,24 +454,28 @@ fn share_refuses_what_cannot_be() {
         (
             &["1", "--replicas=2", "--memory=8GiB"],
             1,
-            "error: this cannot be: GPU 1 is left out: nothing on this machine holds the memory limit of its shares \"shared\"\nhint: leave memory",
+            "error: nothing is changed: with this GPU 1 is left out: nothing on this machine holds the memory limit of its shares \"shared\"\nhint: leave memory",
         ),
         (
             &["1", "--replicas=6", "--memory=8GiB", "--advisory"],
             1,
-            "error: this cannot be: GPU 1 is left out: its shares have 49152MiB of memory together, and it has 40960MiB\nhint: lower memory at DIR/config.toml:2:1",
+            "error: nothing is changed: with this GPU 1 is left out: its shares have 49152MiB of memory together, and it has 40960MiB\nhint: lower memory at DIR/config.toml:2:1",
         ),
         (
             &["1", "--replicas=2", "--mode=mps"],
             2,
-            "error: DIR/config.toml:4:8: mode = \"mps\" is not enforced yet",
+            "error: invalid value 'mps' for '--mode <MODE>'\n  [possible values: time-slice]",
         ),
-        (&["1", "--replicas=0"], 2, "error: DIR/config.toml:5:12: replicas is 0: it is 1 to 1024\n"),
-        (&["1", "--replicas=2", "--name=all"], 2, "error: DIR/config.toml:5:8: the name \"all\" is reserved"),
+        (&["1", "--replicas=0"], 2, "error: invalid value '0' for '--replicas <N>': 0 is not in 1..=1024"),
+        (
+            &["1", "--replicas=2", "--name=all"],
+            2,
+            "error: invalid value 'all' for '--name <NAME>': the name \"all\" is reserved",
+        ),
         (
             &["1", "--replicas=2", "--memory=8G"],
             2,
-            "error: DIR/config.toml:6:10: memory: \"G\" in \"8G\" is no unit",
+            "error: invalid value '8G' for '--memory <SIZE>': \"G\" in \"8G\" is no unit",
         ),
         (
             &["1", "--replicas=2", "--none"],
@@ -676,4 +684,65 @@ fn configurations_that_are_too_much() {
         assert_eq!(status, 2);
         assert!(errors.contains(said), "{errors}");
     }
+}
+
+/// What is not asked for stays, and shares that are not all alike are not thrown away.
+#[test]
+fn share_keeps_what_is_not_asked_for() {
+    let place = Place::with(
+        "[[gpu]]\nmatch = [\"2\"]\nmode = \"time-slice\"\nname = \"ml\"\nreplicas = 2\nrename = true\n",
+    );
+    // As an engine takes it, too.
+    let (status, out, errors) = place.run(&["share", "nvidia.com/gpu=2", "--replicas=4", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    assert!(out.ends_with("2: nvidia.com/gpu.shared=ml-0 to ml-3\n"), "{out}");
+    let text = fs::read_to_string(place.path("config.toml")).unwrap();
+    assert!(text.contains("name = \"ml\"\nreplicas = 4\nrename = true\n"), "{text}");
+    let unequal =
+        "[[gpu]]\nmatch = [\"2\"]\nmode = \"time-slice\"\n# do not touch\n[[gpu.share]]\nname = \"ci\"\n";
+    let place = Place::with(unequal);
+    let (status, _, errors) = place.run(&["share", "2", "--replicas=4", LAB]);
+    assert_eq!(
+        (status, errors.as_str()),
+        (
+            2,
+            "error: DIR/config.toml: the shares of \"2\" are not all alike, and would be gone\nhint: edit the file by hand, or make the device whole with --none first\n"
+        )
+    );
+    assert_eq!(place.run(&["share", "2", "--none", LAB]).0, 0);
+    assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap(), "# do not touch\n");
+}
+
+/// Numbers that are kept for a GPU which is missing are somebody's too.
+#[test]
+fn names_kept_for_what_is_missing_do_not_move_in_silence() {
+    let place = Place::with(FOUR.replace('4', "2"));
+    let record = Record::of("h100x8");
+    let host = format!("--host={}", record.dir().display());
+    assert_eq!(place.generate(&host).0, 0);
+    record.edit(|host| drop(host["nvml"]["gpus"].as_array_mut().unwrap().remove(1)));
+    assert_eq!(
+        place.generate(&host),
+        (0, "wrote DIR/cdi/divvy.json: 0 GPUs, 0 MIG devices, 14 shares\n".into(), String::new())
+    );
+    let first = "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 3\n";
+    fs::write(place.path("config.toml"), format!("{first}{}", FOUR.replace('4', "2"))).unwrap();
+    let (status, _, errors) = place.generate(&host);
+    assert_eq!(status, 0);
+    assert!(
+        errors.starts_with("warning: nvidia.com/gpu=shared-2 means GPU-8b58ab31-0132-5a51-9292-903b4073d557 now, and meant GPU-a33f483a-0499-5e2f-9479-327f84b7c863 before\n"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn names_that_are_gone_are_told() {
+    let place = Place::with(FOUR);
+    assert_eq!(place.generate("--host=sim:l4").0, 0);
+    fs::write(place.path("config.toml"), FOUR.replace('4', "1")).unwrap();
+    let (_, _, errors) = place.generate("--host=sim:l4");
+    assert_eq!(
+        errors,
+        "note: no longer a name of GPU-bdf38e33-4d59-5308-a8d7-a92dfc4a917b: nvidia.com/gpu=shared-1, shared-2 and 1 more\n"
+    );
 }

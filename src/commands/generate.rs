@@ -38,12 +38,13 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     let output = output(args);
     let format = format(args, &output)?;
     let source = args.machine.source()?;
-    let hook = hook_path(args.hook_path.as_deref(), !matches!(source, Source::Live(_)))?;
+    let is_this_machine = matches!(source, Source::Live(_));
+    let hook = hook_path(args.hook_path.as_deref(), !is_this_machine)?;
 
     let to_disk = matches!(output, Output::File(_)) && !args.dry_run;
     let state_dir = match output {
         Output::Stdout => args.plan.state_dir.clone(),
-        Output::File(_) => publish::state_dir(args.plan.state_dir.as_deref(), output.path()),
+        Output::File(_) => publish::state_dir(args.plan.state_dir.as_deref(), output.path(), is_this_machine),
     };
     // From before the earlier plan is read until the new one is written.
     let state = state_dir.as_deref().filter(|_| to_disk).map(State::open).transpose()?;
@@ -76,6 +77,15 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         }
         Output::File(path) => {
             warn_of_weakness(&[&hook, &path]);
+            if !is_this_machine && publish::is_engines(&path) {
+                say(
+                    "warning",
+                    format_args!(
+                        "{} is where this machine's engines look: its containers get the devices of another host",
+                        path.display()
+                    ),
+                );
+            }
             let done =
                 publish::publish(&path, &specs, &plan, &host.driver_version, &earlier, state.as_ref())?;
             let done = done.iter().map(ToString::to_string).collect::<Vec<_>>();

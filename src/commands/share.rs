@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 
 use super::list::full_name;
 use super::{STDOUT, last_generated};
-use crate::cli::ShareArgs;
+use crate::cli::{ShareArgs, ShareMode};
 use crate::config::edit::{self, Cut};
 use crate::config::value::Match;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Mode};
 use crate::discover;
 use crate::discover::host::Host;
 use crate::failure::{Failure, Status, printable, say};
@@ -19,7 +19,7 @@ use crate::plan::{self, Kind, Plan, Problem, Unit};
 /// Runs the verb.
 pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     let source = args.machine.source()?;
-    let file = super::stored_config(args.config.as_deref(), true, &source)?;
+    let file = super::stored_config(args.plan.config.as_deref(), true, &source)?;
     if config::is_yaml(&file.name) {
         let what = anyhow::anyhow!("{} is NVIDIA's form, which `divvy share` does not write", file.name);
         return Err(usage(what, "edit it by hand, or begin a config.toml of divvy's own"));
@@ -29,14 +29,16 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
         return Err(usage(what, "add --dry-run, or name a file with --config"));
     }
     let before = file.parse()?;
-    let device = Match::parse(&args.gpu)
-        .map_err(|why| usage(anyhow::anyhow!(why), "`divvy list` shows what there is"))?;
-    let (earlier, output) = last_generated(&source, None);
+    // As it is typed for an engine.
+    let typed = args.gpu.strip_prefix("nvidia.com/gpu=").unwrap_or(&args.gpu);
+    let device =
+        Match::parse(typed).map_err(|why| usage(anyhow::anyhow!(why), "`divvy list` shows what there is"))?;
+    let (earlier, output) = last_generated(&source, args.plan.state_dir.as_deref());
     let host = discover::discover(&source, &output)?;
-    let covers = covers(&device, &args.gpu, &host, &before)?;
+    let covers = covers(&device, typed, &host, &before)?;
 
-    let text = edit::share(&file.name, &file.text, &args.gpu, &covers, args.cut().as_ref())
-        .map_err(Failure::from)?;
+    let text =
+        edit::share(&file.name, &file.text, typed, &covers, args.cut().as_ref()).map_err(Failure::from)?;
     let after = Config::parse(&file.name, &text).map_err(Failure::from)?;
     let old = plan::plan(&host, &before, &earlier, &output);
     // Names that move by this change are told, whatever `generate` has made of the last one.
@@ -52,9 +54,12 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
         return Ok(Status::Done);
     }
     if !quiet {
-        writeln!(out, "{}: {}", args.gpu, names(&device, &host, &new)).context(STDOUT)?;
+        writeln!(out, "{}: {}", typed, names(&device, &host, &new)).context(STDOUT)?;
         for warning in new.warnings.iter().filter(|warning| !old.warnings.contains(warning)) {
             say("warning", warning);
+        }
+        for note in new.notes.iter().filter(|note| !old.notes.contains(note)) {
+            say("note", note);
         }
     }
     let Some(path) = file.path.as_ref().filter(|_| !args.dry_run) else { return Ok(Status::Done) };
@@ -68,7 +73,9 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
 impl ShareArgs {
     fn cut(&self) -> Option<Cut> {
         (!self.none).then(|| Cut {
-            mode: self.mode,
+            mode: match self.mode {
+                ShareMode::TimeSlice => Mode::TimeSlice,
+            },
             replicas: self.replicas.unwrap_or(1),
             name: self.name.clone(),
             memory: self.memory.clone(),
@@ -100,9 +107,9 @@ fn covers(device: &Match, typed: &str, host: &Host, config: &Config) -> Result<i
 
 /// What is already wrong is not this change's fault; what would become wrong is refused.
 fn refuse_new_problems(old: &Plan, new: &Plan) -> Result<()> {
-    // Lines move by the change itself, so places do not count.
-    let mut known: Vec<_> = old.problems.iter().map(|problem| (&problem.what, &problem.why)).collect();
-    let is_new = |problem: &&Problem| match known.iter().position(|it| *it == (&problem.what, &problem.why)) {
+    // By what they are about: lines move by the change itself, and others' specs clash with one name more or less.
+    let mut known: Vec<_> = old.problems.iter().map(|problem| &problem.what).collect();
+    let is_new = |problem: &&Problem| match known.iter().position(|what| **what == problem.what) {
         Some(at) => {
             known.swap_remove(at);
             false
@@ -110,7 +117,7 @@ fn refuse_new_problems(old: &Plan, new: &Plan) -> Result<()> {
         None => true,
     };
     let Some(problem) = new.problems.iter().find(is_new) else { return Ok(()) };
-    let what = anyhow::anyhow!("this cannot be: {problem}");
+    let what = anyhow::anyhow!("nothing is changed: with this {problem}");
     Err(Failure::new(what).hint(problem.hint.clone()).into())
 }
 

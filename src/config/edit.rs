@@ -47,6 +47,11 @@ pub fn share(
             "write each rule as a [[gpu]] table",
         ));
     };
+    let is_unequal = |table: &Table| entries(table) == [matches.clone()] && table.contains_key("share");
+    if cut.is_some() && gpus.iter().any(is_unequal) {
+        let hint = "edit the file by hand, or make the device whole with --none first";
+        return Err(refuse(format!("the shares of {device:?} are not all alike, and would be gone"), hint));
+    }
     let changed = change(gpus, device, &matches, covers, cut);
     let mut trailing = changed.orphaned + document.trailing().as_str().unwrap_or_default();
     // What stands at the end of the file stands above a table that comes after it.
@@ -195,6 +200,8 @@ fn comments(table: &Table) -> String {
             above.push('\n');
         }
     }
+    let shares = table.get("share").and_then(Item::as_array_of_tables);
+    above.extend(shares.into_iter().flatten().map(comments));
     above
 }
 
@@ -244,32 +251,29 @@ fn insert(gpus: &mut ArrayOfTables, before: Option<usize>, mut table: Table) {
     gpus.insert(at, table);
 }
 
-/// Sets the keys of equal shares and removes those of others. Each value keeps what stands beside it.
+/// Sets the keys that are asked for and leaves the others. Each value keeps what stands beside it.
 fn write_cut(table: &mut Table, cut: &Cut) {
     let mode = match cut.mode {
         Mode::Whole => "whole",
         Mode::TimeSlice => "time-slice",
         Mode::Mps => "mps",
     };
-    let shares = table.remove("share").and_then(|shares| shares.into_array_of_tables().ok());
-    let comments: String = shares.iter().flatten().map(comments).collect();
-    if !comments.trim().is_empty() {
-        let prefix = format!("{}{}", prefix(table), comments.trim_start_matches('\n'));
-        table.decor_mut().set_prefix(prefix);
+    let asked = [
+        ("mode", Some(mode.into())),
+        ("name", cut.name.as_deref().map(Value::from)),
+        ("replicas", Some(i64::from(cut.replicas).into())),
+        ("memory", cut.memory.as_deref().map(Value::from)),
+        ("sm_percent", cut.sm_percent.map(|percent| i64::from(percent).into())),
+        ("advisory", cut.advisory.then(|| true.into())),
+    ];
+    for (key, value) in asked {
+        if let Some(value) = value {
+            set(table, key, value);
+        }
     }
-    set(table, "mode", Some(mode.into()));
-    set(table, "name", cut.name.as_deref().map(Value::from));
-    set(table, "replicas", Some(i64::from(cut.replicas).into()));
-    set(table, "memory", cut.memory.as_deref().map(Value::from));
-    set(table, "sm_percent", cut.sm_percent.map(|percent| i64::from(percent).into()));
-    set(table, "advisory", cut.advisory.then(|| true.into()));
 }
 
-fn set(table: &mut Table, key: &str, value: Option<Value>) {
-    let Some(mut value) = value else {
-        table.remove(key);
-        return;
-    };
+fn set(table: &mut Table, key: &str, mut value: Value) {
     match table.get_mut(key).and_then(Item::as_value_mut) {
         Some(old) => {
             *value.decor_mut() = old.decor().clone();

@@ -179,7 +179,9 @@ impl Source<'_> {
         // serde says field for what TOML calls a key, and variant for a value.
         let what = error.message().trim().replace("unknown field", "unknown key");
         let what = what.replace("unknown variant", "unknown value").replace("missing field", "missing key");
-        let what = what.replace("expected i64", "expected a whole number");
+        let what = what.replace("expected i64", "expected a whole number").replace("a sequence", "a list");
+        let what =
+            what.replace("type: map", "type: table").replace("wanted string or table", "expected a text");
         Mistake { place, what: what.lines().collect::<Vec<_>>().join(": "), hint: None }
     }
 

@@ -96,12 +96,11 @@ pub enum Memory {
 }
 
 /// How a GPU or MIG device is given out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// To one name.
     #[default]
-    #[value(skip)]
     Whole,
     /// To several, which the driver serves in turns.
     TimeSlice,

@@ -15,6 +15,9 @@ pub fn size(text: &str) -> Result<u64, String> {
         "MiB" => 20,
         "GiB" => 30,
         "" => return Err(format!("{text:?} has no unit: {ALLOWED}")),
+        _ if unit != unit.trim() && size(&format!("{number}{}", unit.trim())).is_ok() => {
+            return Err(format!("there is a space in {text:?}: {ALLOWED}"));
+        }
         _ if unit.starts_with('.') => return Err(format!("{text:?} is not a whole number: {ALLOWED}")),
         _ => return Err(format!("{:?} in {text:?} is no unit: {ALLOWED}", unit.trim())),
     };
@@ -222,7 +225,7 @@ mod tests {
             ("1.5G", "\"1.5G\" is not a whole number"),
             ("-1", "\"-1\" does not begin with a digit"),
             ("10 GB", "\"GB\" in \"10 GB\" is no unit"),
-            ("10 GiB", "\"GiB\" in \"10 GiB\" is no unit"),
+            ("10 GiB", "there is a space in \"10 GiB\""),
             ("10gib", "\"gib\" in \"10gib\" is no unit"),
             ("10", "\"10\" has no unit"),
             ("", "\"\" does not begin with a digit"),

@@ -49,7 +49,9 @@ pub struct NumberCount {
     /// The run.
     #[serde(flatten)]
     pub run: Numbers,
-    /// How many of its numbers are this device's.
+    /// The first of its numbers that is this device's.
+    pub first: u32,
+    /// How many of them are.
     pub count: u32,
 }
 
@@ -147,24 +149,35 @@ impl Earlier {
         if counts.sum::<u64>() > MOST_NUMBERS {
             return Err(Error::Numbers);
         }
-        let devices = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
-        Ok(Self { units: file.units, names: names(devices), output: Some(file.output), specs: file.specs })
+        let whole = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
+        let names = names(whole, &file.units);
+        Ok(Self { units: file.units, names, output: Some(file.output), specs: file.specs })
     }
 
     /// What a plan would leave behind after this one.
     pub fn then(&self, plan: &Plan) -> Self {
-        let devices = plan.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
-        Self { units: plan.units.clone(), names: names(devices), ..self.clone() }
+        let whole = plan.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
+        Self { units: plan.units.clone(), names: names(whole, &plan.units), ..self.clone() }
     }
 }
 
+/// What each name means: those of devices, and those that are kept for shares of what is not there.
 fn names<'a>(
     devices: impl Iterator<Item = (&'a Vec<String>, &'a String, &'a String)>,
+    units: &[KnownUnit],
 ) -> BTreeMap<(String, String), String> {
-    let named = devices.flat_map(|(classes, name, uuid)| {
-        classes.iter().map(move |class| ((class.clone(), name.clone()), uuid.clone()))
-    });
-    named.collect()
+    let mut names = BTreeMap::new();
+    for unit in units {
+        let Some(uuid) = &unit.uuid else { continue };
+        for NumberCount { run, first, count } in &unit.numbers {
+            let numbers = *first..first.saturating_add(*count);
+            names.extend(numbers.map(|n| ((run.class.clone(), format!("{}-{n}", run.name)), uuid.clone())));
+        }
+    }
+    for (classes, name, uuid) in devices {
+        names.extend(classes.iter().map(|class| ((class.clone(), name.clone()), uuid.clone())));
+    }
+    names
 }
 
 /// A plan's generation: the same for the same devices and driver, so that a plan that changes nothing leaves every
@@ -201,7 +214,7 @@ mod tests {
         for (text, said) in [
             ("{\"version\":2,\"all\":\"else\"}", "it is of version 2, and this divvy reads version 1"),
             (
-                "{\"version\":1,\"output\":\"/x\",\"specs\":[],\"devices\":[],\"units\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"count\":4294967295}]}]}",
+                "{\"version\":1,\"output\":\"/x\",\"specs\":[],\"devices\":[],\"units\":[{\"numbers\":[{\"class\":\"gpu\",\"name\":\"shared\",\"first\":0,\"count\":4294967295}]}]}",
                 "it gives more than 1048576 numbers to shares",
             ),
             ("{\"version\":1}", "it is not a plan"),

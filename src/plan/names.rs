@@ -24,7 +24,6 @@ pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: 
     let specs: Vec<&OtherSpec> = others.specs.iter().filter(stays).collect();
     let beside = specs.iter().copied().filter(|spec| spec.path.parent() == output.parent());
     let beside: Vec<&OtherSpec> = beside.collect();
-    reached_from_outside(&specs, plan);
     let clash = beside.iter().find(|spec| !whole_names_in(plan, spec).is_empty());
     let withheld_by = match (config.whole_names, clash) {
         (WholeNames::No, _) => Some("whole_names is \"no\"".to_owned()),
@@ -39,6 +38,7 @@ pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: 
         defined_twice(spec, plan);
     }
     hidden(&specs, output, plan);
+    reached_from_outside(&specs, output, plan);
     for (path, why) in &others.unreadable {
         plan.notes.push(format!("{} cannot be read, so its names are not compared: {why}", path.display()));
     }
@@ -88,10 +88,9 @@ fn withhold_whole_names(why: &str, asked: WholeNames, plan: &mut Plan) {
         return;
     }
     plan.decisions.push(format!("names in {} for what is whole: none, because {why}", kind_of(GPU_CLASS)));
-    if asked == WholeNames::Auto {
-        plan.notes.push(format!(
-            "names of whole GPUs and MIG devices are left out, because {why} (whole_names = \"auto\")"
-        ));
+    if asked == WholeNames::Auto || plan.devices.is_empty() {
+        let key = if asked == WholeNames::Auto { " (whole_names = \"auto\")" } else { "" };
+        plan.notes.push(format!("names of whole GPUs and MIG devices are left out, because {why}{key}"));
     }
 }
 
@@ -145,7 +144,7 @@ fn names_in(plan: &Plan, kind: &str) -> BTreeSet<String> {
 }
 
 /// Who takes the GPU by another name is no part of the shares.
-fn reached_from_outside(specs: &[&OtherSpec], plan: &mut Plan) {
+fn reached_from_outside(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
     let mut shared: Vec<&Device> = Vec::new();
     for device in plan.devices.iter().filter(|device| device.kind == Kind::Share) {
         if shared.last().is_none_or(|last| last.uuid != device.uuid) {
@@ -153,7 +152,11 @@ fn reached_from_outside(specs: &[&OtherSpec], plan: &mut Plan) {
         }
     }
     let mut warnings = Vec::new();
+    let [low, high] = SPEC_DIRS.map(Path::new);
     for spec in specs {
+        // Of one name in both directories, ours is the one that counts.
+        let hidden = spec.path.parent() == Some(low) && output.parent() == Some(high);
+        let ours = if hidden { names_in(plan, &spec.kind) } else { BTreeSet::new() };
         for share in &shared {
             let reaches = |nodes: &BTreeSet<PathBuf>| {
                 share.nodes.iter().all(|node| nodes.contains(&node.host_path) || nodes.contains(&node.path))
@@ -161,7 +164,7 @@ fn reached_from_outside(specs: &[&OtherSpec], plan: &mut Plan) {
             let names: Vec<&str> = spec
                 .devices
                 .iter()
-                .filter(|device| reaches(&device.nodes))
+                .filter(|device| reaches(&device.nodes) && !ours.contains(&device.name))
                 .map(|device| device.name.as_str())
                 .collect();
             let of = share.share.as_ref().map(|share| share.of.as_str()).unwrap_or_default();
@@ -211,6 +214,35 @@ pub fn moved(earlier: &Earlier, plan: &mut Plan) {
     }
     let warnings: Vec<String> = runs.iter().map(Moved::warning).collect();
     plan.warnings.extend(warnings);
+    gone(earlier, plan);
+}
+
+/// Says which names of a device that is still there are no names any more. What is not there keeps its names for itself.
+fn gone(earlier: &Earlier, plan: &mut Plan) {
+    let there: BTreeSet<&str> = plan.devices.iter().map(|device| device.uuid.as_str()).collect();
+    let named = |device: &'_ Device| {
+        let name = device.name.clone();
+        device.classes.iter().map(move |class| (class.clone(), name.clone())).collect::<Vec<_>>()
+    };
+    let names: BTreeSet<(String, String)> = plan.devices.iter().flat_map(named).collect();
+    let mut gone: Vec<(&String, &String, Vec<&str>)> = Vec::new();
+    for (key @ (class, name), uuid) in &earlier.names {
+        if !there.contains(uuid.as_str()) || names.contains(key) {
+            continue;
+        }
+        match gone.iter_mut().find(|(of, in_class, _)| (*of, *in_class) == (uuid, class)) {
+            Some((_, _, names)) => names.push(name),
+            None => gone.push((uuid, class, vec![name])),
+        }
+    }
+    let notes: Vec<String> = gone
+        .iter()
+        .filter_map(|(uuid, class, names)| {
+            let names = listed(&kind_of(class), names)?;
+            Some(format!("no longer a name of {uuid}: {names}"))
+        })
+        .collect();
+    plan.notes.extend(notes);
 }
 
 /// Names in a row that moved from one device to another.

@@ -41,7 +41,7 @@ pub fn number(host: &Host, config: &Config, decided: &[Decided<'_>], earlier: &E
     let mut order = Order::default();
     let mut next: BTreeMap<Numbers, u32> = BTreeMap::new();
     for place in places(host, config, decided, earlier) {
-        let unit = match place {
+        let mut unit = match place {
             Place::Present(decided) => KnownUnit {
                 uuid: Some(decided.unit.uuid().to_owned()),
                 gpu: Some(decided.unit.gpu().uuid.clone()),
@@ -53,12 +53,13 @@ pub fn number(host: &Host, config: &Config, decided: &[Decided<'_>], earlier: &E
             }
             Place::Known(unit) => unit.clone(),
         };
-        for NumberCount { run, count } in &unit.numbers {
-            let first = next.entry(run.clone()).or_default();
+        for NumberCount { run, first, count } in &mut unit.numbers {
+            let next = next.entry(run.clone()).or_default();
+            *first = *next;
+            *next = next.saturating_add(*count);
             if let (Place::Present(_), Some(uuid)) = (&place, &unit.uuid) {
                 order.first.insert((uuid.clone(), run.clone()), *first);
             }
-            *first = first.saturating_add(*count);
         }
         order.units.push(unit);
     }
@@ -130,7 +131,9 @@ fn rule_by_index(config: &Config, gpu: u32, mig: Option<u32>) -> Option<&Rule> {
 /// Numbers that a rule takes for each device it decides on.
 fn wanted(rule: Option<&Rule>) -> Vec<NumberCount> {
     let shares = rule.into_iter().flat_map(|rule| rule.shares.iter().map(move |share| (rule, share)));
-    shares.map(|(rule, share)| NumberCount { run: run(rule, &share.name), count: share.replicas }).collect()
+    shares
+        .map(|(rule, share)| NumberCount { run: run(rule, &share.name), first: 0, count: share.replicas })
+        .collect()
 }
 
 /// The run that a rule's shares of this name are numbered in.

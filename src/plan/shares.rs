@@ -116,7 +116,7 @@ impl Allowance {
         if !share.advisory {
             return Err(LeftOut {
                 why: format!("nothing on this machine holds the {asked} of its shares {:?}", share.name),
-                hint: "leave memory and sm_percent out, or accept limits that nothing holds with advisory = true".into(),
+                hint: "leave memory and sm_percent out, or accept limits that nothing holds with advisory = true (--advisory)".into(),
             });
         }
         let memory_bytes = match share.memory {

@@ -68,8 +68,6 @@ fn a_rule_is_changed_in_place() {
     assert_eq!(
         edited(LONG, "0", Some(&cut(3))),
         LONG.replace("replicas = 2       # two", "replicas = 3       # two")
-            .replace("memory   = \"4GiB\"\n", "")
-            .replace("advisory = true\n", "")
     );
 }
 
@@ -139,7 +137,7 @@ fn line_ends_and_other_tables_stay() {
 fn what_cannot_be_edited_is_refused() {
     for (text, said) in [
         ("gpu = [{match = [\"0\"]}]\n", "c.toml: gpu is one list in here, which is not edited"),
-        ("[[gpu]]\nmatch = 0\n", "c.toml:2:9: invalid type: integer `0`, expected a sequence"),
+        ("[[gpu]]\nmatch = 0\n", "c.toml:2:9: invalid type: integer `0`, expected a list"),
     ] {
         let mistake = share("c.toml", text, "0", &|_| false, Some(&cut(2))).unwrap_err();
         assert_eq!(mistake.to_string(), said);

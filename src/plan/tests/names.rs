@@ -92,7 +92,7 @@ fn names_from_outside_that_reach_a_shared_gpu_are_told() {
     let plan = with(&host, SHARED);
     assert_eq!(
         plan.warnings,
-        ["GPU 1 can be had past its shares, as nvidia.com/gpu=1, gpu1 and 1 more of /etc/cdi/nvidia.yaml"]
+        ["GPU 1 can be had past its shares, as nvidia.com/gpu=1, gpu1 of /etc/cdi/nvidia.yaml"]
     );
     // A MIG device is reached only by who has its capabilities too.
     let mig = "[[gpu]]\nmatch = [\"0:1\"]\nmode = \"time-slice\"\n";
