@@ -41,6 +41,8 @@ const WORDS: &str = r#"
 
 const WITHHELD: &str = "names of whole GPUs and MIG devices are left out, because";
 const REACHED: &str = "warning: GPU 6 can be had past its shares, as nvidia.com/gpu=6, all of";
+/// Of `all`, ours is the one that counts, and it leaves GPU 6 out.
+const REACHED_ELSEWHERE: &str = "warning: GPU 6 can be had past its shares, as nvidia.com/gpu=6 of";
 const RESOLVED: &str = "1: /dev/nvidia1\nshared-0: /dev/nvidia6\n";
 
 #[track_caller]
@@ -75,10 +77,11 @@ fn same_directory_ours_first(ground: &Ground) {
 
 fn other_directory_theirs_first(ground: &Ground) {
     assert_eq!(
-        shown(ground, "theirs /etc/cdi; ours; try 1; try shared-0; try 6"),
+        shown(ground, "theirs /etc/cdi; ours; try 1; try shared-0; try 6; try all"),
         format!(
-            "{REACHED} /etc/cdi/nvidia.yaml\n\
-             wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}6: /dev/nvidia6\n"
+            "{REACHED_ELSEWHERE} /etc/cdi/nvidia.yaml\n\
+             wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}6: /dev/nvidia6\n\
+             all: /dev/nvidia0 /dev/nvidia1 /dev/nvidia2 /dev/nvidia3 /dev/nvidia4 /dev/nvidia5 /dev/nvidia7\n"
         )
     );
 }
@@ -88,7 +91,7 @@ fn other_directory_ours_first(ground: &Ground) {
         shown(ground, "ours; theirs /etc/cdi; try 1; try shared-0; ours"),
         format!(
             "wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}\
-             {REACHED} /etc/cdi/nvidia.yaml\n\
+             {REACHED_ELSEWHERE} /etc/cdi/nvidia.yaml\n\
              unchanged: /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n"
         )
     );
