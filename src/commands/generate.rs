@@ -188,15 +188,16 @@ fn warn_of_weakness(paths: &[&Path]) {
     }
 }
 
-/// `7 GPUs, 4 MIG devices, 4 shares`
+/// `7 GPUs, 4 MIG devices, 4 shares`, without what there is none of.
 fn counts(plan: &Plan) -> String {
     let of = |kind| plan.devices.iter().filter(|device| device.kind == kind).count();
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let mut counts = vec![count(of(plan::Kind::Gpu), "GPU"), count(of(plan::Kind::Mig), "MIG device")];
-    if of(plan::Kind::Share) > 0 {
-        counts.push(count(of(plan::Kind::Share), "share"));
+    let kinds = [(plan::Kind::Gpu, "GPU"), (plan::Kind::Mig, "MIG device"), (plan::Kind::Share, "share")];
+    let counts: Vec<_> = kinds.iter().map(|(kind, what)| (of(*kind), what)).filter(|(n, _)| *n > 0).collect();
+    match counts[..] {
+        [] => "no devices".into(),
+        _ => counts.iter().map(|(n, what)| count(*n, what)).collect::<Vec<_>>().join(", "),
     }
-    counts.join(", ")
 }
 
 fn dry_run(host: &Host, plan: &Plan, specs: &[SpecFile], output: &Output) -> Result<()> {

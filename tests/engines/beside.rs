@@ -57,7 +57,7 @@ fn same_directory_theirs_first(ground: &Ground) {
         format!(
             "{REACHED} /var/run/cdi/nvidia.yaml\n\
              note: {WITHHELD} /var/run/cdi/nvidia.yaml has them (whole_names = \"auto\")\n\
-             wrote /var/run/cdi/divvy.json: 0 GPUs, 0 MIG devices, 2 shares\n{RESOLVED}"
+             wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}"
         )
     );
 }
@@ -70,7 +70,7 @@ fn same_directory_ours_first(ground: &Ground) {
             "wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n1: /dev/nvidia1\n1: unresolvable\n\
              {REACHED} /var/run/cdi/nvidia.yaml\n\
              note: {WITHHELD} /var/run/cdi/nvidia.yaml has them (whole_names = \"auto\")\n\
-             wrote /var/run/cdi/divvy.json: 0 GPUs, 0 MIG devices, 2 shares\n{RESOLVED}"
+             wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}"
         )
     );
 }
@@ -110,7 +110,7 @@ fn refresh_unit(ground: &Ground) {
         ),
         format!(
             "note: {WITHHELD} nvidia-cdi-refresh writes them (whole_names = \"auto\")\n\
-             wrote /var/run/cdi/divvy.json: 0 GPUs, 0 MIG devices, 2 shares\n{RESOLVED}\
+             wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}\
              wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n"
         )
     );
