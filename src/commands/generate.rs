@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tracing::debug;
 
-use super::{Planned, STDOUT, list, print_problems, require_devices};
+use super::{Planned, STDOUT, counts, list, print_problems, require_devices};
 use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::Source;
 use crate::discover::host::Host;
@@ -95,7 +95,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
             };
             if !quiet {
                 // The specs are in place: whether somebody reads this changes nothing.
-                let _ = writeln!(std::io::stdout(), "{said}: {}", counts(&plan));
+                let _ = writeln!(std::io::stdout(), "{said}: {}", summary(&plan));
             }
         }
     }
@@ -188,16 +188,13 @@ fn warn_of_weakness(paths: &[&Path]) {
     }
 }
 
-/// `7 GPUs, 4 MIG devices, 4 shares`, without what there is none of.
-fn counts(plan: &Plan) -> String {
+fn summary(plan: &Plan) -> String {
     let of = |kind| plan.devices.iter().filter(|device| device.kind == kind).count();
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let kinds = [(plan::Kind::Gpu, "GPU"), (plan::Kind::Mig, "MIG device"), (plan::Kind::Share, "share")];
-    let counts: Vec<_> = kinds.iter().map(|(kind, what)| (of(*kind), what)).filter(|(n, _)| *n > 0).collect();
-    match counts[..] {
-        [] => "no devices".into(),
-        _ => counts.iter().map(|(n, what)| count(*n, what)).collect::<Vec<_>>().join(", "),
-    }
+    counts(&[
+        (of(plan::Kind::Gpu), "GPU"),
+        (of(plan::Kind::Mig), "MIG device"),
+        (of(plan::Kind::Share), "share"),
+    ])
 }
 
 fn dry_run(host: &Host, plan: &Plan, specs: &[SpecFile], output: &Output) -> Result<()> {
@@ -215,5 +212,5 @@ fn dry_run(host: &Host, plan: &Plan, specs: &[SpecFile], output: &Output) -> Res
         };
         writeln!(out, "would write {} to {target}, {} bytes", spec.kind, spec.text.len()).context(STDOUT)?;
     }
-    writeln!(out, "would give names to {} (generation {})", counts(plan), plan.generation).context(STDOUT)
+    writeln!(out, "would give names to {} (generation {})", summary(plan), plan.generation).context(STDOUT)
 }

@@ -118,6 +118,13 @@ fn no_such_host(name: &str) -> anyhow::Error {
         .into()
 }
 
+/// `7 GPUs, 4 MIG devices, 4 shares`, without what there is none of.
+fn counts(of: &[(usize, &str)]) -> String {
+    let count = |(n, what): &(usize, &str)| format!("{n} {what}{}", if *n == 1 { "" } else { "s" });
+    let counts: Vec<_> = of.iter().filter(|(n, _)| *n > 0).map(count).collect();
+    if counts.is_empty() { "no devices".into() } else { counts.join(", ") }
+}
+
 /// Problems and notes of a plan, on standard error.
 fn print_problems(plan: &Plan, quiet: bool) {
     for problem in &plan.problems {

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::STDOUT;
 use super::new_directory::{NewDirectory, make_parents, write_file};
+use super::{STDOUT, counts};
 use crate::cli::RecordArgs;
 use crate::config;
 use crate::discover::host::Host;
@@ -64,9 +64,8 @@ fn notes(dir: &Path, mask: bool) {
 }
 
 fn summary(host: &Host) -> String {
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let mig_devices = host.gpus.iter().map(|gpu| gpu.mig_devices.len()).sum();
-    format!("{}, {}", count(host.gpus.len(), "GPU"), count(mig_devices, "MIG device"))
+    counts(&[(host.gpus.len(), "GPU"), (mig_devices, "MIG device")])
 }
 
 fn not_replayed(error: anyhow::Error) -> anyhow::Error {
