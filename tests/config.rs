@@ -15,6 +15,7 @@ use support::{divvy, golden, run};
 
 const HOOK: &str = "--hook-path=/bin/true";
 const LAB: &str = "--host=sim:a100-lab";
+
 #[test]
 fn configurations_that_are_no_text() {
     let place = Place::with("# größe\n[[gpu]]\nmatch = [\"\u{e9}".as_bytes().split_last().unwrap().1);
