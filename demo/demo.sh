@@ -100,7 +100,7 @@ root in.sh "$name" sh -ec '
     install /divvy/divvy /divvy/divvy-hook /usr/bin/
     podman import --quiet --change "CMD /bin/sh" /images/glibc.tar debian >/dev/null'
 try "divvy sim a100-lab /sim"
-try "cp -a /sim/dev/. /dev/ && cp -a /sim/usr/. /usr/ && cp -a /sim/etc/. /etc/"
+try "for dir in dev etc lib run usr; do cp -a /sim/\$dir/. /\$dir/; done"
 try "divvy list --host sim:a100-lab"
 
 step "The CDI spec, which Podman and Docker read"

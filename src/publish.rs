@@ -171,7 +171,7 @@ impl fmt::Display for Done {
     }
 }
 
-/// Puts the specs of a plan in their places, `divvy.json` before side kinds, and then the plan. What is gone goes first:
+/// Puts the specs of a plan in their places, `divvy.json` before the others, and then the plan. What is gone goes first:
 /// at no time is a GPU whole in one file and shared in another, and whoever sees the new plan finds all of its specs.
 /// Each file is whole at any time; a run that is killed in between leaves it to the next to make them agree.
 pub fn publish(
@@ -188,21 +188,28 @@ pub fn publish(
         .map(|_| earlier::to_json(plan, driver_version, output, &paths))
         .transpose()
         .with_context(|| format!("cannot keep a plan for {}", output.display()))?;
+    let prepare = |spec: &SpecFile| {
+        cdi::prepare(&spec.path, spec.text.as_bytes()).map_err(|error| explain(error, &spec.path))
+    };
+    // Whatever a full disk or missing rights can spoil, before the first change.
+    let prepared: Vec<cdi::Prepared> = specs.iter().map(prepare).collect::<Result<_>>()?;
     let mut done = Vec::new();
     for path in stale(output, &earlier.specs, &paths) {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove the outdated {}", path.display()));
-            }
-            _ => done.push(Done::Removed(path)),
+        if remove(&path)? {
+            done.push(Done::Removed(path));
         }
     }
-    for spec in specs {
-        let written =
-            cdi::write(&spec.path, spec.text.as_bytes()).map_err(|error| explain(error, &spec.path))?;
+    // A name that goes from one file to another, or a GPU that was shared in one and is whole in another, must not be
+    // in both for a moment: the files after the first give way before it changes.
+    for spec in prepared.iter().skip(1).filter(|spec| spec.will() == cdi::Written::Replaced) {
+        remove(spec.path())?;
+    }
+    for prepared in prepared {
+        let path = prepared.path().to_owned();
+        let written = prepared.commit().map_err(|error| explain(error, &path))?;
         done.push(match written {
-            cdi::Written::Created | cdi::Written::Replaced => Done::Wrote(spec.path.clone()),
-            cdi::Written::Unchanged => Done::Unchanged(spec.path.clone()),
+            cdi::Written::Created | cdi::Written::Replaced => Done::Wrote(path),
+            cdi::Written::Unchanged => Done::Unchanged(path),
         });
     }
     if let (Some(state), Some(text)) = (state, plan_text) {
@@ -210,6 +217,15 @@ pub fn publish(
         cdi::write(&path, text.as_bytes()).map_err(|error| explain(error, &path))?;
     }
     Ok(done)
+}
+
+/// Removes a spec; false if there was none.
+fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot remove the outdated {}", path.display())),
+        Ok(()) => Ok(true),
+    }
 }
 
 fn explain(error: cdi::WriteError, path: &Path) -> anyhow::Error {

@@ -11,11 +11,15 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, Library, Link};
 
 use crate::discover::files::join_root;
-use crate::discover::host::{DriverFiles, DriverLibrary};
+use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Purpose};
+use crate::plan::names::Part;
 use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
 
 /// Read-only, and a container's own mounts stay its own.
 const MOUNT_OPTIONS: [&str; 5] = ["ro", "nosuid", "nodev", "rbind", "rprivate"];
+
+/// For sockets, which a read-only mount would not close either (as NVIDIA's generator has it).
+const SOCKET_OPTIONS: [&str; 5] = ["nosuid", "nodev", "rbind", "rprivate", "noexec"];
 
 /// Where things lie on the host.
 #[derive(Debug)]
@@ -28,31 +32,63 @@ pub struct Paths<'a> {
     pub hook: &'a Path,
 }
 
-/// Builds and validates the specs: that of the class `gpu` first, if it has devices, then the others by class.
-pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Spec>> {
+/// A spec and the file that it belongs into.
+#[derive(Debug)]
+pub struct Built {
+    /// What is in it.
+    pub spec: Spec,
+    /// Which of its kind's files it is.
+    pub part: Part,
+}
+
+/// Builds and validates the specs: those of the class `gpu` first, if it has devices, then the others by class.
+pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Built>> {
     let mut classes: Vec<&str> =
         plan.devices.iter().flat_map(|device| &device.classes).map(String::as_str).collect();
     classes.sort_by_key(|class| (*class != GPU_CLASS, *class));
     classes.dedup();
-    classes.into_iter().map(|class| build_kind(class, plan, files, paths)).collect()
+    let mut built = Vec::new();
+    for class in classes {
+        let devices = plan.devices.iter().filter(|device| device.classes.iter().any(|of| of == class));
+        let (drawing, computing): (Vec<_>, Vec<_>) = devices.partition(|device| device.graphics);
+        let whole: Vec<&Device> =
+            drawing.iter().chain(&computing).copied().filter(|device| device.kind != Kind::Share).collect();
+        // Who asks for everything gets the files of everything.
+        let all_draws = whole.iter().any(|device| device.graphics);
+        for (devices, purpose) in [(&drawing, Purpose::Graphics), (&computing, Purpose::Compute)] {
+            if devices.is_empty() {
+                continue;
+            }
+            let part =
+                if purpose == Purpose::Compute && !drawing.is_empty() { Part::Compute } else { Part::Main };
+            let all = if all_draws == (purpose == Purpose::Graphics) { &whole[..] } else { &[] };
+            let spec = build_spec(class, devices, all, &common(purpose, plan, files, paths)?, files, paths)?;
+            built.push(Built { spec, part });
+        }
+    }
+    Ok(built)
 }
 
-fn build_kind(class: &str, plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Spec> {
+fn build_spec(
+    class: &str,
+    devices: &[&Device],
+    all: &[&Device],
+    common: &ContainerEdits,
+    files: &DriverFiles,
+    paths: &Paths<'_>,
+) -> Result<Spec> {
     let mut spec = Spec::new(format!("{VENDOR}/{class}").parse()?);
-    let devices = || plan.devices.iter().filter(|device| device.classes.iter().any(|of| of == class));
-    for device in devices() {
-        let edits =
-            ContainerEdits { device_nodes: nodes(&device.nodes, paths)?, ..ContainerEdits::default() };
+    for device in devices {
+        let edits = of_devices(&[device], files, paths)?;
         for name in device.names() {
             spec.devices.push(named(name, edits.clone())?);
         }
     }
-    let whole: Vec<&Device> = devices().filter(|device| device.kind != Kind::Share).collect();
-    if !whole.is_empty() {
-        spec.devices.push(named(ALL, all(&whole, paths)?)?);
+    if !all.is_empty() {
+        spec.devices.push(named(ALL, of_devices(all, files, paths)?)?);
     }
     spec.devices.sort_by(|a, b| a.name.cmp(&b.name));
-    spec.container_edits = common(plan, files, paths)?;
+    spec.container_edits = common.clone();
     spec.cdi_version = cdi::minimum_version(&spec).to_string();
     cdi::validate(&spec).context("the spec is not valid, which is a bug of divvy's")?;
     Ok(spec)
@@ -62,16 +98,33 @@ fn named(name: &str, container_edits: ContainerEdits) -> Result<cdi::Device> {
     Ok(cdi::Device { name: name.parse()?, annotations: BTreeMap::new(), container_edits })
 }
 
-/// The union of the devices' nodes: MIG devices of one GPU share its node, and compute instances their GPU
-/// instance's capability. Never a share: who asks for everything asks for whole devices.
-fn all(devices: &[&Device], paths: &Paths<'_>) -> Result<ContainerEdits> {
+/// What one device brings, or several together: MIG devices of one GPU share its node, and compute instances their GPU
+/// instance's capability. Sockets of the driver's daemons go with whole GPUs: a share has no business with the
+/// persistence mode of a GPU that others use too.
+fn of_devices(devices: &[&Device], files: &DriverFiles, paths: &Paths<'_>) -> Result<ContainerEdits> {
     let mut union: Vec<PlannedNode> = Vec::new();
-    for node in devices.iter().flat_map(|device| &device.nodes) {
+    for node in devices.iter().flat_map(|device| device.nodes.iter().chain(&device.dri_nodes)) {
         if !union.contains(node) {
             union.push(node.clone());
         }
     }
-    Ok(ContainerEdits { device_nodes: nodes(&union, paths)?, ..ContainerEdits::default() })
+    let has_gpu = devices.iter().any(|device| device.kind == Kind::Gpu);
+    let sockets = files.sockets.iter().filter(|_| has_gpu);
+    Ok(ContainerEdits {
+        device_nodes: nodes(&union, paths)?,
+        mounts: sockets.map(|socket| mount(socket, &SOCKET_OPTIONS, paths)).collect::<Result<_>>()?,
+        additional_gids: groups(&union),
+        ..ContainerEdits::default()
+    })
+}
+
+/// The groups without which a user in the container could not open these nodes.
+fn groups(nodes: &[PlannedNode]) -> Vec<u32> {
+    let is_closed = |node: &&PlannedNode| node.gid != 0 && node.mode & 0o006 != 0o006;
+    let mut groups: Vec<u32> = nodes.iter().filter(is_closed).map(|node| node.gid).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
 }
 
 /// Path, type, mode and `rw`, never major and minor: the engine reads the live node, Podman and containerd at each
@@ -85,6 +138,7 @@ fn nodes(planned: &[PlannedNode], paths: &Paths<'_>) -> Result<Vec<DeviceNode>> 
             host_path: (on_host != node.path).then(|| text(&on_host)).transpose()?,
             r#type: Some("c".into()),
             file_mode: Some(node.mode),
+            gid: Some(node.gid).filter(|gid| *gid != 0),
             permissions: Some("rw".into()),
             ..DeviceNode::default()
         })
@@ -97,36 +151,78 @@ fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-fn common(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<ContainerEdits> {
-    let libraries = files.libraries.iter().map(|library| (&library.path, &library.path));
-    let others = files.files.iter().map(|file| (&file.path, &file.real_path));
-    let mount = |(path, real): (&PathBuf, &PathBuf)| {
-        Ok(Mount {
-            host_path: text(&join_root(paths.driver_root, real))?,
-            container_path: text(path)?,
-            // crun crashes on a mount without a type in a pod's user namespace (containers/crun#1948).
-            r#type: Some("bind".into()),
-            options: MOUNT_OPTIONS.map(str::to_owned).to_vec(),
-        })
+/// A file of the driver in the container.
+fn mount(file: &DriverFile, options: &[&str], paths: &Paths<'_>) -> Result<Mount> {
+    Ok(Mount {
+        host_path: text(&join_root(paths.driver_root, &file.real_path))?,
+        container_path: text(&file.path)?,
+        // crun crashes on a mount without a type in a pod's user namespace (containers/crun#1948).
+        r#type: Some("bind".into()),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+    })
+}
+
+/// What every container with a device of one spec gets.
+fn common(purpose: Purpose, plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<ContainerEdits> {
+    let wanted = |of: Purpose| of == Purpose::Compute || of == purpose;
+    let libraries: Vec<&DriverLibrary> =
+        files.libraries.iter().filter(|library| wanted(library.purpose)).collect();
+    let as_file = |library: &DriverLibrary| DriverFile {
+        path: library.path.clone(),
+        real_path: library.path.clone(),
+        purpose: library.purpose,
     };
+    let mounted = libraries.iter().map(|library| as_file(library));
+    let mounted = mounted.chain(files.files.iter().filter(|file| wanted(file.purpose)).cloned());
+    let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
+    let by_path = if purpose == Purpose::Graphics { by_path(plan) } else { Vec::new() };
     Ok(ContainerEdits {
         // A default runtime of NVIDIA's then adds nothing of its own.
         env: vec!["NVIDIA_VISIBLE_DEVICES=void".into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
-        mounts: libraries.chain(others).map(mount).collect::<Result<_>>()?,
-        hooks: vec![create_container_hook(plan, files, paths)?],
+        mounts: mounted.map(|file| mount(&file, &MOUNT_OPTIONS, paths)).collect::<Result<_>>()?,
+        hooks: vec![create_container_hook(plan, &libraries, &links, &by_path, paths)?],
+        additional_gids: groups(&plan.control_nodes),
         ..ContainerEdits::default()
     })
 }
 
+/// /dev/dri/by-path/pci-0000:1b:00.0-card and the like, of every GPU in the spec: in a container the hook makes those
+/// whose node is there.
+fn by_path(plan: &Plan) -> Vec<(String, PathBuf)> {
+    let mut links: Vec<(String, PathBuf)> = Vec::new();
+    for device in plan.devices.iter().filter(|device| device.graphics) {
+        let Some(address) = &device.pci_address else { continue };
+        for node in &device.dri_nodes {
+            let Some(name) = node.path.file_name().and_then(|name| name.to_str()) else { continue };
+            let kind = if name.starts_with("card") { "card" } else { "render" };
+            let link = PathBuf::from(format!("/dev/dri/by-path/pci-{address}-{kind}"));
+            if links.iter().all(|(_, path)| *path != link) {
+                links.push((format!("../{name}"), link));
+            }
+        }
+    }
+    links
+}
+
 /// The one spec-level hook. Its environment must not be empty: a runtime may hand the image's environment to a
 /// hook without one (CVE-2025-23266).
-fn create_container_hook(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Hook> {
+fn create_container_hook(
+    plan: &Plan,
+    libraries: &[&DriverLibrary],
+    links: &[&DriverLink],
+    by_path: &[(String, PathBuf)],
+    paths: &Paths<'_>,
+) -> Result<Hook> {
     let name = paths.hook.file_name().context("the hook's path has no file name")?;
-    let library = |library: &DriverLibrary| Library::new(&library.path, &library.soname);
+    let library = |library: &&DriverLibrary| Library::new(&library.path, &library.soname);
     let request = CreateContainer {
-        libraries: files.libraries.iter().map(library).collect::<Result<_, _>>()?,
-        links: files.libraries.iter().filter_map(development_link).collect::<Result<_, _>>()?,
+        libraries: libraries.iter().map(library).collect::<Result<_, _>>()?,
+        links: links.iter().map(|link| Link::new(&link.target, &link.path)).collect::<Result<_, _>>()?,
+        device_links: by_path
+            .iter()
+            .map(|(target, path)| Link::new(target, path))
+            .collect::<Result<_, _>>()?,
         generation: Some(plan.generation.clone()),
     };
     Ok(Hook {
@@ -136,10 +232,4 @@ fn create_container_hook(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) ->
         env: vec!["PATH=/usr/sbin:/usr/bin".into()],
         timeout: None,
     })
-}
-
-/// `libcuda.so` -> `libcuda.so.1`, for what is compiled or loaded by the plain name.
-fn development_link(library: &DriverLibrary) -> Option<Result<Link, hooks::args::Error>> {
-    let name = library.development_link.as_ref()?;
-    Some(Link::new(&library.soname, library.path.with_file_name(name)))
 }

@@ -47,8 +47,13 @@ fn golden_tables() {
 
 #[test]
 fn the_driver_root_prefixes_host_paths_only() {
-    let (_, json, _) =
-        run(&mut divvy(&["generate", LAB, HOOK, "--driver-root=/run/driver", "--dev-root=/other"]));
+    let (_, json, _) = run(&mut divvy(&[
+        "generate",
+        "--host=sim:h100x8",
+        HOOK,
+        "--driver-root=/run/driver",
+        "--dev-root=/other",
+    ]));
     let spec: serde_json::Value = serde_json::from_str(&json).unwrap();
     let mount = &spec["containerEdits"]["mounts"][0];
     assert_eq!(
@@ -60,6 +65,13 @@ fn the_driver_root_prefixes_host_paths_only() {
         (node["path"].as_str(), node["hostPath"].as_str()),
         (Some("/dev/nvidia0"), Some("/other/dev/nvidia0"))
     );
+    let dri = &spec["devices"][0]["containerEdits"]["deviceNodes"][2];
+    assert_eq!(
+        (dri["path"].as_str(), dri["hostPath"].as_str()),
+        (Some("/dev/dri/renderD128"), Some("/other/dev/dri/renderD128"))
+    );
+    assert!(json.contains("\"/run/driver/lib/firmware/nvidia/580.95.05/gsp_ga10x.bin\""));
+    assert!(json.contains("--device-link=../renderD128=/dev/dri/by-path/pci-0000:1b:00.0-render\""));
     assert!(!json.contains("=/run/driver/usr/lib"), "the hook works on paths in the container");
 }
 
@@ -68,13 +80,13 @@ fn a_spec_file_is_written_whole_and_readable() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("cdi/divvy.json");
     let output = format!("--output={}", file.display());
-    let (status, said, errors) = run(&mut divvy(&["generate", LAB, HOOK, &output]));
+    let (status, said, errors) = run(&mut divvy(&["generate", "--host=sim:l4", HOOK, &output]));
     assert_eq!((status, errors.as_str()), (0, ""));
-    assert_eq!(said, format!("wrote {}: 7 GPUs, 4 MIG devices\n", file.display()));
+    assert_eq!(said, format!("wrote {}: 1 GPU\n", file.display()));
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
     assert_eq!(fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o7777, 0o755);
-    let (_, said, _) = run(&mut divvy(&["generate", LAB, HOOK, &output]));
-    assert_eq!(said, format!("unchanged: {}: 7 GPUs, 4 MIG devices\n", file.display()));
+    let (_, said, _) = run(&mut divvy(&["generate", "--host=sim:l4", HOOK, &output]));
+    assert_eq!(said, format!("unchanged: {}: 1 GPU\n", file.display()));
     assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "something was left behind");
 }
 

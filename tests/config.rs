@@ -109,7 +109,10 @@ fn share_writes_what_it_shows() {
         share(&["2", "--replicas=4", LAB]),
         (0, "DIR/config.toml says so already\n".into(), String::new())
     );
-    assert_eq!(place.generate(LAB).1, "wrote DIR/cdi/divvy.json: 6 GPUs, 4 MIG devices, 4 shares\n");
+    assert_eq!(
+        place.generate(LAB).1,
+        "wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 4 shares\n"
+    );
     // A GPU in front of it takes the first numbers, and that is told.
     let (_, out, errors) = share(&["1", "--replicas=2", LAB]);
     assert!(out.ends_with("1: shared-0 to shared-1\n"), "{out}");
@@ -262,7 +265,10 @@ fn share_is_not_stopped_by_what_was_wrong_before() {
     let (status, out, errors) = place.run(&["share", "NVIDIA A100*", "--none", LAB]);
     assert_eq!(status, 0, "{errors}");
     assert!(out.ends_with("NVIDIA A100*: whole\n"), "{out}");
-    assert_eq!(place.generate(LAB).1, "wrote DIR/cdi/divvy.json: 7 GPUs, 4 shares\n");
+    assert_eq!(
+        place.generate(LAB).1,
+        "wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute.json: 7 GPUs, 4 shares\n"
+    );
 }
 
 /// A resource of NVIDIA's is of one sort of device, whatever its list says.

@@ -71,8 +71,13 @@ fn plan_and_specs_are_of_one_generation() {
 fn a_side_kind_that_is_gone_is_removed_and_nothing_else() {
     let place = Place::with("mig_strategy = \"mixed\"\n");
     assert_eq!(place.generate(LAB).0, 0);
-    let kinds =
-        ["divvy-mig-1c.2g.10gb.json", "divvy-mig-1g.5gb.json", "divvy-mig-4g.20gb.json", "divvy.json"];
+    let kinds = [
+        "divvy+compute.json",
+        "divvy-mig-1c.2g.10gb.json",
+        "divvy-mig-1g.5gb.json",
+        "divvy-mig-4g.20gb.json",
+        "divvy.json",
+    ];
     assert_eq!(place.specs(), kinds);
     assert_eq!(
         names(&place.json("cdi/divvy-mig-1c.2g.10gb.json")),
@@ -95,9 +100,12 @@ fn a_side_kind_that_is_gone_is_removed_and_nothing_else() {
     assert_eq!(
         said,
         "removed DIR/cdi/divvy-mig-1c.2g.10gb.json, removed DIR/cdi/divvy-mig-1g.5gb.json, \
-         removed DIR/cdi/divvy-mig-4g.20gb.json, wrote DIR/cdi/divvy.json: 7 GPUs, 4 MIG devices\n"
+         removed DIR/cdi/divvy-mig-4g.20gb.json, wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute.json: 7 GPUs, 4 MIG devices\n"
     );
-    assert_eq!(place.specs(), ["divvy-link.json", "divvy-mine.json", "divvy-notes.json", "divvy.json"]);
+    assert_eq!(
+        place.specs(),
+        ["divvy+compute.json", "divvy-link.json", "divvy-mine.json", "divvy-notes.json", "divvy.json"]
+    );
 }
 
 /// The plan before is what a later one keeps to.

@@ -20,4 +20,4 @@ pub use model::{ContainerEdits, Device, DeviceNode, Hook, HookName, Mount, Parse
 pub use name::{DeviceName, Kind, NameError, NamePart};
 pub use validate::{InvalidSpec, Problem, Violation, validate};
 pub use version::{Version, VersionError, minimum_version};
-pub use write::{WriteError, Written, write};
+pub use write::{Prepared, WriteError, Written, prepare, write};

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
+use tempfile::NamedTempFile;
 use thiserror::Error;
 
 /// Engines, rootless ones too, must be able to read what was written.
@@ -155,21 +156,68 @@ impl WriteError {
 /// # Errors
 /// See [`WriteError`]. The old file is untouched and no temporary file stays.
 pub fn write(path: &Path, contents: &[u8]) -> Result<Written, WriteError> {
+    prepare(path, contents)?.commit()
+}
+
+/// Does all of [`write()`] that can fail for want of room or rights, and leaves the old file as it is until
+/// [`Prepared::commit`]: several files can be prepared before the first of them changes.
+///
+/// # Errors
+/// See [`WriteError`]. The old file is untouched and no temporary file stays.
+pub fn prepare(path: &Path, contents: &[u8]) -> Result<Prepared, WriteError> {
     let file_name = spec_file_name(path)?;
     let directory_path = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let directory = open_directory(directory_path)?;
-    let _lock = Lock::take(directory_path, file_name, LOCK_TIMEOUT)?;
+    let lock = Lock::take(directory_path, file_name, LOCK_TIMEOUT)?;
 
     let written = compare(path, contents)?;
     remove_stale(directory_path, file_name)?;
-    if written != Written::Unchanged {
-        replace(path, directory_path, file_name, contents)?;
-        directory.sync_all().map_err(|source| WriteError::SyncDirectory { path: path.to_owned(), source })?;
+    let temporary = match written {
+        Written::Unchanged => None,
+        _ => Some(temporary(path, directory_path, file_name, contents)?),
+    };
+    Ok(Prepared { path: path.to_owned(), written, temporary, directory, _lock: lock })
+}
+
+/// A spec file that only has to be put in its place. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Prepared {
+    path: PathBuf,
+    written: Written,
+    /// None where the file in place is the same.
+    temporary: Option<NamedTempFile>,
+    directory: File,
+    _lock: Lock,
+}
+
+impl Prepared {
+    /// What the commit will do.
+    pub fn will(&self) -> Written {
+        self.written
     }
-    Ok(written)
+
+    /// Where the file goes.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the file in its place, in one step for every reader, and makes it safe on disk.
+    ///
+    /// # Errors
+    /// [`WriteError::Rename`]; [`WriteError::SyncDirectory`].
+    pub fn commit(self) -> Result<Written, WriteError> {
+        let Self { path, written, temporary, directory, _lock } = self;
+        if let Some(temporary) = temporary {
+            if let Err(error) = temporary.persist(&path) {
+                return Err(WriteError::Rename { path, source: error.error });
+            }
+            directory.sync_all().map_err(|source| WriteError::SyncDirectory { path, source })?;
+        }
+        Ok(written)
+    }
 }
 
 fn spec_file_name(path: &Path) -> Result<&OsStr, WriteError> {
@@ -335,7 +383,12 @@ fn remove_stale(directory: &Path, file_name: &OsStr) -> Result<(), WriteError> {
     Ok(())
 }
 
-fn replace(path: &Path, directory: &Path, file_name: &OsStr, contents: &[u8]) -> Result<(), WriteError> {
+fn temporary(
+    path: &Path,
+    directory: &Path,
+    file_name: &OsStr,
+    contents: &[u8],
+) -> Result<NamedTempFile, WriteError> {
     let failed = |source| WriteError::Write { path: path.to_owned(), source };
     // Dropped on any error below, it removes itself.
     let mut temporary = tempfile::Builder::new()
@@ -347,10 +400,7 @@ fn replace(path: &Path, directory: &Path, file_name: &OsStr, contents: &[u8]) ->
     file.write_all(contents).map_err(failed)?;
     file.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(failed)?;
     file.sync_all().map_err(failed)?;
-    match temporary.persist(path) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(WriteError::Rename { path: path.to_owned(), source: error.error }),
-    }
+    Ok(temporary)
 }
 
 #[cfg(test)]

@@ -45,6 +45,12 @@ pub enum Error {
         /// The character.
         character: char,
     },
+    /// A device link somewhere else.
+    #[error("{path:?} is not below /dev")]
+    NotADevice {
+        /// What was given.
+        path: PathBuf,
+    },
     /// A link without `=`.
     #[error("{word:?} is not of the form TARGET=PATH")]
     Form {
@@ -78,6 +84,9 @@ pub struct CreateContainer {
     /// A further symbolic link to make in the container
     #[arg(long = "link", value_name = "TARGET=PATH")]
     pub links: Vec<Link>,
+    /// A link below /dev, to be made where the device that it names is there
+    #[arg(long = "device-link", value_name = "TARGET=PATH", value_parser = device_link)]
+    pub device_links: Vec<Link>,
     /// The plan that the spec was made from; this phase needs nothing of it
     #[arg(long, value_name = "ID")]
     pub generation: Option<String>,
@@ -120,11 +129,13 @@ impl CreateContainer {
     pub fn to_args(&self) -> Vec<String> {
         let libraries = self.libraries.iter().map(|library| format!("--library={library}"));
         let links = self.links.iter().map(|link| format!("--link={link}"));
+        let device_links = self.device_links.iter().map(|link| format!("--device-link={link}"));
         let generation = self.generation.iter().map(|id| format!("--generation={id}"));
         std::iter::once("create-container".to_owned())
             .chain(generation)
             .chain(libraries)
             .chain(links)
+            .chain(device_links)
             .collect()
     }
 }
@@ -205,6 +216,15 @@ impl FromStr for Link {
     }
 }
 
+/// A link whose place is below /dev. Its target is looked up from there, so it says where it goes.
+fn device_link(word: &str) -> Result<Link, Error> {
+    let link: Link = word.parse()?;
+    match link.path.strip_prefix("/dev") {
+        Ok(below) if !below.as_os_str().is_empty() => Ok(link),
+        _ => Err(Error::NotADevice { path: link.path }),
+    }
+}
+
 /// Refuses a path that is not absolute, not UTF-8, or could mean another place than it says; gives its last name.
 fn plain_path(path: &Path) -> Result<&str, Error> {
     let text = path
@@ -262,9 +282,9 @@ mod tests {
             ],
             links: vec![
                 Link::new("libcuda.so.1", format!("{DIR}/libcuda.so")).unwrap(),
-                Link::new("../card0", "/dev/dri/by-path/pci-0=card").unwrap(),
                 Link::new("-odd", "/a").unwrap(),
             ],
+            device_links: vec![Link::new("../card0", "/dev/dri/by-path/pci-0=card").unwrap()],
             generation: Some("00ff00ff00ff00ff".into()),
         };
         let words = request.to_args();
@@ -278,8 +298,8 @@ mod tests {
                 "--library=/opt/a=b c/libx.so",
                 "--library=/opt/a=b/liby.so.1.2=liby.so.1",
                 "--link=libcuda.so.1=/usr/lib/x86_64-linux-gnu/libcuda.so",
-                "--link=../card0=/dev/dri/by-path/pci-0=card",
                 "--link=-odd=/a",
+                "--device-link=../card0=/dev/dri/by-path/pci-0=card",
             ]
         );
         assert_eq!(parse(&words), request);

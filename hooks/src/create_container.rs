@@ -6,12 +6,13 @@
 //! engines drop when the container starts; any other failure stops the container's start, since a
 //! program that finds half a driver fails later and in stranger ways. It talks to no daemon.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::args::{CreateContainer, Library};
+use crate::args::{CreateContainer, Library, Link};
 use crate::ldcache::{self, Cache, Entry};
 use crate::rootfs::{self, Change, Root};
 
@@ -22,6 +23,8 @@ const CONFIG_PART: &str = "/etc/ld.so.conf.d/00-divvy.conf";
 const CONFIG_INCLUDE: &[u8] = b"include /etc/ld.so.conf.d/*.conf\n";
 /// Far more than our own file can come to, in bytes.
 const CONFIG_LIMIT: usize = 1 << 20;
+/// More directories than two specs bring.
+const CONFIG_LINES: usize = 64;
 
 #[cfg(target_arch = "x86_64")]
 const GLIBC_LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -88,6 +91,13 @@ pub enum Note {
         /// Why it is unusable.
         why: String,
     },
+    /// A link for a device could not be made. Programs find the device by its own name.
+    DeviceLink {
+        /// The link, in the container.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The image has musl's loader and not glibc's, which knows neither cache nor configuration of this form.
     Musl,
 }
@@ -100,6 +110,7 @@ impl fmt::Display for Note {
                 write!(f, "left {path:?} alone: a volume is mounted at or above it")
             }
             Self::CacheReplaced { why } => write!(f, "replaced {CACHE:?} of the image: {why}"),
+            Self::DeviceLink { path, why } => write!(f, "cannot link {path:?}: {why}"),
             Self::Musl => write!(f, "the image's loader is musl's, so there is no library cache to write"),
         }
     }
@@ -120,6 +131,7 @@ pub fn run(root: &Root, request: &CreateContainer) -> Result<Report, Error> {
     for link in &request.links {
         pass.link(&link.target, &link.path)?;
     }
+    pass.device_links(&request.device_links);
     let loads_by_cache =
         pass.loads_by_cache().map_err(|source| Error::Loader { path: CACHE.into(), source })?;
     if !loads_by_cache {
@@ -166,6 +178,32 @@ impl Pass<'_> {
             Err(source) => return Err(Error::Link { path: path.to_owned(), source }),
         }
         Ok(true)
+    }
+
+    /// Links to devices that this container has. Nothing in a start depends on one.
+    fn device_links(&mut self, links: &[Link]) {
+        let is_there = |link: &&Link| {
+            let found = self.root.is_device(&destination(link));
+            found.unwrap_or(false)
+        };
+        let wanted: Vec<&Link> = links.iter().filter(is_there).collect();
+        let Some(first) = wanted.first() else { return };
+        let devices = match self.root.devices() {
+            Ok(devices) => devices,
+            Err(error) => return self.no_device_link(&first.path, &error),
+        };
+        for link in wanted {
+            let below = link.path.strip_prefix("/dev").unwrap_or(&link.path);
+            match devices.symlink(&link.target, &Path::new("/").join(below)) {
+                Ok(Change::Made) => self.report.written.push(link.path.clone()),
+                Ok(Change::Unchanged) => {}
+                Err(error) => self.no_device_link(&link.path, &error),
+            }
+        }
+    }
+
+    fn no_device_link(&mut self, path: &Path, error: &rootfs::Error) {
+        self.report.notes.push(Note::DeviceLink { path: path.to_owned(), why: error.to_string() });
     }
 
     fn loads_by_cache(&self) -> Result<bool, rootfs::Error> {
@@ -222,21 +260,20 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Keeps the directories of an earlier run: a container may have devices of two specs, and each has a run.
     fn config_part(&mut self, request: &CreateContainer) -> Result<(), rootfs::Error> {
-        let mut directories: Vec<&Path> = Vec::new();
-        for library in &request.libraries {
-            if !directories.contains(&library.directory()) {
-                directories.push(library.directory());
-            }
-        }
-        let lines: String =
-            directories.iter().map(|directory| format!("{}\n", directory.display())).collect();
         let path = Path::new(CONFIG_PART);
         let present = match self.root.read(path, CONFIG_LIMIT) {
             Ok(present) => present.unwrap_or_default(),
             Err(rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. }) => Vec::new(),
             Err(error) => return Err(error),
         };
+        let earlier = String::from_utf8(present.clone()).unwrap_or_default();
+        let earlier = earlier.lines().filter(|line| line.starts_with('/')).take(CONFIG_LINES);
+        let mut directories: BTreeSet<&Path> = earlier.map(Path::new).collect();
+        directories.extend(request.libraries.iter().map(Library::directory));
+        let lines: String =
+            directories.iter().map(|directory| format!("{}\n", directory.display())).collect();
         self.put(path, &present, lines.as_bytes())
     }
 
@@ -253,6 +290,20 @@ impl Pass<'_> {
         }
         Ok(())
     }
+}
+
+/// Where a link leads, by the names alone: its directory need not be there yet.
+fn destination(link: &Link) -> PathBuf {
+    let mut path = link.path.parent().unwrap_or(Path::new("/")).to_owned();
+    for part in Path::new(&link.target).components() {
+        match part {
+            Component::ParentDir => {
+                path.pop();
+            }
+            part => path.push(part),
+        }
+    }
+    path
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! [`Error::ForeignMount`]. A name is always looked up in the handle of its directory, never by a path from outside.
 //! What NVIDIA's hooks taught: CVE-2024-0134, CVE-2025-23267 (links followed out of the root).
 
+mod dev;
 mod write;
 
 use std::ffi::OsStr;

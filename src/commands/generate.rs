@@ -102,13 +102,17 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     Ok(if plan.problems.is_empty() { Status::Done } else { Status::Incomplete })
 }
 
-fn render(specs: &[cdi::Spec], format: SpecFormat, output: &Output) -> Result<Vec<SpecFile>> {
-    let render = |spec: &cdi::Spec| {
+fn render(specs: &[spec::Built], format: SpecFormat, output: &Output) -> Result<Vec<SpecFile>> {
+    let render = |spec::Built { spec, part }: &spec::Built| {
         let text = match format {
             SpecFormat::Json => spec.to_json(),
             SpecFormat::Yaml => yaml(spec)?,
         };
-        Ok(SpecFile { kind: spec.kind.to_string(), path: spec_file(output.path(), spec.kind.class()), text })
+        Ok(SpecFile {
+            kind: spec.kind.to_string(),
+            path: spec_file(output.path(), spec.kind.class(), *part),
+            text,
+        })
     };
     specs.iter().map(render).collect()
 }

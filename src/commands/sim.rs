@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{lchown, symlink};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nix::sys::stat::{Mode, SFlag, mknod, umask};
 
 use super::new_directory::{NewDirectory, make_parents, write_file};
 use super::{STDOUT, no_such_host};
@@ -53,7 +54,15 @@ fn lay_out_entry(entry: &Entry, path: &Path) -> io::Result<()> {
         Entry::Link(target) => symlink(target, path),
         Entry::Node(node) => {
             let (parent, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
-            make_node(fs::File::open(parent)?, Path::new(name), node)
+            make_node(fs::File::open(parent)?, Path::new(name), node)?;
+            lchown(path, None, Some(node.gid))
+        }
+        Entry::Socket => {
+            // Not bind(2), which takes no path of more than 108 bytes. Nobody would listen either way.
+            let before = umask(Mode::empty());
+            let made = mknod(path, SFlag::S_IFSOCK, Mode::from_bits_truncate(0o666), 0);
+            umask(before);
+            Ok(made?)
         }
     }
 }

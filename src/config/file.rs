@@ -48,7 +48,7 @@ struct RawGpu {
     rename: Option<bool>,
     exclusive: Option<Spanned<bool>>,
     whole: Option<Spanned<bool>>,
-    graphics: Option<Spanned<bool>>,
+    graphics: Option<bool>,
     share: Option<Vec<Spanned<RawShare>>>,
 }
 
@@ -237,6 +237,7 @@ impl Source<'_> {
             shares,
             overcommit: gpu.overcommit.unwrap_or(false),
             class: gpu.rename.unwrap_or(false).then(|| RENAMED.to_owned()),
+            graphics: gpu.graphics,
         })
     }
 
@@ -249,7 +250,6 @@ impl Source<'_> {
         for (key, set, why) in [
             ("exclusive", &gpu.exclusive, "this version of divvy has no leases"),
             ("whole", &gpu.whole, "this version of divvy has no leases"),
-            ("graphics", &gpu.graphics, "this version of divvy gives no /dev/dri nodes"),
         ] {
             if let Some(set) = set.as_ref().filter(|set| *set.get_ref()) {
                 return Err(self.not_yet(set, &format!("{key} = true"), why));

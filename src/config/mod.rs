@@ -58,6 +58,8 @@ pub struct Rule {
     pub overcommit: bool,
     /// CDI class of the shares if not `gpu`.
     pub class: Option<String>,
+    /// Whether containers get what draws; none: whole GPUs do, shares do not.
+    pub graphics: Option<bool>,
 }
 
 /// One entry of a match list.

@@ -193,10 +193,6 @@ fn what_comes_later_is_refused_and_not_ignored() {
             "c.toml:4:9: whole = true is not enforced yet: this version of divvy has no leases",
         ),
         (
-            rule("graphics = true"),
-            "c.toml:4:12: graphics = true is not enforced yet: this version of divvy gives no /dev/dri nodes",
-        ),
-        (
             rule("require = \"kernel\""),
             "c.toml:4:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
         ),

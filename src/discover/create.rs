@@ -20,12 +20,12 @@ use crate::failure::Failure;
 pub fn missing_nodes(host: &mut Host, dev_root: &Path) -> Result<Vec<String>> {
     let mut made = Vec::new();
     for node in host.nodes_mut() {
-        let Some(major) = node.major else { continue };
+        let (Some(major), Some(mode)) = (node.major, node.create_mode) else { continue };
         if node.found != Found::Missing {
             continue;
         }
         let path = join_root(dev_root, &node.path);
-        let wanted = Node { major, minor: node.minor, mode: node.create_mode };
+        let wanted = Node { major, minor: node.minor, mode, gid: 0 };
         match make_below_dev(dev_root, &node.path, &wanted) {
             Ok(()) => made.push(format!("{} ({major}:{})", path.display(), node.minor)),
             // Another process was first: two compute instances share a node, or two runs overlap.

@@ -30,6 +30,14 @@ pub struct Node {
     pub minor: u32,
     /// Permission bits.
     pub mode: u32,
+    /// Group that owns it. Records of before it was noted have none.
+    #[serde(default, skip_serializing_if = "is_root")]
+    pub gid: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_root(gid: &u32) -> bool {
+    *gid == 0
 }
 
 /// Reads of one host. Paths are absolute; those of driver files and device nodes are without the driver root
@@ -170,6 +178,7 @@ pub fn node_at(path: &Path) -> io::Result<Node> {
         major: device_part(nix::sys::stat::major(number)),
         minor: device_part(nix::sys::stat::minor(number)),
         mode: metadata.permissions().mode() & 0o7777,
+        gid: metadata.gid(),
     })
 }
 

@@ -44,7 +44,7 @@ impl Host {
                 Capability::Node(node) => Some(node),
                 Capability::Unlisted { .. } => None,
             });
-            gpu.node.iter_mut().chain(capabilities)
+            gpu.node.iter_mut().chain(&mut gpu.dri_nodes).chain(capabilities)
         });
         control.chain(gpus)
     }
@@ -93,6 +93,8 @@ pub struct Gpu {
     pub mig_failed: Vec<FailedMigDevice>,
     /// /dev/nvidia<minor>; none where the minor is unknown.
     pub node: Option<DeviceNode>,
+    /// /dev/dri/card<N> and /dev/dri/renderD<N>, as sysfs lists them for its PCI address.
+    pub dri_nodes: Vec<DeviceNode>,
 }
 
 /// MIG mode of a GPU.
@@ -162,9 +164,9 @@ pub struct DeviceNode {
     pub orphan: bool,
     /// Minor number.
     pub minor: u32,
-    /// Permission bits for a node that has to be made.
+    /// Permission bits for a node that has to be made; none where that is udev's part.
     #[serde(skip)]
-    pub create_mode: u32,
+    pub create_mode: Option<u32>,
     /// What is there.
     pub found: Found,
 }
@@ -173,8 +175,13 @@ pub struct DeviceNode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Found {
-    /// The node, with these permission bits.
-    Present(u32),
+    /// The node, with these permission bits and this group.
+    Present {
+        /// Permission bits.
+        mode: u32,
+        /// Group id.
+        gid: u32,
+    },
     /// Nothing.
     Missing,
     /// Something else, in words.
@@ -187,7 +194,7 @@ impl DeviceNode {
         match answer {
             Ok(_) if self.orphan => Found::Wrong("its driver is not in /proc/devices".into()),
             Ok(node) if self.major.is_none_or(|major| major == node.major) && node.minor == self.minor => {
-                Found::Present(node.mode)
+                Found::Present { mode: node.mode, gid: node.gid }
             }
             Ok(node) => Found::Wrong(format!(
                 "it is device {}:{}, the driver has {}:{}",
@@ -219,10 +226,23 @@ pub struct ControlNode {
 pub struct DriverFiles {
     /// Shared libraries.
     pub libraries: Vec<DriverLibrary>,
-    /// Programs and data, mounted where they lie.
+    /// Programs and data, mounted where programs look for them.
     pub files: Vec<DriverFile>,
+    /// Links that programs look for, besides SONAMEs.
+    pub links: Vec<DriverLink>,
+    /// Sockets of the driver's daemons, where they run.
+    pub sockets: Vec<DriverFile>,
     /// Libraries by name that cannot be read as such, and why.
     pub broken: Vec<(PathBuf, String)>,
+}
+
+/// Who needs a file of the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Every container with a device: CUDA, OpenCL, video, `nvidia-smi`.
+    Compute,
+    /// One that draws: OpenGL, Vulkan, EGL, X11, OptiX.
+    Graphics,
 }
 
 /// One shared library of the driver.
@@ -232,8 +252,8 @@ pub struct DriverLibrary {
     pub path: PathBuf,
     /// DT_SONAME, or the file's name where it has none.
     pub soname: String,
-    /// The development link beside it (`libcuda.so`) where the host has one.
-    pub development_link: Option<String>,
+    /// Who needs it.
+    pub purpose: Purpose,
 }
 
 /// One other file of the driver.
@@ -243,4 +263,17 @@ pub struct DriverFile {
     pub path: PathBuf,
     /// The file itself, links resolved.
     pub real_path: PathBuf,
+    /// Who needs it.
+    pub purpose: Purpose,
+}
+
+/// A link in the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverLink {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says.
+    pub target: String,
+    /// Who needs it.
+    pub purpose: Purpose,
 }

@@ -157,6 +157,8 @@ fn assemble(facts: facts::Facts, files: &dyn Files, output: &Path) -> Result<Hos
 fn assemble_gpu(gpu: facts::GpuFacts, files: &dyn Files, numbers: &Numbers) -> Gpu {
     let pci_address = gpu.pci_address.as_deref().map(sysfs_address);
     let minor = gpu.minor.or_else(|| driver::minor_from_proc(files, pci_address.as_deref()?));
+    let dri_nodes =
+        pci_address.as_deref().map(|address| numbers.dri_nodes(files, address)).unwrap_or_default();
     let mig_mode = match &gpu.mig {
         None => MigMode::Unsupported,
         Some(mig) if mig.enabled => MigMode::Enabled,
@@ -179,6 +181,7 @@ fn assemble_gpu(gpu: facts::GpuFacts, files: &dyn Files, numbers: &Numbers) -> G
         mig_devices,
         mig_failed: mig.failed,
         node: minor.map(|minor| numbers.gpu_node(files, minor)),
+        dri_nodes,
     }
 }
 

@@ -45,7 +45,7 @@ impl Numbers {
     /// /dev/nvidia<minor>
     pub fn gpu_node(&self, files: &dyn Files, minor: u32) -> DeviceNode {
         let path = PathBuf::from(format!("/dev/nvidia{minor}"));
-        self.look(files, path, Some(self.nvidia_major()), minor, self.gpu_mode)
+        self.look(files, path, Some(self.nvidia_major()), minor, Some(self.gpu_mode))
     }
 
     /// The nodes of the driver as a whole, in the order that listings show them.
@@ -65,11 +65,28 @@ impl Numbers {
         ]
         .into_iter()
         .map(|(path, major, minor, required, module)| ControlNode {
-            node: self.look(files, PathBuf::from(path), major, minor, self.gpu_mode),
+            node: self.look(files, PathBuf::from(path), major, minor, Some(self.gpu_mode)),
             required,
             module,
         })
         .collect()
+    }
+
+    /// The DRM devices of the GPU at this PCI address: the card and the render node, numbered by the kernel in the order
+    /// that drivers come.
+    pub fn dri_nodes(&self, files: &dyn Files, pci_address: &str) -> Vec<DeviceNode> {
+        let dir = PathBuf::from(format!("/sys/bus/pci/devices/{pci_address}/drm"));
+        let names = files.names(&dir).unwrap_or_default();
+        let is_node = |name: &&String| {
+            let number = name.strip_prefix("card").or_else(|| name.strip_prefix("renderD"));
+            number.is_some_and(|number| number.parse::<u16>().is_ok())
+        };
+        let node = |name: &String| {
+            let (major, minor) = parse_dev(&files.text(&dir.join(name).join("dev")).ok()?)?;
+            // udev makes them, and gives them their group.
+            Some(self.look(files, Path::new("/dev/dri").join(name), Some(major), minor, None))
+        };
+        names.iter().filter(is_node).filter_map(node).collect()
     }
 
     fn look(
@@ -78,7 +95,7 @@ impl Numbers {
         path: PathBuf,
         major: Option<u32>,
         minor: u32,
-        create_mode: u32,
+        create_mode: Option<u32>,
     ) -> DeviceNode {
         let host_path = files.node_path(&path);
         let orphan = major.is_none() && !self.majors.is_empty();
@@ -129,11 +146,17 @@ impl Numbers {
                     path,
                     self.major(&["nvidia-caps"]),
                     minor,
-                    mode.unwrap_or(0o444),
+                    Some(mode.unwrap_or(0o444)),
                 ))
             }
         }
     }
+}
+
+/// A device's `dev` file in sysfs: `226:128` (major and minor).
+fn parse_dev(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Character majors by driver name, from /proc/devices (proc(5)).
@@ -180,6 +203,14 @@ fn parse_capability(text: &str) -> CapabilityFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dev_file_gives_both_numbers() {
+        assert_eq!(parse_dev("226:128\n"), Some((226, 128)));
+        for text in ["", "226", "226:", "a:1", "226:-1"] {
+            assert_eq!(parse_dev(text), None, "{text:?}");
+        }
+    }
 
     #[test]
     fn majors_stop_at_block_devices() {

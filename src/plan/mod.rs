@@ -94,6 +94,11 @@ pub struct Device {
     pub mig: Option<MigPart>,
     /// Device nodes of this device alone.
     pub nodes: Vec<PlannedNode>,
+    /// Containers get what draws besides: files for OpenGL, Vulkan, X11, and the nodes in /dev/dri.
+    pub graphics: bool,
+    /// Those nodes, where the GPU has any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dri_nodes: Vec<PlannedNode>,
 }
 
 impl Device {
@@ -151,6 +156,9 @@ pub struct PlannedNode {
     /// Permission bits in the container: those of the host's node.
     #[serde(skip)]
     pub mode: u32,
+    /// Group in the container: that of the host's node.
+    #[serde(skip)]
+    pub gid: u32,
 }
 
 /// Something that had to be left out, or that will keep containers from starting.
@@ -241,7 +249,10 @@ fn plan_units(
             Unit::Gpu(gpu) => Ok(vec![nodes::gpu_node(gpu)?]),
             Unit::Mig(gpu, mig) => nodes::mig_nodes(gpu, mig),
         });
-        let whole = planned.map(|nodes| Device { nodes, classes: classes(unit, config), ..unit.device() });
+        let whole = planned.map(|nodes| {
+            let whole = Device { nodes, classes: classes(unit, config), ..unit.device() };
+            draws(whole, decided, plan)
+        });
         let devices = whole.and_then(|whole| match decided.rule {
             Some(rule) if rule.mode != Mode::Whole => shares::cut(&whole, rule, &order, plan),
             _ => Ok(vec![whole]),
@@ -279,7 +290,24 @@ fn decision(decided: &unit::Decided<'_>, devices: Result<&[Device], &nodes::Left
 }
 
 fn paths(device: &Device) -> String {
-    device.nodes.iter().map(|node| node.path.display().to_string()).collect::<Vec<_>>().join(" ")
+    let nodes = device.nodes.iter().chain(&device.dri_nodes);
+    nodes.map(|node| node.path.display().to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// What draws goes to whole GPUs and MIG devices that are made for it, not to shares, unless the configuration says
+/// otherwise. The nodes in /dev/dri are the GPU's: with a MIG device they go only where its profile includes graphics,
+/// as NVIDIA's generator has it.
+fn draws(whole: Device, decided: &unit::Decided<'_>, plan: &mut Plan) -> Device {
+    let is_made_for_it = match &decided.unit {
+        Unit::Gpu(_) => true,
+        Unit::Mig(_, mig) => mig.profile.as_ref().is_some_and(|profile| profile.contains("gfx")),
+    };
+    let is_cut = decided.rule.is_some_and(|rule| rule.mode != Mode::Whole);
+    let asked = decided.rule.and_then(|rule| rule.graphics);
+    let graphics = asked.unwrap_or(is_made_for_it && !is_cut);
+    let dri_nodes =
+        if graphics && is_made_for_it { nodes::dri_nodes(decided.unit.gpu(), plan) } else { Vec::new() };
+    Device { graphics, dri_nodes, ..whole }
 }
 
 /// The kinds of a whole device's names. Under `mixed` a MIG device is also of the kind that NVIDIA's plugin calls

@@ -44,19 +44,33 @@ pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: 
     }
 }
 
-/// The file for a kind: the output itself for `gpu`, else `divvy-<class>.json` beside it.
-pub fn spec_file(output: &Path, class: &str) -> PathBuf {
-    if class == GPU_CLASS {
-        return output.to_path_buf();
-    }
-    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
-    output.with_file_name(format!("{}-{class}.{}", part(output.file_stem()), part(output.extension())))
+/// Which of a kind's devices a spec file holds. What a spec brings to each of its devices stands in it once, so devices
+/// that get more have a file of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The first of the kind's files, or its only one.
+    Main,
+    /// Devices that get no files for graphics, beside others that do.
+    Compute,
 }
 
-/// Whether a file has the name that `spec_file` gives to the spec of this kind, in JSON or YAML.
+/// The file for a kind: the output itself for `gpu`, else `divvy-<class>.json` beside it; with `+compute` before the
+/// ending for that part. (No class has a `+`.)
+pub fn spec_file(output: &Path, class: &str, part: Part) -> PathBuf {
+    if class == GPU_CLASS && part == Part::Main {
+        return output.to_path_buf();
+    }
+    let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let class = if class == GPU_CLASS { String::new() } else { format!("-{class}") };
+    let part = if part == Part::Main { "" } else { "+compute" };
+    output.with_file_name(format!("{}{class}{part}.{}", text(output.file_stem()), text(output.extension())))
+}
+
+/// Whether a file has a name that `spec_file` gives to specs of this kind, in JSON or YAML.
 pub fn is_spec_file_of(output: &Path, path: &Path, kind: &str) -> bool {
     let class = kind.rsplit('/').next().unwrap_or_default();
-    is_spec_file(path) && path.with_extension("") == spec_file(output, class).with_extension("")
+    let named = |part| path.with_extension("") == spec_file(output, class, part).with_extension("");
+    is_spec_file(path) && (named(Part::Main) || named(Part::Compute))
 }
 
 fn kind_of(class: &str) -> String {

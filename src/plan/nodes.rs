@@ -73,14 +73,30 @@ fn device_node(node: &DeviceNode) -> Result<PlannedNode, LeftOut> {
 /// The node as it goes into the spec; or what is wrong with it, for a sentence that begins with its path.
 fn planned(node: &DeviceNode) -> Result<PlannedNode, String> {
     match &node.found {
-        Found::Present(mode) => Ok(planned_node(node, *mode)),
+        Found::Present { mode, gid } => Ok(planned_node(node, *mode, *gid)),
         Found::Missing => Err("is missing".into()),
         Found::Wrong(what) => Err(format!("cannot be used: {what}")),
     }
 }
 
-fn planned_node(node: &DeviceNode, mode: u32) -> PlannedNode {
-    PlannedNode { path: node.path.clone(), host_path: node.host_path.clone(), mode }
+fn planned_node(node: &DeviceNode, mode: u32, gid: u32) -> PlannedNode {
+    PlannedNode { path: node.path.clone(), host_path: node.host_path.clone(), mode, gid }
+}
+
+/// The GPU's nodes in /dev/dri, those that can be used. CUDA goes without; what is not there is said.
+pub fn dri_nodes(gpu: &Gpu, plan: &mut Plan) -> Vec<PlannedNode> {
+    let mut nodes = Vec::new();
+    for node in &gpu.dri_nodes {
+        match planned(node) {
+            Ok(node) => nodes.push(node),
+            Err(why) => plan.notes.push(format!(
+                "{} of GPU {} {why}; containers with the GPU go without it",
+                node.host_path.display(),
+                gpu.index
+            )),
+        }
+    }
+    nodes
 }
 
 /// What to do about a node that is not as it should be; `load` says how its driver is loaded.
@@ -102,7 +118,7 @@ pub fn plan_control_node(control: &ControlNode, plan: &mut Plan) {
         Ok(node) => plan.control_nodes.push(node),
         Err(why) if control.required => {
             if node.found == Found::Missing {
-                plan.control_nodes.push(planned_node(node, node.create_mode));
+                plan.control_nodes.push(planned_node(node, node.create_mode.unwrap_or(0o666), 0));
             }
             plan.problems.push(Problem {
                 place: None,

@@ -85,6 +85,8 @@ impl<'a> Unit<'a> {
             share: None,
             mig: None,
             nodes: Vec::new(),
+            graphics: false,
+            dri_nodes: Vec::new(),
         };
         let Unit::Mig(_, mig) = self else { return device };
         Device {

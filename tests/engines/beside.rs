@@ -67,10 +67,10 @@ fn same_directory_ours_first(ground: &Ground) {
     assert_eq!(
         shown(ground, "ours; try 1; theirs /run/cdi; try 1; ours; try 1; try shared-0"),
         format!(
-            "wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n1: /dev/nvidia1\n1: unresolvable\n\
+            "wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n1: /dev/nvidia1\n1: unresolvable\n\
              {REACHED} /var/run/cdi/nvidia.yaml\n\
              note: {WITHHELD} /var/run/cdi/nvidia.yaml has them (whole_names = \"auto\")\n\
-             wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}"
+             removed /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}"
         )
     );
 }
@@ -80,7 +80,7 @@ fn other_directory_theirs_first(ground: &Ground) {
         shown(ground, "theirs /etc/cdi; ours; try 1; try shared-0; try 6; try all"),
         format!(
             "{REACHED_ELSEWHERE} /etc/cdi/nvidia.yaml\n\
-             wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}6: /dev/nvidia6\n\
+             wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}6: /dev/nvidia6\n\
              all: /dev/nvidia0 /dev/nvidia1 /dev/nvidia2 /dev/nvidia3 /dev/nvidia4 /dev/nvidia5 /dev/nvidia7\n"
         )
     );
@@ -90,9 +90,9 @@ fn other_directory_ours_first(ground: &Ground) {
     assert_eq!(
         shown(ground, "ours; theirs /etc/cdi; try 1; try shared-0; ours"),
         format!(
-            "wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}\
+            "wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}\
              {REACHED_ELSEWHERE} /etc/cdi/nvidia.yaml\n\
-             unchanged: /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n"
+             unchanged: /var/run/cdi/divvy.json, unchanged: /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n"
         )
     );
 }
@@ -111,7 +111,7 @@ fn refresh_unit(ground: &Ground) {
         format!(
             "note: {WITHHELD} nvidia-cdi-refresh writes them (whole_names = \"auto\")\n\
              wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}\
-             wrote /var/run/cdi/divvy.json: 6 GPUs, 4 MIG devices, 2 shares\n"
+             wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n"
         )
     );
 }

@@ -83,7 +83,7 @@ fn whole_gpu(ground: &Ground, engine: &Engine) {
     let with = container.sh("ls /dev");
     let added: Vec<&str> =
         with.ok().lines().filter(|name| !without.ok().lines().any(|n| n == *name)).collect();
-    assert_eq!(added, ["nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidia1", "nvidiactl"]);
+    assert_eq!(added, ["dri", "nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", "nvidia1", "nvidiactl"]);
     for other in [(195, 0), (195, 2), (242, 30)] {
         assert_denied(ground, engine, "1", other);
     }
@@ -190,7 +190,8 @@ fn mounts_are_read_only(ground: &Ground, engine: &Engine) {
 }
 
 fn is_driver_file(mount_point: &str) -> bool {
-    mount_point.contains("libcuda") || mount_point.contains("nvidia") && !mount_point.starts_with("/dev/")
+    let elsewhere = ["/dev/", "/run/"].iter().any(|dir| mount_point.starts_with(dir));
+    mount_point.contains("libcuda") || mount_point.contains("nvidia") && !elsewhere
 }
 
 /// The user's program finds the driver by its SONAMEs, and where it says it found them lie the host's files.

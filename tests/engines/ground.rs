@@ -198,6 +198,8 @@ fn lay_out(ground: &Ground) -> Result<(), String> {
          install /divvy/divvy /divvy/divvy-hook /usr/bin/
          divvy --quiet sim a100-lab /sim
          cp -a /sim/usr/. /usr/
+         cp -a /sim/lib/. /lib/
+         cp -a /sim/run/. /run/
          cp -a /sim/etc/. /etc/
          cp -a /sim/dev/. /dev/
          ldconfig

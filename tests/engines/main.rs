@@ -4,6 +4,7 @@
 //! - `ground`: the machine with the engines in it, set up once; what is needed and what is missing
 //! - `engine`: the engines, and how a container is started with each
 //! - `containers`: what a container gets and does not get; one function a trial, run on every engine
+//! - `graphics`: what draws
 //! - `hostile`: images and options that aim at the host
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `machine`: `divvy` itself on that machine, without a container
@@ -22,6 +23,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 mod beside;
 mod containers;
 mod engine;
+mod graphics;
 mod ground;
 mod hostile;
 mod machine;
@@ -35,7 +37,7 @@ static SKIPPED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 fn main() -> ExitCode {
     let mut trials = Vec::new();
     for engine in &ENGINES {
-        for (name, trial) in containers::TRIALS.iter().chain(&hostile::TRIALS) {
+        for (name, trial) in containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS) {
             trials.push(on_engine(engine, name, *trial));
         }
         if !engine.user_namespace.is_empty() {

@@ -65,7 +65,7 @@ impl Laid {
         settings: &[(&str, &str)],
     ) -> (i32, String, String) {
         let program = divvy(&[]).get_program().to_owned();
-        let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && exec \"$@\"";
+        let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && mount --bind \"$0/sys/bus\" /sys/bus && exec \"$@\"";
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "sh", "-c", script])

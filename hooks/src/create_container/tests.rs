@@ -53,6 +53,7 @@ fn request() -> CreateContainer {
             Library::new(format!("/{DIR}/libnvidia-x.so.580"), "libnvidia-x.so.580").unwrap(),
         ],
         links: vec![Link::new("libcuda.so.1", format!("/{DIR}/libcuda.so")).unwrap()],
+        device_links: Vec::new(),
         generation: None,
     }
 }

@@ -157,6 +157,7 @@ impl Reader<'_> {
             // 100 replicas of 1 percent round up to more than all.
             overcommit: equal_part,
             class: Some(class).filter(|class| class != "gpu"),
+            graphics: None,
         })
     }
 

@@ -72,7 +72,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// The names that discovery may look for among those in a library or firmware directory.
+/// The names that discovery may look for among those in a directory of libraries, firmware or descriptions.
 fn names_of_driver(names: &[String], version: &str) -> Vec<String> {
     let versioned = |name: &str| names.iter().any(|other| *other == format!("{name}.{version}"));
     let of_driver = |name: &&String| {
@@ -80,7 +80,8 @@ fn names_of_driver(names: &[String], version: &str) -> Vec<String> {
             && (name.starts_with("libnvidia")
                 || name.ends_with(version)
                 || name.ends_with(".so") && versioned(name));
-        library || name.starts_with("gsp")
+        let data = !name.starts_with("lib") && name.contains("nvidia");
+        library || data || name.starts_with("gsp") || *name == "nvoptix.bin"
     };
     names.iter().filter(of_driver).cloned().collect()
 }

@@ -15,7 +15,7 @@ const LIB: &str = "/usr/lib/aarch64-linux-gnu";
 const LIB: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// Libraries of a driver: stem, SONAME version (none: the SONAME is the file's name), whether `.so` exists.
-const LIBRARIES: [(&str, Option<&str>, bool); 27] = [
+const LIBRARIES: [(&str, Option<&str>, bool); 32] = [
     ("libEGL_nvidia", Some("0"), false),
     ("libGLESv1_CM_nvidia", Some("1"), false),
     ("libGLESv2_nvidia", Some("2"), false),
@@ -37,13 +37,58 @@ const LIBRARIES: [(&str, Option<&str>, bool); 27] = [
     ("libnvidia-nvvm", Some("4"), true),
     ("libnvidia-opencl", Some("1"), false),
     ("libnvidia-opticalflow", Some("1"), true),
+    ("libnvidia-pkcs11", None, false),
     ("libnvidia-pkcs11-openssl3", None, false),
+    ("libnvidia-present", None, false),
     ("libnvidia-ptxjitcompiler", Some("1"), true),
     ("libnvidia-rtcore", None, false),
+    ("libnvidia-tileiras", None, false),
     ("libnvidia-tls", None, false),
+    ("libnvidia-vksc-core", None, false),
+    ("libnvidia-wayland-client", None, false),
     ("libnvoptix", Some("1"), false),
     ("vdpau/libvdpau_nvidia", Some("1"), false),
 ];
+
+/// Libraries with versions of their own: file name, SONAME.
+const OTHER_LIBRARIES: [(&str, &str); 5] = [
+    ("libnvidia-egl-gbm.so.1.1.2", "libnvidia-egl-gbm.so.1"),
+    ("libnvidia-egl-wayland.so.1.1.19", "libnvidia-egl-wayland.so.1"),
+    ("libnvidia-egl-xcb.so.1.0.3", "libnvidia-egl-xcb.so.1"),
+    ("libnvidia-egl-xlib.so.1.0.3", "libnvidia-egl-xlib.so.1"),
+    ("libnvidia-nvvm70.so.4", "libnvidia-nvvm70.so.4"),
+];
+
+const PROGRAMS: [&str; 8] = [
+    "nvidia-smi",
+    "nvidia-debugdump",
+    "nvidia-persistenced",
+    "nvidia-cuda-mps-control",
+    "nvidia-cuda-mps-server",
+    "nvidia-imex",
+    "nvidia-imex-ctl",
+    "nvidia-xconfig",
+];
+
+/// Descriptions by which loaders and the X server find the driver; what is in them does not matter here.
+const DATA: [&str; 10] = [
+    "/etc/OpenCL/vendors/nvidia.icd",
+    "/etc/vulkan/icd.d/nvidia_icd.json",
+    "/etc/vulkan/implicit_layer.d/nvidia_layers.json",
+    "/usr/share/X11/xorg.conf.d/nvidia-drm-outputclass.conf",
+    "/usr/share/egl/egl_external_platform.d/10_nvidia_wayland.json",
+    "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
+    "/usr/share/egl/egl_external_platform.d/20_nvidia_xcb.json",
+    "/usr/share/egl/egl_external_platform.d/20_nvidia_xlib.json",
+    "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
+    "/usr/share/nvidia/nvoptix.bin",
+];
+
+/// Groups of Debian's: video, render.
+const VIDEO: u32 = 44;
+const RENDER: u32 = 105;
+/// Registered for /dev/dri (Documentation/admin-guide/devices.txt).
+const DRM_MAJOR: u32 = 226;
 
 /// One entry of the tree; directories are implied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +101,8 @@ pub enum Entry {
     SharedObject(String),
     /// A symbolic link.
     Link(String),
+    /// A socket that nobody listens on.
+    Socket,
     /// A character device.
     Node(Node),
 }
@@ -91,7 +138,7 @@ impl Tree {
     }
 
     fn node(&mut self, path: impl Into<PathBuf>, major: u32, minor: u32, mode: u32) {
-        self.put(path, Entry::Node(Node { major, minor, mode }));
+        self.put(path, Entry::Node(Node { major, minor, mode, gid: 0 }));
     }
 
     fn driver_files(&mut self, version: &str) {
@@ -108,23 +155,34 @@ impl Tree {
             }
             self.put(path, Entry::SharedObject(soname));
         }
-        for program in ["nvidia-smi", "nvidia-debugdump", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"]
-        {
+        for (name, soname) in OTHER_LIBRARIES {
+            if name != soname {
+                self.put(format!("{LIB}/{soname}"), Entry::Link(name.into()));
+            }
+            self.put(format!("{LIB}/{name}"), Entry::SharedObject(soname.into()));
+        }
+        for program in PROGRAMS {
             let script =
                 format!("#!/bin/sh\necho '{program}: this is a simulated host, there is no GPU behind it'\n");
             self.put(format!("/usr/bin/{program}"), Entry::Program(script));
         }
-        self.text("/etc/OpenCL/vendors/nvidia.icd", "libnvidia-opencl.so.1\n");
-        let egl =
-            "{ \"file_format_version\": \"1.0.0\", \"ICD\": { \"library_path\": \"libEGL_nvidia.so.0\" } }\n";
-        self.text("/usr/share/glvnd/egl_vendor.d/10_nvidia.json", egl);
+        for path in DATA {
+            self.text(path, "# of a simulated driver\n");
+        }
+        for image in ["gsp_ga10x.bin", "gsp_tu10x.bin"] {
+            self.text(format!("/lib/firmware/nvidia/{version}/{image}"), "firmware\n");
+        }
+        let module = format!("libglxserver_nvidia.so.{version}");
+        self.put("/usr/lib/xorg/modules/drivers/nvidia_drv.so", Entry::SharedObject("nvidia_drv.so".into()));
+        self.put(format!("/usr/lib/xorg/modules/extensions/{module}"), Entry::SharedObject(module));
+        self.put("/run/nvidia-persistenced/socket", Entry::Socket);
     }
 
     fn control(&mut self, version: &str, caps_major: u32, uvm_major: u32) {
         self.text(
             "/proc/devices",
             format!(
-                "Character devices:\n  1 mem\n195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n{caps_major} nvidia-caps\n{uvm_major} nvidia-uvm\n\nBlock devices:\n259 blkext\n"
+                "Character devices:\n  1 mem\n195 nvidia\n195 nvidia-modeset\n195 nvidiactl\n{DRM_MAJOR} drm\n{caps_major} nvidia-caps\n{uvm_major} nvidia-uvm\n\nBlock devices:\n259 blkext\n"
             ),
         );
         self.text(
@@ -151,7 +209,7 @@ impl Tree {
         let minor = gpu.minor.unwrap_or(gpu.index);
         self.node(format!("/dev/nvidia{minor}"), 195, minor, 0o666);
         let address = gpu.pci_address.as_deref().unwrap_or_default().to_ascii_lowercase();
-        let address = address.strip_prefix("0000").unwrap_or(&address);
+        let address = address.strip_prefix("0000").unwrap_or(&address).to_owned();
         self.text(
             format!("/proc/driver/nvidia/gpus/{address}/information"),
             format!(
@@ -160,6 +218,9 @@ impl Tree {
                 gpu.uuid
             ),
         );
+        // The management controller's screen is the first card.
+        self.dri_node(&address, &format!("card{}", gpu.index + 1), gpu.index + 1, VIDEO);
+        self.dri_node(&address, &format!("renderD{}", gpu.index + 128), gpu.index + 128, RENDER);
         for device in gpu.mig.iter().flat_map(|mig| &mig.devices) {
             let instance =
                 format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig/gi{}", device.gpu_instance);
@@ -174,6 +235,12 @@ impl Tree {
                 self.node(format!("/dev/nvidia-caps/nvidia-cap{cap}"), caps_major, cap, 0o444);
             }
         }
+    }
+
+    fn dri_node(&mut self, address: &str, name: &str, minor: u32, gid: u32) {
+        self.text(format!("/sys/bus/pci/devices/{address}/drm/{name}/dev"), format!("{DRM_MAJOR}:{minor}\n"));
+        let node = Node { major: DRM_MAJOR, minor, mode: 0o660, gid };
+        self.put(format!("/dev/dri/{name}"), Entry::Node(node));
     }
 
     /// Follows links within the tree; a directory is a prefix of some path.

@@ -1,0 +1,164 @@
+//! What the driver has besides libraries: programs, descriptions by which loaders find it, firmware, its daemons'
+//! sockets, and modules of the X server. Nix's profile directories are searched too; what is found there stands in the
+//! container where programs of other distributions look.
+
+use std::path::{Path, PathBuf};
+
+use super::{Files, driver_file};
+use crate::discover::host::{DriverFile, DriverFiles, DriverLink, Purpose};
+
+/// Programs of containers. Never those that control MPS: who has them and its pipe directory rules over the others.
+const PROGRAMS: [(&str, Purpose); 6] = [
+    ("nvidia-smi", Purpose::Compute),
+    ("nvidia-debugdump", Purpose::Compute),
+    ("nvidia-persistenced", Purpose::Compute),
+    ("nvidia-imex", Purpose::Compute),
+    ("nvidia-imex-ctl", Purpose::Compute),
+    ("nvidia-xconfig", Purpose::Graphics),
+];
+const PROGRAM_DIRS: [&str; 5] =
+    ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/nvidia/bin", "/run/current-system/sw/bin"];
+
+/// Where loaders look for descriptions, the administrator's first. The last ones are NixOS's.
+const DATA_ROOTS: [&str; 5] =
+    ["/etc", "/usr/share", "/usr/local/share", "/run/opengl-driver/etc", "/run/opengl-driver/share"];
+
+/// Descriptions, by directory below a data root: which files of it, where a container has the directory if the
+/// host has it elsewhere, who needs them.
+const DATA: [Data; 8] = [
+    Data { dir: "OpenCL/vendors", is: |name| name == "nvidia.icd", root: "/etc", purpose: Purpose::Compute },
+    Data::graphics("vulkan/icd.d", |name| is_json(name, "nvidia")),
+    Data::graphics("vulkan/implicit_layer.d", |name| is_json(name, "nvidia")),
+    Data::graphics("vulkansc/icd.d", |name| is_json(name, "nvidia")),
+    Data::graphics("glvnd/egl_vendor.d", |name| is_json(name, "nvidia")),
+    Data::graphics("egl/egl_external_platform.d", |name| is_json(name, "nvidia")),
+    Data::graphics("nvidia", |name| name == "nvoptix.bin"),
+    Data::graphics("X11/xorg.conf.d", |name| {
+        ["10-nvidia.conf", "nvidia-drm-outputclass.conf"].contains(&name)
+    }),
+];
+
+struct Data {
+    dir: &'static str,
+    is: fn(&str) -> bool,
+    root: &'static str,
+    purpose: Purpose,
+}
+
+impl Data {
+    const fn graphics(dir: &'static str, is: fn(&str) -> bool) -> Self {
+        Self { dir, is, root: "/usr/share", purpose: Purpose::Graphics }
+    }
+}
+
+fn is_json(name: &str, of: &str) -> bool {
+    name.contains(of) && name.ends_with(".json")
+}
+
+/// Where distributions have the X server's modules, and where Ubuntu and Debian have the driver's.
+const X_DRIVER_DIRS: [&str; 6] = [
+    "/usr/lib/xorg/modules/drivers",
+    "/usr/lib64/xorg/modules/drivers",
+    "/usr/lib/x86_64-linux-gnu/nvidia/xorg",
+    "/usr/lib/aarch64-linux-gnu/nvidia/xorg",
+    "/usr/lib/nvidia/current",
+    "/run/opengl-driver/lib/xorg/modules/drivers",
+];
+const X_EXTENSION_DIRS: [&str; 7] = [
+    "/usr/lib/xorg/modules/extensions",
+    "/usr/lib64/xorg/modules/extensions",
+    "/usr/lib/x86_64-linux-gnu/nvidia/xorg",
+    "/usr/lib/aarch64-linux-gnu/nvidia/xorg",
+    "/usr/lib64/nvidia/xorg",
+    "/usr/lib/nvidia/current",
+    "/run/opengl-driver/lib/xorg/modules/extensions",
+];
+
+/// Sockets by which programs talk to the driver's daemons, with the directories that /run had before.
+const SOCKETS: [&str; 2] = ["nvidia-persistenced/socket", "nvidia-fabricmanager/socket"];
+const RUN: [&str; 2] = ["/run", "/var/run"];
+
+/// Adds everything of driver `version` that is no library.
+pub fn find(files: &dyn Files, version: &str, found: &mut DriverFiles) {
+    let programs = PROGRAMS.iter().filter_map(|(name, purpose)| program(files, name, *purpose));
+    found.files.extend(programs);
+    for data in &DATA {
+        descriptions(files, data, &mut found.files);
+    }
+    found.files.extend(firmware(files, version));
+    x_modules(files, version, found);
+    found.sockets.extend(SOCKETS.iter().filter_map(|socket| {
+        let path = Path::new(RUN[0]).join(socket);
+        let real_path =
+            RUN.iter().find_map(|run| files.driver_real_path(&Path::new(run).join(socket)).ok())?;
+        Some(DriverFile { path, real_path, purpose: Purpose::Compute })
+    }));
+}
+
+fn program(files: &dyn Files, name: &str, purpose: Purpose) -> Option<DriverFile> {
+    let mut file =
+        PROGRAM_DIRS.iter().find_map(|dir| driver_file(files, &Path::new(dir).join(name), purpose))?;
+    // No image has Nix's directory in its PATH.
+    if file.path.starts_with("/run/current-system") {
+        file.path = Path::new(PROGRAM_DIRS[0]).join(name);
+    }
+    Some(file)
+}
+
+/// Of a name in several data roots the first counts: loaders would take the two for two drivers.
+fn descriptions(files: &dyn Files, data: &Data, found: &mut Vec<DriverFile>) {
+    let mut seen: Vec<String> = Vec::new();
+    for root in DATA_ROOTS {
+        let dir = Path::new(root).join(data.dir);
+        let in_container =
+            if root.starts_with("/run") { Path::new(data.root).join(data.dir) } else { dir.clone() };
+        for name in files.driver_names(&dir).unwrap_or_default() {
+            if !(data.is)(&name) || seen.contains(&name) {
+                continue;
+            }
+            if let Some(file) = driver_file(files, &dir.join(&name), data.purpose) {
+                found.push(DriverFile { path: in_container.join(&name), ..file });
+                seen.push(name);
+            }
+        }
+    }
+}
+
+/// GSP firmware, where the kernel looks for it (Documentation/driver-api/firmware/fw_search_path.rst): the first
+/// directory that has any.
+fn firmware(files: &dyn Files, version: &str) -> Vec<DriverFile> {
+    let text = |path: &str| files.text(Path::new(path)).unwrap_or_default().trim().to_owned();
+    let custom = text("/sys/module/firmware_class/parameters/path");
+    let kernel = text("/proc/sys/kernel/osrelease");
+    let kernel = Some(kernel).filter(|kernel| !kernel.is_empty() && !kernel.contains('/'));
+    let below = |dir: &str| {
+        let dir = PathBuf::from(dir);
+        kernel.as_ref().map(|kernel| dir.join(kernel)).into_iter().chain([dir])
+    };
+    let custom = Some(PathBuf::from(custom)).filter(|dir| dir.is_absolute());
+    let dirs = custom.into_iter().chain(below("/lib/firmware/updates")).chain(below("/lib/firmware"));
+    let in_dir = |dir: PathBuf| {
+        let dir = dir.join("nvidia").join(version);
+        let names = files.driver_names(&dir).unwrap_or_default();
+        let images = names.iter().filter(|name| name.starts_with("gsp") && name.ends_with(".bin"));
+        images.filter_map(|name| driver_file(files, &dir.join(name), Purpose::Compute)).collect::<Vec<_>>()
+    };
+    dirs.map(in_dir).find(|images| !images.is_empty()).unwrap_or_default()
+}
+
+/// The X server in a container looks for its modules where the host's does; the extension by a name without version.
+fn x_modules(files: &dyn Files, version: &str, found: &mut DriverFiles) {
+    let first = |dirs: &[&str], name: &str| {
+        dirs.iter().find_map(|dir| driver_file(files, &Path::new(dir).join(name), Purpose::Graphics))
+    };
+    found.files.extend(first(&X_DRIVER_DIRS, "nvidia_drv.so"));
+    let name = format!("libglxserver_nvidia.so.{version}");
+    if let Some(module) = first(&X_EXTENSION_DIRS, &name) {
+        found.links.push(DriverLink {
+            path: module.path.with_file_name("libglxserver_nvidia.so"),
+            target: name,
+            purpose: Purpose::Graphics,
+        });
+        found.files.push(module);
+    }
+}

@@ -1,0 +1,119 @@
+//! The driver's version and files: libraries, programs and data that containers get. Whatever carries the driver's
+//! version in its name (`libcuda.so.580.126.09`) must carry the version that runs, so that a container never gets a
+//! mixture of two drivers. Places are those of distributions and of the loader's cache, never what the caller's PATH or
+//! XDG variables say: two users' specs of one machine are the same.
+//!
+//! - `libraries`: shared libraries, and the links that programs ask for
+//! - `data`: programs, descriptions for loaders, firmware, sockets, modules of the X server
+
+mod data;
+mod libraries;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use tracing::debug;
+
+use super::files::Files;
+use super::host::{DriverFile, DriverFiles, Purpose};
+use crate::failure::Failure;
+
+/// Where distributions put the driver's libraries, besides what the loader's cache says.
+const LIBRARY_DIRS: [&str; 9] = [
+    #[cfg(target_arch = "x86_64")]
+    "/usr/lib/x86_64-linux-gnu",
+    #[cfg(target_arch = "x86_64")]
+    "/usr/lib/x86_64-linux-gnu/nvidia/current",
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/aarch64-linux-gnu",
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/aarch64-linux-gnu/nvidia/current",
+    "/usr/lib64",
+    "/usr/lib64/nvidia",
+    "/usr/lib",
+    "/usr/lib/nvidia",
+    "/usr/local/lib",
+    "/usr/local/nvidia/lib64",
+    "/run/opengl-driver/lib",
+];
+
+/// CUDA's driver library, by the name that programs ask the loader for.
+const CUDA: &str = "libcuda.so.1";
+
+/// NVIDIA's management library, by the name that programs ask the loader for.
+pub const NVML: &str = "libnvidia-ml.so.1";
+
+/// The file of NVML in the driver root, as a path on this machine; none if there is none where libraries lie.
+pub fn nvml_library(files: &dyn Files, driver_root: &Path) -> Option<PathBuf> {
+    let found = library_dirs(files).iter().find_map(|dir| files.driver_real_path(&dir.join(NVML)).ok());
+    found.map(|path| super::files::join_root(driver_root, &path))
+}
+
+/// The driver version, from NVML or from the kernel module.
+pub fn version(files: &dyn Files, nvml: Option<&str>) -> Result<String> {
+    let module = || files.text(Path::new("/sys/module/nvidia/version")).ok();
+    let version = nvml.map(str::to_owned).or_else(module).map(|v| v.trim().to_owned()).unwrap_or_default();
+    let well_formed = !version.is_empty() && version.chars().all(|c| c.is_ascii_digit() || c == '.');
+    if !well_formed {
+        return Err(Failure::new(anyhow::anyhow!(
+            "the driver's version is not known: NVML says {version:?}"
+        ))
+        .hint("`cat /proc/driver/nvidia/version` should show it; if it does not, reload the driver")
+        .into());
+    }
+    Ok(version)
+}
+
+/// A GPU's minor number from /proc/driver/nvidia/gpus/<address>/information, for a library that does not tell it.
+pub fn minor_from_proc(files: &dyn Files, pci_address: &str) -> Option<u32> {
+    let path = format!("/proc/driver/nvidia/gpus/{pci_address}/information");
+    let text = files.text(Path::new(&path)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Device Minor:")?.trim().parse().ok())
+}
+
+/// Everything of driver `version` that containers get.
+pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
+    let mut found = DriverFiles::default();
+    let dirs = library_dirs(files);
+    libraries::find(files, &dirs, version, &mut found);
+    data::find(files, version, &mut found);
+    found.libraries.sort_by(|a, b| a.path.cmp(&b.path));
+    found.files.sort_by(|a, b| a.path.cmp(&b.path));
+    found.links.sort_by(|a, b| a.path.cmp(&b.path));
+    found.links.dedup_by(|a, b| a.path == b.path);
+    for library in &found.libraries {
+        debug!("library {} ({})", library.path.display(), library.soname);
+    }
+    for file in &found.files {
+        debug!("file {} ({})", file.path.display(), file.real_path.display());
+    }
+    found
+}
+
+/// Directories that may hold driver libraries: where the loader's cache finds two that every driver has, then the usual ones, then
+/// those that links in the usual ones lead to. Links resolved, each once.
+fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
+    let cached = [CUDA, NVML].map(|name| files.cached_library(name)).concat();
+    let cached = cached.iter().filter_map(|path| {
+        let real = files.driver_real_path(path).ok()?;
+        real.parent().map(Path::to_path_buf)
+    });
+    let usual = LIBRARY_DIRS.iter().filter_map(|dir| files.driver_real_path(Path::new(dir)).ok());
+    // Debian's alternatives and NixOS have links there, to where the driver really is.
+    let linked = LIBRARY_DIRS.iter().flat_map(|dir| [CUDA, NVML].map(|name| Path::new(dir).join(name)));
+    let linked =
+        linked.filter_map(|path| files.driver_real_path(&path).ok()?.parent().map(Path::to_path_buf));
+    let mut dirs = Vec::new();
+    for dir in cached.chain(usual).chain(linked) {
+        if !dirs.contains(&dir) {
+            dirs.push(dir);
+        }
+    }
+    dirs
+}
+
+/// What a driver's path leads to.
+fn driver_file(files: &dyn Files, path: &Path, purpose: Purpose) -> Option<DriverFile> {
+    let real_path = files.driver_real_path(path).ok()?;
+    Some(DriverFile { path: path.to_path_buf(), real_path, purpose })
+}
