@@ -19,6 +19,7 @@ mod cli;
 mod commands;
 mod config;
 mod discover;
+mod engines;
 mod failure;
 mod nvml;
 mod plan;

@@ -12,8 +12,12 @@ use hooks::args::{CreateContainer, Library, Link};
 
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Purpose};
+use crate::discover::side::SideClass;
 use crate::plan::names::Part;
 use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
+
+/// A default runtime of NVIDIA's then adds nothing of its own.
+const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES=void";
 
 /// Read-only, and a container's own mounts stay its own.
 const MOUNT_OPTIONS: [&str; 5] = ["ro", "nosuid", "nodev", "rbind", "rprivate"];
@@ -66,6 +70,46 @@ pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<
             built.push(Built { spec, part });
         }
     }
+    built.extend(side(plan, files, paths)?);
+    Ok(built)
+}
+
+/// The specs of side kinds. They bring their nodes, and no driver: who asks for one has a GPU besides, or manages the
+/// driver, and then gets its files here. The hook tells whose spec it is, and of which plan.
+fn side(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Built>> {
+    let mut built = Vec::new();
+    for devices in plan.side.chunk_by(|a, b| a.kind == b.kind) {
+        let Some(first) = devices.first() else { continue };
+        let mut spec = Spec::new(first.kind.parse()?);
+        for device in devices {
+            let edits = ContainerEdits {
+                device_nodes: nodes(&device.nodes, paths)?,
+                additional_gids: groups(&device.nodes),
+                ..ContainerEdits::default()
+            };
+            spec.devices.push(named(&device.name, edits)?);
+        }
+        spec.container_edits = if first.kind == SideClass::Management.kind() {
+            // Its nodes are the device's own.
+            ContainerEdits {
+                device_nodes: Vec::new(),
+                additional_gids: Vec::new(),
+                ..common(Purpose::Compute, plan, files, paths)?
+            }
+        } else {
+            ContainerEdits {
+                env: vec![VISIBLE_DEVICES.into()],
+                mounts: first
+                    .files
+                    .iter()
+                    .map(|file| mount(file, &MOUNT_OPTIONS, paths))
+                    .collect::<Result<_>>()?,
+                hooks: vec![create_container_hook(plan, &[], &[], &[], paths)?],
+                ..ContainerEdits::default()
+            }
+        };
+        built.push(Built { spec: finished(spec)?, part: Part::Main });
+    }
     Ok(built)
 }
 
@@ -87,8 +131,13 @@ fn build_spec(
     if !all.is_empty() {
         spec.devices.push(named(ALL, of_devices(all, files, paths)?)?);
     }
-    spec.devices.sort_by(|a, b| a.name.cmp(&b.name));
     spec.container_edits = common.clone();
+    finished(spec)
+}
+
+/// In order, with the lowest version that its content needs, and valid.
+fn finished(mut spec: Spec) -> Result<Spec> {
+    spec.devices.sort_by(|a, b| a.name.cmp(&b.name));
     spec.cdi_version = cdi::minimum_version(&spec).to_string();
     cdi::validate(&spec).context("the spec is not valid, which is a bug of divvy's")?;
     Ok(spec)
@@ -177,13 +226,11 @@ fn common(purpose: Purpose, plan: &Plan, files: &DriverFiles, paths: &Paths<'_>)
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
     let by_path = if purpose == Purpose::Graphics { by_path(plan) } else { Vec::new() };
     Ok(ContainerEdits {
-        // A default runtime of NVIDIA's then adds nothing of its own.
-        env: vec!["NVIDIA_VISIBLE_DEVICES=void".into()],
+        env: vec![VISIBLE_DEVICES.into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
         mounts: mounted.map(|file| mount(&file, &MOUNT_OPTIONS, paths)).collect::<Result<_>>()?,
         hooks: vec![create_container_hook(plan, &libraries, &links, &by_path, paths)?],
         additional_gids: groups(&plan.control_nodes),
-        ..ContainerEdits::default()
     })
 }
 

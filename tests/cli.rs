@@ -34,7 +34,7 @@ fn yaml_says_the_same_as_json() {
 
 #[test]
 fn golden_tables() {
-    for host in ["a100-lab", "h100x8", "l4", "mixed"] {
+    for host in ["a100-lab", "h100x8", "hgx-h100", "l4", "mixed"] {
         let (status, table, errors) = run(&mut divvy(&["list", &format!("--host=sim:{host}")]));
         assert_eq!((status, errors.as_str()), (0, ""));
         golden(&format!("{host}.list"), &table);
@@ -54,7 +54,9 @@ fn the_driver_root_prefixes_host_paths_only() {
         "--driver-root=/run/driver",
         "--dev-root=/other",
     ]));
-    let spec: serde_json::Value = serde_json::from_str(&json).unwrap();
+    // The first spec; those of side kinds follow it.
+    let spec = serde_json::Deserializer::from_str(&json).into_iter::<serde_json::Value>().next();
+    let spec = spec.unwrap().unwrap();
     let mount = &spec["containerEdits"]["mounts"][0];
     assert_eq!(
         mount["hostPath"].as_str().unwrap(),
@@ -113,7 +115,7 @@ fn mistakes_are_named_and_mended() {
             2,
             vec![
                 "error: there is no simulated host \"sim:nope\"",
-                "hint: choose one of sim:a100-lab, sim:h100x8, sim:l4, sim:mixed\n",
+                "hint: choose one of sim:a100-lab, sim:h100x8, sim:hgx-h100, sim:l4, sim:mixed\n",
             ],
         ),
         (

@@ -44,7 +44,7 @@ fn main() {
 }
 
 fn live_and_simulated_specs_are_the_same() {
-    for host in ["a100-lab", "h100x8", "l4", "mixed"] {
+    for host in ["a100-lab", "h100x8", "hgx-h100", "l4", "mixed"] {
         let laid = Laid::out(host);
         let root = laid.root().display().to_string();
         let sim = format!("--host=sim:{host}");

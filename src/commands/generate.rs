@@ -5,12 +5,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::sys::stat::SFlag;
 use tracing::debug;
 
 use super::{Planned, STDOUT, counts, list, print_problems, require_devices};
 use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::Source;
 use crate::discover::host::Host;
+use crate::engines;
 use crate::failure::{Failure, Status, printable, say};
 use crate::plan::names::spec_file;
 use crate::plan::{self, Plan};
@@ -67,7 +69,15 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
 
     let roots = args.machine.roots()?;
     let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook: &hook };
-    let specs = render(&spec::build(&plan, &host.driver_files, &paths)?, format, &output)?;
+    let built = spec::build(&plan, &host.driver_files, &paths)?;
+    if is_this_machine || args.dry_run {
+        engines::unreadable(&host.engines, &built).iter().for_each(warn);
+    }
+    let specs = render(&built, format, &output)?;
+    if matches!(output, Output::Stdout) && !args.dry_run && specs.len() > 1 && stdout_is_a_file() {
+        say("warning", format_args!("these are {} specs in one file, which no engine reads", specs.len()));
+        say("hint", "--output FILE writes each into a file of its own");
+    }
     match output {
         _ if args.dry_run => dry_run(&host, &plan, &specs, &output)?,
         Output::Stdout => {
@@ -102,6 +112,16 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     Ok(if plan.problems.is_empty() { Status::Done } else { Status::Incomplete })
 }
 
+fn stdout_is_a_file() -> bool {
+    let found = nix::sys::stat::fstat(std::io::stdout());
+    found.is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG)
+}
+
+fn warn((what, hint): &(String, String)) {
+    say("warning", what);
+    say("hint", hint);
+}
+
 fn render(specs: &[spec::Built], format: SpecFormat, output: &Output) -> Result<Vec<SpecFile>> {
     let render = |spec::Built { spec, part }: &spec::Built| {
         let text = match format {
@@ -110,7 +130,7 @@ fn render(specs: &[spec::Built], format: SpecFormat, output: &Output) -> Result<
         };
         Ok(SpecFile {
             kind: spec.kind.to_string(),
-            path: spec_file(output.path(), spec.kind.class(), *part),
+            path: spec_file(output.path(), &spec.kind.to_string(), *part),
             text,
         })
     };

@@ -1,6 +1,7 @@
 //! `divvy list`: the devices that containers can ask for, by GPU, as a table or as JSON.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -9,8 +10,10 @@ use super::{Planned, STDOUT, print_problems, require_devices};
 use crate::cli::{ListArgs, ListFormat};
 use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
+use crate::engines;
 use crate::failure::{Status, printable};
-use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, VENDOR};
+use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, SideDevice, VENDOR};
+use crate::spec;
 
 /// The JSON listing. Sizes are bytes.
 #[derive(Serialize)]
@@ -19,6 +22,8 @@ struct Listing<'a> {
     cuda_version: Option<&'a str>,
     generation: &'a str,
     devices: Vec<ListedDevice<'a>>,
+    /// Kinds beside the GPUs'.
+    side_devices: &'a [SideDevice],
     control_nodes: &'a [PlannedNode],
     problems: &'a [Problem],
     warnings: &'a [String],
@@ -35,7 +40,8 @@ struct ListedDevice<'a> {
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
-    let Planned { host, plan } = Planned::as_generated(&args.machine, &args.plan)?;
+    let Planned { host, mut plan } = Planned::as_generated(&args.machine, &args.plan)?;
+    plan.warnings.extend(unreadable_names(args, &host, &plan)?);
     match args.format {
         ListFormat::Json => {
             let mut out = std::io::stdout().lock();
@@ -52,6 +58,18 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
     Ok(Status::Done)
 }
 
+/// What the specs of this plan, wherever the hook lies, are to the engines of the host.
+fn unreadable_names(args: &ListArgs, host: &Host, plan: &Plan) -> Result<Vec<String>> {
+    let roots = args.machine.roots()?;
+    let hook = Path::new("/usr/bin/divvy-hook");
+    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook };
+    let built = spec::build(plan, &host.driver_files, &paths)?;
+    Ok(engines::unreadable(&host.engines, &built)
+        .into_iter()
+        .map(|(what, hint)| format!("{what}: {hint}"))
+        .collect())
+}
+
 fn listing<'a>(host: &'a Host, plan: &'a Plan) -> Listing<'a> {
     let listed = |device: &'a Device| ListedDevice { cdi_names: cdi_names(device), device };
     Listing {
@@ -59,6 +77,7 @@ fn listing<'a>(host: &'a Host, plan: &'a Plan) -> Listing<'a> {
         cuda_version: host.cuda_version.as_deref(),
         generation: &plan.generation,
         devices: plan.devices.iter().map(listed).collect(),
+        side_devices: &plan.side,
         control_nodes: &plan.control_nodes,
         problems: &plan.problems,
         warnings: &plan.warnings,
@@ -100,6 +119,25 @@ pub fn print_table(host: &Host, plan: &Plan) -> Result<()> {
         for (_, row) in of_gpu {
             writeln!(out, "{}", line(row)).context(STDOUT)?;
         }
+    }
+    print_side(plan, &mut out)
+}
+
+/// A line for each side kind, with the names in it.
+fn print_side(plan: &Plan, out: &mut impl Write) -> Result<()> {
+    let kinds = plan.side.chunk_by(|a, b| a.kind == b.kind);
+    let mut head = Some("Beside the GPUs:");
+    for devices in kinds {
+        if let Some(head) = head.take() {
+            writeln!(out, "{head}").context(STDOUT)?;
+        }
+        let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+        let names = match names[..] {
+            [first, .., last, all] if names.len() > 4 => format!("{first} to {last}, {all}"),
+            _ => names.join(", "),
+        };
+        let kind = devices.first().map(|device| device.kind).unwrap_or_default();
+        writeln!(out, "{kind}={names}").context(STDOUT)?;
     }
     Ok(())
 }

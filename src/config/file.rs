@@ -30,6 +30,8 @@ struct RawConfig {
     #[serde(default)]
     whole_names: WholeNames,
     mig_strategy: Option<MigStrategy>,
+    #[serde(default)]
+    management: bool,
     start_timeout: Option<Spanned<String>>,
 }
 
@@ -148,7 +150,13 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
     source.later_keys(&raw)?;
     let rules = raw.gpu.iter().map(|gpu| source.rule(gpu)).collect::<Result<Vec<_>, _>>()?;
     no_entry_twice(&rules)?;
-    Ok(Config { rules, whole_names: raw.whole_names, mig_strategy: raw.mig_strategy, warnings: Vec::new() })
+    Ok(Config {
+        rules,
+        whole_names: raw.whole_names,
+        mig_strategy: raw.mig_strategy,
+        management: raw.management,
+        warnings: Vec::new(),
+    })
 }
 
 /// The text, and the way from its spans to places.

@@ -37,6 +37,8 @@ pub struct Config {
     pub whole_names: WholeNames,
     /// NVIDIA's strategy for MIG names; none: index and UUID in the one kind.
     pub mig_strategy: Option<MigStrategy>,
+    /// Whether there is a device with which a container manages the driver.
+    pub management: bool,
     /// What the user should know about how this file was understood.
     pub warnings: Vec<String>,
 }

@@ -85,7 +85,7 @@ fn mistakes_name_line_column_and_what_is_allowed() {
     for (text, said) in [
         (
             "gpus = 1\n".to_owned(),
-            "c.toml:1:1: unknown key `gpus`, expected one of `gpu`, `pool`, `whole_names`, `mig_strategy`, `start_timeout`"
+            "c.toml:1:1: unknown key `gpus`, expected one of `gpu`, `pool`, `whole_names`, `mig_strategy`, `management`, `start_timeout`"
                 .to_owned(),
         ),
         (

@@ -148,7 +148,7 @@ mod tests {
         let sim = SimHost::parse("a100-lab").unwrap();
         let mut facts = sim.facts();
         change(&mut facts);
-        assemble(facts, &sim.tree(), std::path::Path::new("/var/run/cdi/divvy.json")).unwrap()
+        assemble(facts, &sim.tree(), Vec::new(), std::path::Path::new("/var/run/cdi/divvy.json")).unwrap()
     }
 
     fn told(host: &Host) -> Vec<String> {

@@ -50,6 +50,8 @@ pub trait Files {
     fn names(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// File names in a directory of the driver root, sorted.
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// File names in a directory of the device root, sorted.
+    fn device_names(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// The file a driver path leads to after all links, within the driver root.
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf>;
     /// Where the loader's cache of the driver root finds a library; nothing where it has no cache.
@@ -108,6 +110,10 @@ impl Files for Live {
 
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
         names_in(self.open_driver_file(dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?)
+    }
+
+    fn device_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        names_in(File::open(self.node_path(dir))?)
     }
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {

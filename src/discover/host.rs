@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::engines::Engine;
 use super::files::Node;
 use super::others::Others;
+use super::side::Side;
 pub use crate::nvml::facts::{ComputeMode, FailedGpu, FailedMigDevice, Placement};
 
 /// One machine with NVIDIA GPUs.
@@ -26,6 +28,12 @@ pub struct Host {
     /// The driver's files for containers.
     #[serde(skip)]
     pub driver_files: DriverFiles,
+    /// Devices beside the GPUs.
+    #[serde(skip)]
+    pub side: Side,
+    /// Container engines that are installed.
+    #[serde(skip)]
+    pub engines: Vec<Engine>,
     /// CDI specs and generators that are not divvy's.
     #[serde(skip)]
     pub others: Others,

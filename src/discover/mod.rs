@@ -6,8 +6,10 @@
 //! - `files`: where files are read, whatever the machine
 //! - `nodes`: device numbers, device nodes, MIG capabilities
 //! - `driver`: the driver's version and files
+//! - `side`: devices beside GPUs: IMEX channels, NVSwitches, storage, network
 //! - `others`: CDI specs and generators that are not divvy's
 //! - `contradictions`: devices that claim to be the same
+//! - `engines`: which container engines are installed
 //! - `create`: makes missing device nodes
 //! - `sim`: the built-in simulated hosts
 //! - `recorded`: hosts as directories, written on one machine and read on another
@@ -15,11 +17,13 @@
 mod contradictions;
 pub mod create;
 pub mod driver;
+pub mod engines;
 pub mod files;
 pub mod host;
 mod nodes;
 pub mod others;
 pub mod recorded;
+pub mod side;
 pub mod sim;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +33,7 @@ use tracing::debug;
 
 use crate::failure::Failure;
 use crate::nvml::{self, facts};
+use engines::{Asked, Engine};
 use files::{Files, Live};
 use host::{Capability, Gpu, Host, MigDevice, MigMode};
 use nodes::Numbers;
@@ -69,29 +74,35 @@ pub struct Roots {
 ///
 /// `output` is where the spec goes; others' specs beside it matter even where engines do not look by themselves.
 pub fn discover(source: &Source, output: &Path) -> Result<Host> {
-    read(source, |facts, files| assemble(facts, files, output))
+    read(source, |facts, files, engines| assemble(facts, files, engines, output))
 }
 
 /// Discovers a host, and keeps every answer that discovery got.
 pub fn record(source: &Source, output: &Path) -> Result<Recording> {
-    read(source, |facts, files| {
+    read(source, |facts, files, engines| {
         let recorder = Recorder::new(files);
-        let host = assemble(facts.clone(), &recorder, output)?;
+        let host = assemble(facts.clone(), &recorder, engines, output)?;
         Ok(recorder.finish(facts, host))
     })
 }
 
-fn read<T>(source: &Source, assemble: impl FnOnce(facts::Facts, &dyn Files) -> Result<T>) -> Result<T> {
+fn read<T>(
+    source: &Source,
+    assemble: impl FnOnce(facts::Facts, &dyn Files, Vec<Engine>) -> Result<T>,
+) -> Result<T> {
     match source {
         Source::Live(roots) => {
             let files = Live::open(&roots.driver, &roots.dev)
                 .with_context(|| format!("cannot open the driver root {}", roots.driver.display()))?;
-            let facts = read_nvml(&files, roots).map_err(|error| explain_start(error, &roots.driver))?;
-            assemble(facts, &files)
+            let engines = Asked::start();
+            let facts = read_nvml(&files, roots).map_err(|error| explain_start(error, &roots.driver));
+            // Whatever NVML said: nobody else waits for them.
+            let engines = engines.finish();
+            assemble(facts?, &files, engines)
         }
-        Source::Sim(sim) => assemble(sim.facts(), &sim.tree()),
+        Source::Sim(sim) => assemble(sim.facts(), &sim.tree(), Vec::new()),
         Source::Recorded(recorded) => {
-            let assembled = assemble(recorded.facts(), &**recorded);
+            let assembled = assemble(recorded.facts(), &**recorded, recorded.engines());
             recorded.check()?;
             assembled
         }
@@ -136,7 +147,7 @@ fn explain_start(error: nvml::StartError, driver_root: &Path) -> anyhow::Error {
 }
 
 /// Facts and files of one machine -> Host. The same code for live, simulated and recorded machines.
-fn assemble(facts: facts::Facts, files: &dyn Files, output: &Path) -> Result<Host> {
+fn assemble(facts: facts::Facts, files: &dyn Files, engines: Vec<Engine>, output: &Path) -> Result<Host> {
     let numbers = Numbers::read(files);
     let driver_version = driver::version(files, facts.driver_version.as_deref())?;
     let driver_files = driver::files(files, &driver_version);
@@ -150,6 +161,8 @@ fn assemble(facts: facts::Facts, files: &dyn Files, output: &Path) -> Result<Hos
         contradictions,
         control_nodes: numbers.control_nodes(files),
         driver_files,
+        side: side::read(files, &numbers),
+        engines,
         others: others::read(files, output),
     })
 }

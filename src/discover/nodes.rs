@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::debug;
 
-use super::files::Files;
+use super::files::{Files, Node};
 use super::host::{Capability, ControlNode, DeviceNode, Found};
 
 /// Registered with the kernel for /dev/nvidia<N>, nvidiactl and nvidia-modeset since the first driver
@@ -87,6 +87,26 @@ impl Numbers {
             Some(self.look(files, Path::new("/dev/dri").join(name), Some(major), minor, None))
         };
         names.iter().filter(is_node).filter_map(node).collect()
+    }
+
+    /// Judges a node of one of these drivers, by their names in /proc/devices; where that cannot be read, whatever node
+    /// is there is the one.
+    pub fn judge(&self, answer: std::io::Result<Node>, drivers: &[&str]) -> Found {
+        match answer {
+            Ok(node)
+                if self.majors.is_empty()
+                    || drivers.iter().any(|driver| self.majors.get(*driver) == Some(&node.major)) =>
+            {
+                Found::Present { mode: node.mode, gid: node.gid }
+            }
+            Ok(node) => Found::Wrong(format!(
+                "/proc/devices has no {} with its number {}",
+                drivers.first().unwrap_or(&"driver"),
+                node.major
+            )),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Missing,
+            Err(error) => Found::Wrong(error.to_string()),
+        }
     }
 
     fn look(

@@ -20,7 +20,7 @@ const UNIT_DIRS: [&str; 4] =
     ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 /// How the kinds of NVIDIA's own generator begin, and divvy's.
-const NVIDIA_KINDS: &str = "nvidia.com/";
+const NVIDIA_KINDS: [&str; 2] = ["nvidia.com/", "management.nvidia.com/"];
 
 /// NVIDIA's unit that writes /var/run/cdi/nvidia.yaml at boot and after changes of the driver.
 const REFRESH_UNIT: &str = "nvidia-cdi-refresh.service";
@@ -191,7 +191,7 @@ pub fn divvys_kind(text: &str) -> Option<String> {
 /// The hook, with its phase and the generation, is what makes a spec divvy's.
 fn is_own(spec: &RawSpec) -> bool {
     let [hook] = &spec.container_edits.hooks[..] else { return false };
-    spec.kind.starts_with(NVIDIA_KINDS)
+    NVIDIA_KINDS.iter().any(|kinds| spec.kind.starts_with(kinds))
         && hook.args.get(1).is_some_and(|phase| phase == "create-container")
         && hook.args.get(2).is_some_and(|generation| generation.starts_with("--generation="))
 }

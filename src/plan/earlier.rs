@@ -183,8 +183,13 @@ fn names<'a>(
 /// A plan's generation: the same for the same devices and driver, so that a plan that changes nothing leaves every
 /// file as it is.
 pub fn generation(host: &Host, plan: &Plan) -> String {
-    let text =
-        serde_json::to_string(&(&host.driver_version, &plan.devices, &plan.units, &plan.control_nodes));
+    let text = serde_json::to_string(&(
+        &host.driver_version,
+        &plan.devices,
+        &plan.units,
+        &plan.control_nodes,
+        &plan.side,
+    ));
     format!("{:016x}", fnv1a(text.unwrap_or_default().as_bytes()))
 }
 

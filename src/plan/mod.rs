@@ -6,6 +6,7 @@
 //! - `nodes`: what a device consists of, and what keeps it from being given out
 //! - `numbers`: which number each share gets, and keeps
 //! - `shares`: a device cut into shares: sums and limits
+//! - `side`: devices beside the GPUs
 //! - `names`: names that others write too, and names that mean another device than before
 //! - `earlier`: the plan as a file, and what is read back from the one before
 
@@ -14,6 +15,7 @@ pub mod names;
 mod nodes;
 mod numbers;
 mod shares;
+mod side;
 mod unit;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
 use earlier::{Earlier, KnownUnit};
 pub use shares::{Level, Limit, Limits};
+pub use side::SideDevice;
 pub use unit::{Unit, covers, units};
 
 /// Vendor of all kinds: the one that NVIDIA's tools taught.
@@ -40,6 +43,8 @@ pub struct Plan {
     pub generation: String,
     /// Devices in GPU order, MIG devices and shares in the place of their GPU.
     pub devices: Vec<Device>,
+    /// Devices of side kinds.
+    pub side: Vec<SideDevice>,
     /// GPUs and MIG devices in the order of their shares' numbers.
     pub units: Vec<KnownUnit>,
     /// What every container with a device gets besides.
@@ -192,6 +197,7 @@ pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output: &Path) -> P
         let units = unit::units(host, config);
         let decided = unit::decide(&units, host, config, &mut plan);
         plan_units(host, config, &decided, earlier, &mut plan);
+        side::plan(host, config, &mut plan);
         names::consider_others(host, config, earlier, output, &mut plan);
     }
     what_nvml_cannot_tell(host, config, &mut plan);

@@ -10,7 +10,7 @@ use crate::discover::host::Host;
 use crate::discover::others::{OtherSpec, SPEC_DIRS, is_spec_file};
 
 use super::earlier::Earlier;
-use super::{ALL, Device, GPU_CLASS, Kind, Plan, Problem, VENDOR};
+use super::{ALL, Device, GPU_CLASS, Kind, Plan, Problem, VENDOR, side};
 
 /// Decides on names of whole devices, and says what others' names do to ours.
 pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: &Path, plan: &mut Plan) {
@@ -34,6 +34,7 @@ pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: 
     if let Some(why) = withheld_by {
         withhold_whole_names(&why, config.whole_names, plan);
     }
+    side::leave_to_others(&beside, plan);
     for spec in beside {
         defined_twice(spec, plan);
     }
@@ -54,22 +55,26 @@ pub enum Part {
     Compute,
 }
 
-/// The file for a kind: the output itself for `gpu`, else `divvy-<class>.json` beside it; with `+compute` before the
-/// ending for that part. (No class has a `+`.)
-pub fn spec_file(output: &Path, class: &str, part: Part) -> PathBuf {
-    if class == GPU_CLASS && part == Part::Main {
+/// The file for a kind: the output itself for nvidia.com/gpu, else `divvy-<class>.json` beside it, or
+/// `divvy-<vendor>.json` for another vendor's; with `+compute` before the ending for that part. (No kind has a `+`.)
+pub fn spec_file(output: &Path, kind: &str, part: Part) -> PathBuf {
+    let kind = match kind.split_once('/') {
+        Some((VENDOR, GPU_CLASS)) => String::new(),
+        Some((VENDOR, class)) => format!("-{class}"),
+        Some((vendor, _)) => format!("-{vendor}"),
+        None => format!("-{kind}"),
+    };
+    if kind.is_empty() && part == Part::Main {
         return output.to_path_buf();
     }
     let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
-    let class = if class == GPU_CLASS { String::new() } else { format!("-{class}") };
     let part = if part == Part::Main { "" } else { "+compute" };
-    output.with_file_name(format!("{}{class}{part}.{}", text(output.file_stem()), text(output.extension())))
+    output.with_file_name(format!("{}{kind}{part}.{}", text(output.file_stem()), text(output.extension())))
 }
 
 /// Whether a file has a name that `spec_file` gives to specs of this kind, in JSON or YAML.
 pub fn is_spec_file_of(output: &Path, path: &Path, kind: &str) -> bool {
-    let class = kind.rsplit('/').next().unwrap_or_default();
-    let named = |part| path.with_extension("") == spec_file(output, class, part).with_extension("");
+    let named = |part| path.with_extension("") == spec_file(output, kind, part).with_extension("");
     is_spec_file(path) && (named(Part::Main) || named(Part::Compute))
 }
 
@@ -154,6 +159,7 @@ fn names_in(plan: &Plan, kind: &str) -> BTreeSet<String> {
         }
         names.extend(device.names().map(str::to_owned));
     }
+    names.extend(plan.side.iter().filter(|device| device.kind == kind).map(|device| device.name.clone()));
     names
 }
 

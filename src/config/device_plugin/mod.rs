@@ -14,6 +14,7 @@ use serde_saphyr::{Location, Spanned};
 use super::value::{Match, is_profile};
 use super::{Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule};
 use super::{file, no_entry_twice};
+use crate::discover::side::SideClass;
 use shape::{Devices, RawConfig, RawFlags, Resource, Sharing};
 
 /// NVIDIA's limit for a resource's name. A file is named by it.
@@ -199,6 +200,11 @@ impl Reader<'_> {
         let class = rename.value.strip_prefix("nvidia.com/").unwrap_or(&rename.value);
         if class.starts_with("mig-") {
             return Err(self.mistake(rename, format!("rename: {class:?} would be taken for a MIG device")));
+        }
+        if SideClass::ALL.iter().any(|side| side.kind().strip_prefix("nvidia.com/") == Some(class)) {
+            return Err(
+                self.mistake(rename, format!("rename: nvidia.com/{class} is the kind of other devices"))
+            );
         }
         if class.len() > LONGEST_CLASS {
             return Err(

@@ -113,7 +113,7 @@ fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
 }
 
 /// What a driver's path leads to.
-fn driver_file(files: &dyn Files, path: &Path, purpose: Purpose) -> Option<DriverFile> {
+pub fn driver_file(files: &dyn Files, path: &Path, purpose: Purpose) -> Option<DriverFile> {
     let real_path = files.driver_real_path(path).ok()?;
     Some(DriverFile { path: path.to_path_buf(), real_path, purpose })
 }

@@ -27,6 +27,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::engines::Engine;
 use super::files::Node;
 use crate::nvml::facts::Facts;
 
@@ -58,11 +59,15 @@ struct Answers {
     #[serde(default)]
     directories: BTreeMap<PathBuf, Vec<String>>,
     #[serde(default)]
+    device_directories: BTreeMap<PathBuf, Vec<String>>,
+    #[serde(default)]
     driver_directories: BTreeMap<PathBuf, Vec<String>>,
     #[serde(default)]
     real_paths: BTreeMap<PathBuf, PathBuf>,
     #[serde(default)]
     sonames: BTreeMap<PathBuf, SonameAnswer>,
+    #[serde(default)]
+    engines: Vec<Engine>,
     #[serde(default)]
     libraries: BTreeMap<String, Vec<PathBuf>>,
 }
@@ -112,7 +117,8 @@ impl Answers {
         if let Some(path) = self.real_paths.values().find(|path| !is_plain(path)) {
             return Some(format!("{} is no absolute path without ..", path.display()));
         }
-        let names = self.directories.values().chain(self.driver_directories.values()).flatten();
+        let names = self.directories.values().chain(self.device_directories.values());
+        let names = names.chain(self.driver_directories.values()).flatten();
         let bad =
             names.into_iter().find(|name| name.contains('/') || [".", "..", ""].contains(&name.as_str()));
         bad.map(|name| format!("{name:?} is no file name"))

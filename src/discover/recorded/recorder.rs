@@ -12,7 +12,7 @@ use super::mask::Mask;
 use super::{Answers, FORMAT, HOST, NodeAnswer, SonameAnswer, TEXT, is_plain};
 use crate::discover::files::{Files, Node};
 use crate::discover::host::Host;
-use crate::discover::others;
+use crate::discover::{others, side};
 use crate::nvml::facts::Facts;
 
 /// Passes reads on to a host's files and notes the answers.
@@ -43,11 +43,15 @@ impl<'a> Recorder<'a> {
         answers.format = FORMAT;
         answers.divvy = env!("CARGO_PKG_VERSION").into();
         answers.nvml = facts;
+        answers.engines = host.engines.clone();
         // What else is installed on a machine is nobody's business.
         for names in answers.driver_directories.values_mut() {
             *names = names_of_driver(names, &host.driver_version);
         }
         for node in host.nodes_mut() {
+            node.host_path = node.path.clone();
+        }
+        for node in &mut host.side.nodes {
             node.host_path = node.path.clone();
         }
         let mut texts = self.texts.into_inner();
@@ -102,6 +106,14 @@ impl Files for Recorder<'_> {
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
         self.note(self.files.driver_names(dir), |answers, names| {
             answers.driver_directories.insert(dir.into(), names.clone());
+        })
+    }
+
+    fn device_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.note(self.files.device_names(dir), |answers, names| {
+            let mut names = names.clone();
+            names.retain(|name| side::is_asked_for(dir, name));
+            answers.device_directories.insert(dir.into(), names);
         })
     }
 

@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde_json::Value;
 
 use super::{Answers, CONFIGS, FORMAT, HOST, LONGEST_STRING, NodeAnswer, SonameAnswer, TEXT, is_plain};
+use crate::discover::engines::Engine;
 use crate::discover::files::{Files, Node};
 use crate::discover::sim;
 use crate::failure::{Failure, Status};
@@ -67,6 +68,11 @@ impl Recorded {
             }
         };
         Ok(Self { dir, path: path.into(), answers, config, unreadable: RefCell::default() })
+    }
+
+    /// The engines that were installed.
+    pub fn engines(&self) -> Vec<Engine> {
+        self.answers.engines.clone()
     }
 
     /// What its NVML said.
@@ -230,6 +236,10 @@ impl Files for Recorded {
 
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
         self.answers.driver_directories.get(dir).cloned().ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    fn device_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.answers.device_directories.get(dir).cloned().ok_or_else(|| ErrorKind::NotFound.into())
     }
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {

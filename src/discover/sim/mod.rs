@@ -26,10 +26,12 @@ pub struct SimHost {
     caps_major: u32,
     /// Major number of nvidia-uvm, likewise.
     uvm_major: u32,
+    /// It has NVSwitches, IMEX channels, GPUDirect Storage, GDRCopy and InfiniBand.
+    fabric: bool,
 }
 
 /// Every built-in host.
-pub const HOSTS: [SimHost; 4] = [
+pub const HOSTS: [SimHost; 5] = [
     SimHost {
         name: "a100-lab",
         about: "8 x A100-SXM4-40GB, GPU 0 cut by MIG",
@@ -37,6 +39,7 @@ pub const HOSTS: [SimHost; 4] = [
         config: None,
         caps_major: 242,
         uvm_major: 511,
+        fabric: false,
     },
     SimHost {
         name: "h100x8",
@@ -45,6 +48,16 @@ pub const HOSTS: [SimHost; 4] = [
         config: None,
         caps_major: 235,
         uvm_major: 511,
+        fabric: false,
+    },
+    SimHost {
+        name: "hgx-h100",
+        about: "the same with NVSwitches, IMEX channels, GPUDirect Storage, GDRCopy and InfiniBand",
+        facts: include_str!("h100x8.json"),
+        config: None,
+        caps_major: 235,
+        uvm_major: 511,
+        fabric: true,
     },
     SimHost {
         name: "l4",
@@ -53,6 +66,7 @@ pub const HOSTS: [SimHost; 4] = [
         config: None,
         caps_major: 236,
         uvm_major: 509,
+        fabric: false,
     },
     SimHost {
         name: "mixed",
@@ -61,6 +75,7 @@ pub const HOSTS: [SimHost; 4] = [
         config: Some(include_str!("mixed.toml")),
         caps_major: 235,
         uvm_major: 510,
+        fabric: false,
     },
 ];
 
@@ -78,7 +93,11 @@ impl SimHost {
 
     /// Its files and nodes.
     pub fn tree(&self) -> Tree {
-        Tree::of(&self.facts(), self.caps_major, self.uvm_major)
+        let mut tree = Tree::of(&self.facts(), self.caps_major, self.uvm_major);
+        if self.fabric {
+            tree.fabric();
+        }
+        tree
     }
 }
 
@@ -93,7 +112,7 @@ mod tests {
 
     #[test]
     fn every_host_has_facts() {
-        for (host, gpus) in HOSTS.into_iter().zip([8, 8, 1, 4]) {
+        for (host, gpus) in HOSTS.into_iter().zip([8, 8, 8, 1, 4]) {
             let facts: Facts = serde_json::from_str(host.facts).unwrap();
             assert_eq!(facts.gpus.len(), gpus, "{}", host.name);
         }

@@ -205,6 +205,37 @@ impl Tree {
         self.node("/dev/nvidia-uvm-tools", uvm_major, 1, 0o666);
     }
 
+    /// What stands beside the GPUs of a machine that is a part of a cluster.
+    pub(super) fn fabric(&mut self) {
+        const MAJORS: [(&str, u32); 5] = [
+            ("nvidia-caps-imex-channels", 234),
+            ("nvidia-nvswitch", 507),
+            ("nvidia-fs", 237),
+            ("gdrdrv", 236),
+            ("infiniband_verbs", 231),
+        ];
+        let devices = Path::new("/proc/devices");
+        if let Some(Entry::Text(text)) = self.0.get_mut(devices) {
+            let lines: String = MAJORS.iter().map(|(name, major)| format!("{major} {name}\n")).collect();
+            *text = text.replacen("\n\nBlock", &format!("\n 10 misc\n{lines}\nBlock"), 1);
+        }
+        for channel in 0..2 {
+            self.node(format!("/dev/nvidia-caps-imex-channels/channel{channel}"), 234, channel, 0o666);
+        }
+        for switch in 0..3 {
+            self.node(format!("/dev/nvidia-nvswitch{switch}"), 507, switch, 0o666);
+        }
+        self.node("/dev/nvidia-nvswitchctl", 507, 255, 0o666);
+        for file_system in 0..2 {
+            self.node(format!("/dev/nvidia-fs{file_system}"), 237, file_system, 0o666);
+        }
+        self.node("/dev/gdrdrv", 236, 0, 0o666);
+        self.node("/dev/infiniband/uverbs0", 231, 192, 0o666);
+        self.node("/dev/infiniband/rdma_cm", 10, 122, 0o666);
+        self.text("/etc/cufile.json", "{}\n");
+        self.put("/run/nvidia-fabricmanager/socket", Entry::Socket);
+    }
+
     fn gpu(&mut self, gpu: &GpuFacts, caps_major: u32) {
         let minor = gpu.minor.unwrap_or(gpu.index);
         self.node(format!("/dev/nvidia{minor}"), 195, minor, 0o666);
@@ -309,6 +340,10 @@ impl Files for Tree {
     }
 
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        Files::names(self, dir)
+    }
+
+    fn device_names(&self, dir: &Path) -> io::Result<Vec<String>> {
         Files::names(self, dir)
     }
 

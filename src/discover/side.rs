@@ -1,0 +1,177 @@
+//! Devices beside GPUs that containers of NVIDIA's stack ask for: IMEX channels, NVSwitches, GPUDirect Storage, GDRCopy,
+//! InfiniBand, and the nodes by which a container manages the driver. Each is found by its name in /dev and believed if
+//! the kernel lists its driver under the node's number: dynamic numbers go to other drivers.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::files::Files;
+use super::host::Found;
+use super::nodes::Numbers;
+
+/// A class of such devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SideClass {
+    /// /dev/nvidia-caps-imex-channels/channel<N>: memory of GPUs on other machines.
+    ImexChannel,
+    /// /dev/nvidia-nvswitch<N> and /dev/nvidia-nvswitchctl: the fabric between GPUs.
+    Nvswitch,
+    /// /dev/nvidia-fs<N>: GPUDirect Storage.
+    Gds,
+    /// /dev/gdrdrv: GPU memory in a process's own address space.
+    Gdrcopy,
+    /// /dev/infiniband: network cards that reach GPU memory.
+    Mofed,
+    /// Every node of the driver, also those that configure and monitor MIG.
+    Management,
+}
+
+/// A node beside the GPUs' own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SideNode {
+    /// What it belongs to.
+    pub class: SideClass,
+    /// Path in the container.
+    pub path: PathBuf,
+    /// Path on this machine.
+    #[serde(skip)]
+    pub host_path: PathBuf,
+    /// What is there.
+    pub found: Found,
+}
+
+/// Where a class's nodes are, how they are named, and the drivers that may be behind them by their names in
+/// /proc/devices.
+struct Place {
+    class: SideClass,
+    dir: &'static str,
+    is: fn(&str) -> bool,
+    drivers: &'static [&'static str],
+}
+
+const DRIVER: [&str; 6] =
+    ["nvidia", "nvidia-frontend", "nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-caps"];
+
+const PLACES: [Place; 8] = [
+    Place {
+        class: SideClass::ImexChannel,
+        dir: "/dev/nvidia-caps-imex-channels",
+        is: |name| is_numbered(name, "channel"),
+        drivers: &["nvidia-caps-imex-channels"],
+    },
+    Place {
+        class: SideClass::Nvswitch,
+        dir: "/dev",
+        is: |name| name == "nvidia-nvswitchctl" || is_numbered(name, "nvidia-nvswitch"),
+        drivers: &["nvidia-nvswitch"],
+    },
+    Place {
+        class: SideClass::Gds,
+        dir: "/dev",
+        is: |name| is_numbered(name, "nvidia-fs"),
+        drivers: &["nvidia-fs"],
+    },
+    Place { class: SideClass::Gdrcopy, dir: "/dev", is: |name| name == "gdrdrv", drivers: &["gdrdrv"] },
+    Place {
+        class: SideClass::Mofed,
+        dir: "/dev/infiniband",
+        is: |name| name == "rdma_cm" || is_numbered(name, "uverbs"),
+        drivers: &["infiniband_verbs", "misc"],
+    },
+    Place {
+        class: SideClass::Management,
+        dir: "/dev",
+        is: |name| {
+            ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"].contains(&name)
+                || is_numbered(name, "nvidia")
+        },
+        drivers: &DRIVER,
+    },
+    Place {
+        class: SideClass::Management,
+        dir: "/dev/nvidia-caps",
+        is: |name| is_numbered(name, "nvidia-cap"),
+        drivers: &["nvidia-caps"],
+    },
+    Place {
+        class: SideClass::Management,
+        dir: "/dev/nvidia-caps-imex-channels",
+        is: |name| is_numbered(name, "channel"),
+        drivers: &["nvidia-caps-imex-channels"],
+    },
+];
+
+/// Files that a class brings besides, where the host has them: NVIDIA's cuFile reads its configuration, and asks udev's
+/// data which disks are NVMe.
+const GDS_FILES: [&str; 2] = ["/etc/cufile.json", "/run/udev"];
+
+/// What there is beside the GPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Side {
+    /// Nodes by class, then in the order of their numbers.
+    pub nodes: Vec<SideNode>,
+    /// Files for GPUDirect Storage.
+    pub gds_files: Vec<super::host::DriverFile>,
+}
+
+impl SideClass {
+    /// The CDI kind of its devices.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::ImexChannel => "nvidia.com/imex-channel",
+            Self::Nvswitch => "nvidia.com/nvswitch",
+            Self::Gds => "nvidia.com/gds",
+            Self::Gdrcopy => "nvidia.com/gdrcopy",
+            Self::Mofed => "nvidia.com/mofed",
+            Self::Management => "management.nvidia.com/gpu",
+        }
+    }
+
+    /// Every class, in the order of listings.
+    pub const ALL: [Self; 6] =
+        [Self::ImexChannel, Self::Nvswitch, Self::Gds, Self::Gdrcopy, Self::Mofed, Self::Management];
+}
+
+/// Looks into the directories of the device root.
+pub fn read(files: &dyn Files, numbers: &Numbers) -> Side {
+    let mut nodes = Vec::new();
+    for place in &PLACES {
+        let dir = Path::new(place.dir);
+        let mut names: Vec<String> = files.device_names(dir).unwrap_or_default();
+        names.retain(|name| (place.is)(name));
+        names.sort_by_key(|name| (number(name), name.clone()));
+        nodes.extend(names.iter().map(|name| {
+            let path = dir.join(name);
+            SideNode {
+                class: place.class,
+                found: numbers.judge(files.node(&path), place.drivers),
+                host_path: files.node_path(&path),
+                path,
+            }
+        }));
+    }
+    let has_gds = nodes.iter().any(|node| node.class == SideClass::Gds);
+    let gds_files = GDS_FILES.iter().filter(|_| has_gds).filter_map(|path| {
+        let path = Path::new(path);
+        super::driver::driver_file(files, path, super::host::Purpose::Compute)
+    });
+    Side { gds_files: gds_files.collect(), nodes }
+}
+
+fn is_numbered(name: &str, stem: &str) -> bool {
+    name.strip_prefix(stem).is_some_and(|number| {
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) && number.len() < 10
+    })
+}
+
+/// The number at a name's end.
+fn number(name: &str) -> Option<u32> {
+    name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().ok()
+}
+
+/// Whether discovery asks for a name in a directory of devices.
+pub fn is_asked_for(dir: &Path, name: &str) -> bool {
+    PLACES.iter().any(|place| Path::new(place.dir) == dir && (place.is)(name))
+}
