@@ -245,7 +245,7 @@ fn mig_devices() {
     let is_file = |line: &&String| {
         ["without file /", "without link /", "without folder /"].iter().any(|start| line.starts_with(start))
     };
-    assert!(files.iter().all(|line| is_file(line)), "{files:?}");
+    assert!(files.iter().all(is_file), "{files:?}");
     assert_documented(
         "MIG devices",
         &drawing.into_iter().chain(["without files for graphics".to_owned()]).collect(),
