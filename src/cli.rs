@@ -202,9 +202,10 @@ pub struct SimArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What is in the record: what NVML says (models, UUIDs, PCI addresses, sizes), numbers and permissions of the
-driver's device nodes, names and paths of the driver's files, the kernel's list of drivers, and the
-configuration with all that is written in it. No secrets otherwise: no host, user or network names, no
-processes, no serial numbers, and nothing of what containers or the driver's files hold.
+driver's device nodes, names and paths of the driver's files, the kernel's release and its list of drivers,
+the versions of Docker and Podman, and the configuration with all that is written in it. No secrets
+otherwise: no host, user or network names, no processes, no serial numbers, and nothing of what containers
+or the driver's files hold.
 
 `divvy list --host DIR` replays it, on any machine. Nothing is sent anywhere.")]
 pub struct RecordArgs {

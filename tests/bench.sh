@@ -12,7 +12,7 @@ if [ "${1:-}" != inside ]; then
   cargo build --quiet --locked -p mock-nvml
   work=$(mktemp -d "${DIVVY_BUILD:-$PWD/.build}/bench.XXXXXX")
   trap 'rm -rf "$work"' EXIT
-  "$bin/divvy" sim h100x8 "$work/host" --quiet
+  "$bin/divvy" sim hgx-h100 "$work/host" --quiet
   # The same host once more behind it, in the second PCI domain: 16 GPUs.
   awk '/^    \{/ { gpus = 1 } /^  \]/ { gpus = 0 } gpus' src/discover/sim/h100x8.json >"$work/eight"
   awk -v work="$work" '
@@ -31,6 +31,7 @@ fi
 work=$2
 mount --bind "$work/host/proc/driver" /proc/driver
 mount --bind "$work/host/proc/devices" /proc/devices
+mount --bind "$work/host/sys/bus" /sys/bus
 lib=$(dirname "$(find "$work/host/usr/lib" -name 'libcuda.so.1')")
 cp --remove-destination target/debug/libnvidia_ml.so "$lib/libnvidia-ml.so.1"
 generate=("$bin/divvy" generate --driver-root "$work/host" --output "$work/divvy.json" --quiet)
@@ -73,6 +74,9 @@ printf '{"ociVersion":"1.0.2","id":"bench","status":"creating","pid":1,"bundle":
 mapfile -t args < <("$bin/divvy" generate --host sim:h100x8 --format yaml | sed -n "/args:/,/env:/s/^ *- '\(.*\)'$/\1/p" | tail -n +2)
 [ "${#args[@]}" -gt 10 ] || { echo "error: the hook's arguments were not found in the spec" >&2; exit 1; }
 hook() { "$bin/divvy-hook" "${args[@]}" <"$work/state"; }
+# Counted from fork(2) on, so by a small parent (tests/support/peak.rs).
+peak='my $call = `uname -m` =~ /x86_64/ ? 98 : 165; system(@ARGV); my $usage = "\0" x 144; syscall($call, -1, $usage); print unpack("x32 q", $usage)'
+echo "memory: generate has $(perl -e "$peak" "${generate[@]}") KiB resident at most, divvy-hook $(perl -e "$peak" "$bin/divvy-hook" "${args[@]}" <"$work/state") KiB"
 if command -v strace >/dev/null; then
   echo "system calls: generate $(calls "${generate[@]}"), divvy-hook at the first start $(calls "$bin/divvy-hook" "${args[@]}" <"$work/state")"
 fi

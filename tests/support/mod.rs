@@ -3,6 +3,7 @@
 
 pub mod laid;
 pub mod needs;
+pub mod peak;
 pub mod place;
 pub mod record;
 
