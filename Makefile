@@ -36,9 +36,10 @@ check: ## formatting, lints, dependency policy
 	cargo deny check bans licenses sources
 
 .PHONY: bench
-bench: ## system calls and times, paired in one run
+bench: ## system calls, memory and times, paired in one run
 	@packaging/build.sh $(BIN) release
 	@tests/bench.sh
+	@tests/bench-engines.sh
 
 .PHONY: clean
 clean: ## remove what was built, trees and images too

@@ -103,7 +103,10 @@ fn a_node_of_another_driver_is_left_out() {
     let (status, said, errors) = place.generate(&format!("--host={}", record.dir().display()));
     assert_eq!(
         (status, errors.as_str()),
-        (0, "note: /dev/gdrdrv cannot be used: /proc/devices has no gdrdrv with its number 236\n")
+        (
+            0,
+            "note: nvidia.com/gdrcopy goes without /dev/gdrdrv: /proc/devices has no gdrdrv with its number 236\n"
+        )
     );
     assert!(!said.contains("gdrcopy"), "{said}");
 }

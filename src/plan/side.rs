@@ -31,13 +31,10 @@ pub fn plan(host: &Host, config: &Config, plan: &mut Plan) {
         if class == SideClass::Management && !config.management {
             continue;
         }
-        let nodes: Vec<(&SideNode, PlannedNode)> = host
-            .side
-            .nodes
-            .iter()
-            .filter(|node| node.class == class)
-            .filter_map(|node| usable(node, plan))
-            .collect();
+        let of_class = || host.side.nodes.iter().filter(|node| node.class == class);
+        let nodes: Vec<(&SideNode, PlannedNode)> =
+            of_class().filter_map(|node| Some((node, usable(node)?))).collect();
+        plan.notes.extend(left_out(class, of_class()));
         if nodes.is_empty() {
             continue;
         }
@@ -60,24 +57,25 @@ pub fn plan(host: &Host, config: &Config, plan: &mut Plan) {
     }
 }
 
-fn usable<'a>(node: &'a SideNode, plan: &mut Plan) -> Option<(&'a SideNode, PlannedNode)> {
-    match &node.found {
-        Found::Present { mode, gid } => Some((
-            node,
-            PlannedNode {
-                path: node.path.clone(),
-                host_path: node.host_path.clone(),
-                mode: *mode,
-                gid: *gid,
-            },
-        )),
-        // It went away since the directory was read.
-        Found::Missing => None,
-        Found::Wrong(why) => {
-            plan.notes.push(format!("{} cannot be used: {why}", node.host_path.display()));
-            None
-        }
-    }
+fn usable(node: &SideNode) -> Option<PlannedNode> {
+    let Found::Present { mode, gid } = node.found else { return None };
+    Some(PlannedNode { path: node.path.clone(), host_path: node.host_path.clone(), mode, gid })
+}
+
+/// One note on all nodes of a class that cannot be used: what an unloaded module leaves are often many. (One that is
+/// missing went away since its directory was read.)
+fn left_out<'a>(class: SideClass, nodes: impl Iterator<Item = &'a SideNode>) -> Option<String> {
+    let wrong = nodes.filter_map(|node| match &node.found {
+        Found::Wrong(why) => Some((node.host_path.display(), why)),
+        _ => None,
+    });
+    let wrong: Vec<_> = wrong.collect();
+    let (path, why) = wrong.first()?;
+    let more = match wrong.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("{} goes without {path}{more}: {why}", class.kind()))
 }
 
 /// `7` of /dev/nvidia-caps-imex-channels/channel7

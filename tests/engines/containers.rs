@@ -7,7 +7,7 @@ use crate::engine::{Engine, EngineTrial};
 use crate::ground::Ground;
 
 /// Name and function of each trial.
-pub const TRIALS: [EngineTrial; 18] = [
+pub const TRIALS: [EngineTrial; 19] = [
     ("mig_device", mig_device),
     ("whole_gpu", whole_gpu),
     ("by_uuid", by_uuid),
@@ -16,6 +16,7 @@ pub const TRIALS: [EngineTrial; 18] = [
     ("same_device_twice", same_device_twice),
     ("share_of_a_gpu", share_of_a_gpu),
     ("share_of_a_mig_device", share_of_a_mig_device),
+    ("side_kinds", side_kinds),
     ("no_device", no_device),
     ("unknown_device", unknown_device),
     ("visible_devices_is_void", visible_devices_is_void),
@@ -160,6 +161,26 @@ fn unknown_device(ground: &Ground, engine: &Engine) {
         assert_eq!(refused.stdout, "", "{device}");
         assert!(refused.stderr.contains(&format!("nvidia.com/gpu={device}")), "{refused:?}");
     }
+}
+
+/// What stands beside the GPUs, asked for with one. Its nodes lie in another device root here, and a node by another
+/// name than the host's is what rootless Podman cannot have.
+fn side_kinds(ground: &Ground, engine: &Engine) {
+    let container = engine.container(ground, &["1"]);
+    let container =
+        container.option("--device=nvidia.com/imex-channel=1").option("--device=nvidia.com/gds=all");
+    let opened =
+        container.sh("cd /dev && probe open nvidia-caps-imex-channels/* nvidia-fs* && cat /etc/cufile.json");
+    if !engine.rootful {
+        assert!(opened.status != 0 && opened.stderr.contains("/dev/nvidia-caps-imex-channels"), "{opened:?}");
+        return;
+    }
+    assert_eq!(
+        opened.ok(),
+        "nvidia-caps-imex-channels/channel1: ENXIO\nnvidia-fs0: ENXIO\nnvidia-fs1: ENXIO\n{}"
+    );
+    assert_loads(container.sh(LOAD).ok());
+    assert_denied(ground, engine, "1", (234, 0));
 }
 
 /// It is CDI's value that counts, so that a default runtime of NVIDIA's adds nothing.

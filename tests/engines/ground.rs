@@ -218,7 +218,11 @@ replicas = 2
 rename = true
 T
          divvy --quiet generate --host sim:a100-lab --config /etc/divvy/shares.toml \\
-             --state-dir /run/shares --output /etc/cdi/shares.json");
+             --state-dir /run/shares --output /etc/cdi/shares.json
+         divvy --quiet sim hgx-h100 /fabric
+         cp -a /fabric/etc/cufile.json /etc/
+         echo 'whole_names = \"no\"' >/etc/divvy/fabric.toml
+         divvy --quiet generate --host sim:hgx-h100 --dev-root /fabric --config /etc/divvy/fabric.toml --output /etc/cdi/fabric.json");
     output.require()
 }
 

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# bench-engines.sh: what a device costs when a container starts, in real engines in a throw-away machine (tests/machine).
+# Times are medians of runs that are taken in turns, and mean something only as ratios within one run of this script.
+#   with a device       a container with the whole GPU 0, beside one with no device
+#   1 against 960       a share out of a spec of 960 shares, beside one out of a spec of one share; and beside another
+#                       vendor's spec of as many bytes, for engines that read it at each start
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
+machine=tests/machine name=bench
+
+if [ "${1:-}" != inside ]; then
+  [ "$(id -u)" = 0 ] || { echo "error: the benchmark needs root" >&2; echo "hint: sudo make bench" >&2; exit 1; }
+  $machine/install.sh && $machine/tree.sh sid && $machine/images.sh
+  trap '$machine/down.sh $name' EXIT
+  $machine/up.sh sid $name
+  $machine/in.sh $name sh -ec 'install /divvy/divvy /divvy/divvy-hook /usr/bin/
+    divvy --quiet sim h100x8 /sim
+    for dir in dev etc lib run usr; do cp -a /sim/$dir/. /$dir/; done
+    ldconfig
+    podman import --quiet --change "CMD /bin/sh" /images/bb.tar bb >/dev/null'
+  $machine/dockerd.sh $name
+  $machine/in.sh $name docker import --change 'CMD ["/bin/sh"]' /images/bb.tar bb >/dev/null
+  [ ! -x $machine/containerd.sh ] || $machine/containerd.sh $name
+  $machine/in.sh $name bash -s inside <"$0"
+  exit
+fi
+
+RUNS=11 BLOCKS=3
+work=$(mktemp -d)
+cd "$work"
+
+docker-runc() { docker run --rm --network=none "$@" bb true; }
+podman-crun() { podman --runtime=crun run --rm --network=none "$@" bb true; }
+podman-runc() { podman --runtime=runc run --rm --network=none "$@" bb true; }
+engines=(docker-runc podman-crun podman-runc)
+
+# timed FILE COMMAND...: adds the time that the command takes, in microseconds.
+timed() {
+  local file=$1 t0 t1
+  shift
+  t0=${EPOCHREALTIME/./}; "$@" >/dev/null 2>err || { echo "error: $*: $(cat err)" >&2; exit 1; }; t1=${EPOCHREALTIME/./}
+  echo $((t1 - t0)) >>"$file"
+}
+median() { sort -n "$1" | sed -n "$(($(wc -l <"$1") / 2 + 1))p"; }
+# ratio ENGINE NAME-A FILE-A NAME-B FILE-B
+ratio() {
+  awk -v e="$1" -v na="$2" -v a="$(median "$3")" -v nb="$4" -v b="$(median "$5")" \
+    'BEGIN { printf "%-12s %-28s %7d us   %-28s %7d us   ratio %.2f\n", e, na, a, nb, b, a / b }'
+}
+
+# shares N: a spec of N shares in the place of the one that was there, on 8 GPUs or on the first.
+shares() {
+  printf 'whole_names = "no"\n[[gpu]]\nmatch = [%s]\nmode = "time-slice"\nreplicas = %d\n' \
+    "$([ "$1" = 1 ] && echo '"0"' || echo '"all"')" "$([ "$1" = 1 ] && echo 1 || echo $(($1 / 8)))" >shares.toml
+  divvy --quiet generate --host sim:h100x8 --config shares.toml --output /etc/cdi/shares.json 2>/dev/null
+}
+# other BYTES: a spec of about that size of another vendor's, which brings the same files and hook: the spec of one share
+# under another kind, with devices in the form of NVIDIA's generator up to the size.
+other() {
+  local size=$1 i=0 pad=
+  shares 1
+  while ((${#pad} + $(stat -c %s /etc/cdi/shares.json) < size)); do
+    pad+="{\"name\":\"pad-$((i++))\",\"containerEdits\":{\"deviceNodes\":[{\"path\":\"/dev/nvidia0\",\"major\":195,\"fileMode\":438,\"permissions\":\"rwm\"}]}},"
+  done
+  echo "$pad" >pad
+  sed -e 's|"nvidia.com/gpu"|"example.com/other"|' -e '/^"devices":\[/r pad' /etc/cdi/shares.json >/etc/cdi/.other.tmp
+  rm /etc/cdi/shares.json
+  mv /etc/cdi/.other.tmp /etc/cdi/other.json
+}
+
+echo "container start, medians:"
+divvy --quiet generate --host sim:h100x8 --output /var/run/cdi/divvy.json 2>/dev/null
+for engine in "${engines[@]}"; do
+  "$engine" --device nvidia.com/gpu=0 >/dev/null 2>&1 || true
+  for ((i = 0; i < RUNS * 2; i++)); do
+    timed "$engine.none" "$engine"
+    timed "$engine.gpu" "$engine" --device nvidia.com/gpu=0
+  done
+  ratio "$engine" "with a GPU" "$engine.gpu" "without" "$engine.none"
+done
+rm /var/run/cdi/divvy.json
+
+# In blocks: each change of the spec directory is read once by Docker, which is not what is measured.
+for ((block = 0; block < BLOCKS; block++)); do
+  for spec in one many other; do
+    rm -f /etc/cdi/*.json
+    device=nvidia.com/gpu=shared-0
+    case $spec in
+      one) shares 1 ;;
+      many) shares 960; bytes=$(stat -c %s /etc/cdi/shares.json) ;;
+      other) other "$bytes"; device=example.com/other=shared-0 ;;
+    esac
+    for engine in "${engines[@]}"; do
+      "$engine" --device $device >/dev/null 2>&1 || true
+      for ((i = 0; i < RUNS; i++)); do timed "$engine.$spec" "$engine" --device $device; done
+    done
+  done
+done
+echo "1 against 960 devices ($bytes bytes):"
+for engine in "${engines[@]}"; do
+  ratio "$engine" "1 of 960 shares" "$engine.many" "1 of 1" "$engine.one"
+  ratio "$engine" "1 of 960 shares" "$engine.many" "another spec of these bytes" "$engine.other"
+done
