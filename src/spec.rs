@@ -11,8 +11,7 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, Library, Link};
 
 use crate::discover::files::join_root;
-use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Purpose};
-use crate::discover::side::SideClass;
+use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Purpose, SideClass};
 use crate::plan::names::Part;
 use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
 

@@ -2,45 +2,12 @@
 //! InfiniBand, and the nodes by which a container manages the driver. Each is found by its name in /dev and believed if
 //! the kernel lists its driver under the node's number: dynamic numbers go to other drivers.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Serialize;
-
+use super::driver::driver_file;
 use super::files::Files;
-use super::host::Found;
+use super::host::{Purpose, Side, SideClass, SideNode};
 use super::nodes::Numbers;
-
-/// A class of such devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SideClass {
-    /// /dev/nvidia-caps-imex-channels/channel<N>: memory of GPUs on other machines.
-    ImexChannel,
-    /// /dev/nvidia-nvswitch<N> and /dev/nvidia-nvswitchctl: the fabric between GPUs.
-    Nvswitch,
-    /// /dev/nvidia-fs<N>: GPUDirect Storage.
-    Gds,
-    /// /dev/gdrdrv: GPU memory in a process's own address space.
-    Gdrcopy,
-    /// /dev/infiniband: network cards that reach GPU memory.
-    Mofed,
-    /// Every node of the driver, also those that configure and monitor MIG.
-    Management,
-}
-
-/// A node beside the GPUs' own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SideNode {
-    /// What it belongs to.
-    pub class: SideClass,
-    /// Path in the container.
-    pub path: PathBuf,
-    /// Path on this machine.
-    #[serde(skip)]
-    pub host_path: PathBuf,
-    /// What is there.
-    pub found: Found,
-}
 
 /// Where a class's nodes are, how they are named, and the drivers that may be behind them by their names in
 /// /proc/devices.
@@ -107,33 +74,6 @@ const PLACES: [Place; 8] = [
 /// data which disks are NVMe.
 const GDS_FILES: [&str; 2] = ["/etc/cufile.json", "/run/udev"];
 
-/// What there is beside the GPUs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Side {
-    /// Nodes by class, then in the order of their numbers.
-    pub nodes: Vec<SideNode>,
-    /// Files for GPUDirect Storage.
-    pub gds_files: Vec<super::host::DriverFile>,
-}
-
-impl SideClass {
-    /// The CDI kind of its devices.
-    pub fn kind(self) -> &'static str {
-        match self {
-            Self::ImexChannel => "nvidia.com/imex-channel",
-            Self::Nvswitch => "nvidia.com/nvswitch",
-            Self::Gds => "nvidia.com/gds",
-            Self::Gdrcopy => "nvidia.com/gdrcopy",
-            Self::Mofed => "nvidia.com/mofed",
-            Self::Management => "management.nvidia.com/gpu",
-        }
-    }
-
-    /// Every class, in the order of listings.
-    pub const ALL: [Self; 6] =
-        [Self::ImexChannel, Self::Nvswitch, Self::Gds, Self::Gdrcopy, Self::Mofed, Self::Management];
-}
-
 /// Looks into the directories of the device root.
 pub fn read(files: &dyn Files, numbers: &Numbers) -> Side {
     let mut nodes = Vec::new();
@@ -155,7 +95,7 @@ pub fn read(files: &dyn Files, numbers: &Numbers) -> Side {
     let has_gds = nodes.iter().any(|node| node.class == SideClass::Gds);
     let gds_files = GDS_FILES.iter().filter(|_| has_gds).filter_map(|path| {
         let path = Path::new(path);
-        super::driver::driver_file(files, path, super::host::Purpose::Compute)
+        driver_file(files, path, Purpose::Compute)
     });
     Side { gds_files: gds_files.collect(), nodes }
 }

@@ -7,9 +7,8 @@ use serde::Serialize;
 
 use super::{ALL, Kind, Plan, PlannedNode};
 use crate::config::Config;
-use crate::discover::host::{DriverFile, Found, Host};
+use crate::discover::host::{DriverFile, Found, Host, SideClass, SideNode};
 use crate::discover::others::OtherSpec;
-use crate::discover::side::{SideClass, SideNode};
 
 /// One CDI device of a side kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

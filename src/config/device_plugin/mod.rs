@@ -14,7 +14,7 @@ use serde_saphyr::{Location, Spanned};
 use super::value::{Match, is_profile};
 use super::{Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule};
 use super::{file, no_entry_twice};
-use crate::discover::side::SideClass;
+use crate::discover::host::SideClass;
 use shape::{Devices, RawConfig, RawFlags, Resource, Sharing};
 
 /// NVIDIA's limit for a resource's name. A file is named by it.
