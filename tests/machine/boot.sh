@@ -1,10 +1,10 @@
 #!/bin/bash
-# boot.sh NAME MACHINE: the first process of a machine, already in its namespaces. up.sh starts it, nobody else.
+# boot.sh NAME MACHINE VERSION: the first process of a machine, already in its namespaces. up.sh starts it, nobody else.
 # It mounts what a booted host has, makes the overlay on the tree its root, reports on descriptor 3, and
 # becomes catatonit, because pid 1 must reap: engines take a zombie for a container that still runs.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
-name=$1 machine=$2
+name=$1 machine=$2 version=$3
 
 # The host's /proc is still mounted here, so this is the process id as the host sees it. Written first of all:
 # down.sh finds the machine by it, however little of the machine there is.
@@ -50,10 +50,24 @@ mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t mqueue mqueue dev/mqueue
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
-mount -t cgroup2 cgroup2 sys/fs/cgroup
+if [ "$version" = v2 ]; then
+    mount -t cgroup2 cgroup2 sys/fs/cgroup
+    leaves=(sys/fs/cgroup/init)
+else
+    mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+    # One line a hierarchy: number, its controllers or name, this process's cgroup.
+    leaves=()
+    while IFS=: read -r _ controllers _; do
+        [ -n "$controllers" ] || continue
+        hierarchy=sys/fs/cgroup/${controllers#name=}
+        mkdir "$hierarchy"
+        mount -t cgroup -o "$controllers" cgroup "$hierarchy"
+        leaves+=("$hierarchy/init")
+    done <proc/self/cgroup
+fi
 # Docker warns at every start of a container where this is off.
 echo 1 >proc/sys/net/ipv4/ip_forward
-echo 0 >sys/fs/cgroup/init/cgroup.procs
+for leaf in "${leaves[@]}"; do echo 0 >"$leaf/cgroup.procs"; done
 
 # No container here needs a network, and none is set up: the engines' firewalls would need more of the host's
 # kernel than the tests do. No systemd either: cgroupfs, a file for events, and no limit that wants a controller.

@@ -19,12 +19,13 @@ if pid=$(machine_pid "$name"); then
     done
 fi
 
-cgroup=$(cat "$machine/cgroup" 2>/dev/null) || cgroup=
 # Whoever was started from outside (in.sh) is killed with the rest, and may take a moment to leave the cgroup.
-for _ in $(seq 100); do
-    [ -n "$cgroup" ] && [ -d "$cgroup" ] || break
-    find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.05
-done
-[ -z "$cgroup" ] || [ ! -d "$cgroup" ] || die "the cgroup $cgroup still has processes"
+while read -r cgroup; do
+    for _ in $(seq 100); do
+        [ -d "$cgroup" ] || break
+        find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.05
+    done
+    [ ! -d "$cgroup" ] || die "the cgroup $cgroup still has processes"
+done < <(cat "$machine/cgroup" 2>/dev/null)
 
 rm -rf --one-file-system "$machine"

@@ -10,6 +10,8 @@ pid=$(machine_pid "$1") || die "the machine $1 is not up"
 shift
 
 # First its cgroup (a leaf: up.sh says why), then its namespaces.
-echo $$ >"/proc/$pid/root/sys/fs/cgroup/init/cgroup.procs"
+for leaf in "/proc/$pid/root/sys/fs/cgroup/init" "/proc/$pid/root/sys/fs/cgroup/"*/init; do
+    [ ! -d "$leaf" ] || echo $$ >"$leaf/cgroup.procs"
+done
 exec nsenter --target "$pid" --mount --pid --net --uts --ipc --cgroup -- \
     env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" "$@"
