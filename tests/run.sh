@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh: every test. Installs what is missing, builds, runs unit, black box and engine tests, and ends with a line
 # that counts them: "N passed, N failed, N skipped". A test that cannot run here is skipped with its reason;
-# DIVVY_REQUIRE (root,docker,podman,cgroup2,strace) turns such a skip into a failure.
+# DIVVY_REQUIRE (root,docker,podman,containerd,cgroup2,strace) turns such a skip into a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
@@ -10,7 +10,7 @@ log=$DIVVY_BUILD/test.log
 export DIVVY_TEST_SUMMARY=$DIVVY_BUILD/engines.summary
 rm -f "$DIVVY_TEST_SUMMARY"
 
-tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" dev && cargo build --quiet --locked -p mock-nvml || {
+tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" dev && cargo build --quiet --locked -p mock-nvml -p cri-run || {
   echo "error: the tests could not be set up: see above" >&2
   echo "0 passed, 1 failed, 0 skipped"
   exit 1
@@ -18,6 +18,12 @@ tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" dev && cargo b
 
 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
+# The engines once more: those of Debian's stable release, and on cgroup v1.
+for setting in DIVVY_SUITE=trixie DIVVY_CGROUP=v1; do
+  env "$setting" cargo test --locked --test engines 2>&1 | tee -a "$log"
+  again=${PIPESTATUS[0]}
+  [ "$again" -eq 0 ] || status=$again
+done
 
 # Each test binary closes with "test result: ok. 3 passed; 0 failed; 1 ignored; ..."
 read -r passed failed skipped < <(awk '

@@ -311,12 +311,8 @@ pub fn user_namespace(ground: &Ground, engine: &Engine) {
 }
 
 fn exec(ground: &Ground, engine: &Engine) {
-    let name = &format!("entered-{}", engine.name);
-    engine.container(ground, &["1"]).create(name, "sleep 60").ok();
-    engine.call(ground, &["start", name]).ok();
-    let nodes = engine.call(ground, &["exec", name, "sh", "-c", OPEN_ALL]);
-    let loaded = engine.call(ground, &["exec", name, "sh", "-c", LOAD]);
-    engine.call(ground, &["rm", "--force", "--time=0", name]);
+    let name = format!("entered-{}", engine.name);
+    let [nodes, loaded] = engine.container(ground, &["1"]).exec(&name, [OPEN_ALL, LOAD]);
     assert_nodes(nodes.ok(), &["/dev/nvidia1"]);
     assert_loads(loaded.ok());
 }

@@ -25,7 +25,7 @@ pub struct Engine {
 const MAPPED: &[&str] = &["--uidmap=0:100000:65536", "--gidmap=0:100000:65536"];
 
 /// Every engine that trials run on.
-pub const ENGINES: [Engine; 4] = [
+pub const ENGINES: [Engine; 6] = [
     Engine { name: "docker-runc", need: Need::Docker, call: &["docker"], rootful: true, user_namespace: &[] },
     Engine {
         name: "podman-crun",
@@ -48,6 +48,8 @@ pub const ENGINES: [Engine; 4] = [
         rootful: false,
         user_namespace: &["--userns=keep-id"],
     },
+    Engine { name: "ctr-runc", need: Need::Ctr, call: &["ctr-run"], rootful: true, user_namespace: &[] },
+    Engine { name: "cri-runc", need: Need::Cri, call: &["cri-run"], rootful: true, user_namespace: &[] },
 ];
 
 impl Engine {
@@ -55,6 +57,11 @@ impl Engine {
     pub fn container<'a>(&'a self, ground: &'a Ground, devices: &[&str]) -> Container<'a> {
         let options = devices.iter().map(|device| format!("--device=nvidia.com/gpu={device}")).collect();
         Container { ground, engine: self, options, image: "glibc" }
+    }
+
+    /// A kubelet makes a new container where others start the old one again.
+    pub fn restarts(&self) -> bool {
+        self.need != Need::Cri
     }
 
     /// Calls the engine.
@@ -88,6 +95,19 @@ impl<'a> Container<'a> {
     /// Runs a shell script in it and removes it.
     pub fn sh(&self, script: &str) -> Output {
         self.start(&["run", "--rm"], script)
+    }
+
+    /// Runs scripts in it while another program is at work there, and removes it.
+    pub fn exec<const N: usize>(&self, name: &str, scripts: [&str; N]) -> [Output; N] {
+        if !self.engine.restarts() {
+            return scripts.map(|script| self.start(&["exec"], script));
+        }
+        self.create(name, "sleep 60").ok();
+        self.engine.call(self.ground, &["start", name]).ok();
+        let outputs =
+            scripts.map(|script| self.engine.call(self.ground, &["exec", name, "sh", "-c", script]));
+        self.engine.call(self.ground, &["rm", "--force", "--time=0", name]);
+        outputs
     }
 
     /// Creates it under a name, to be started later and more than once.

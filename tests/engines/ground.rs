@@ -1,5 +1,5 @@
-//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker and Podman in it, laid out
-//! as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
+//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker, Podman and containerd in it, laid
+//! out as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
 //! kept as an unmet need with its reason; what divvy itself does wrong meanwhile breaks every trial.
 
 use std::fmt;
@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// The newest engines that Debian has (Docker 28, Podman 5.8). `DIVVY_SUITE=trixie` takes those of its stable
-/// release (Docker 26, Podman 5.4).
+/// The newest engines that Debian has (Docker 28, Podman 5.8, containerd 2.1). `DIVVY_SUITE=trixie` takes those of its
+/// stable release (Docker 26, Podman 5.4, containerd 1.7).
 const DEFAULT_SUITE: &str = "sid";
+/// `DIVVY_CGROUP=v1` gives the machine the older hierarchies, where the host has them.
+const DEFAULT_CGROUP: &str = "v2";
 /// The machine's name.
 const NAME: &str = "engines";
 
@@ -21,6 +23,8 @@ pub enum Need {
     Root,
     /// A cgroup v2 hierarchy, which device filters are attached to.
     Cgroup2,
+    /// Hierarchies of cgroup v1 and their device controller.
+    Cgroup1,
     /// `divvy` and `divvy-hook` in the build directory.
     Build,
     /// A machine that started.
@@ -31,6 +35,10 @@ pub enum Need {
     Podman,
     /// Podman runs in it as a user.
     Rootless,
+    /// containerd answers in it, to its own `ctr`.
+    Ctr,
+    /// containerd answers in it, to a kubelet.
+    Cri,
     /// The mock libnvidia-ml.so.1.
     Mock,
 }
@@ -40,18 +48,21 @@ impl Need {
         match self {
             Self::Root => "root",
             Self::Cgroup2 => "cgroup2",
+            Self::Cgroup1 => "cgroup1",
             Self::Build => "build",
             Self::Machine => "machine",
             Self::Docker => "docker",
             Self::Podman => "podman",
             Self::Rootless => "rootless",
+            Self::Ctr => "ctr",
+            Self::Cri => "cri",
             Self::Mock => "mock",
         }
     }
 
     /// Without these there is no machine to try anything on.
     fn is_common(self) -> bool {
-        matches!(self, Self::Root | Self::Cgroup2 | Self::Build | Self::Machine)
+        matches!(self, Self::Root | Self::Cgroup2 | Self::Cgroup1 | Self::Build | Self::Machine)
     }
 }
 
@@ -69,7 +80,10 @@ impl Unmet {
         let required = std::env::var("DIVVY_REQUIRE").unwrap_or_default();
         let demanded = |word: &str| required.split(',').any(|item| item.trim() == word);
         let of_ours = matches!(self.need, Need::Build | Need::Machine | Need::Mock | Need::Rootless);
-        demanded(self.need.word()) || of_ours && (demanded("docker") || demanded("podman"))
+        let of_containerd = self.need == Need::Cri || self.need == Need::Ctr && suite() == DEFAULT_SUITE;
+        demanded(self.need.word())
+            || of_ours && (demanded("docker") || demanded("podman"))
+            || of_containerd && demanded("containerd")
     }
 }
 
@@ -131,14 +145,14 @@ impl Ground {
 
 fn start(ground: &mut Ground) -> Result<(), Unmet> {
     require_root()?;
-    require_cgroup2()?;
+    require_cgroup()?;
     require_build()?;
     // The last line of a script's errors is its own; what comes before is from the tool that failed.
     let machine = |why: String| {
         let last = why.lines().last().unwrap_or_default().to_owned();
         Unmet { need: Need::Machine, why: last }
     };
-    let suite = std::env::var("DIVVY_SUITE").unwrap_or_else(|_| DEFAULT_SUITE.into());
+    let (suite, cgroup) = (suite(), cgroup());
     if !build_dir().join("trees").join(&suite).exists() {
         eprintln!("unpacking Debian {suite} with the engines, once: about half a minute");
     }
@@ -146,7 +160,7 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
     run_script("images.sh", &[]).map_err(machine)?;
     let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
     *MINDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(minder);
-    run_script("up.sh", &[&suite, NAME]).map_err(machine)?;
+    run_script("up.sh", &[&suite, NAME, &cgroup]).map_err(machine)?;
 
     if let Err(why) = lay_out(ground) {
         ground.broken = Some(why);
@@ -157,6 +171,8 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
         (Need::Docker, start_docker(ground)),
         (Need::Podman, import_images(ground, "in.sh", "podman")),
         (Need::Rootless, import_images(ground, "as-user.sh", "podman")),
+        (Need::Cri, start_containerd()),
+        (Need::Ctr, try_ctr(ground)),
     ] {
         if let Err(why) = made {
             ground.unmet.push(Unmet { need, why });
@@ -173,12 +189,43 @@ fn require_root() -> Result<(), Unmet> {
     Err(Unmet { need: Need::Root, why: "machines need root, or sudo without a password".into() })
 }
 
-fn require_cgroup2() -> Result<(), Unmet> {
+/// The Debian suite of the machine.
+fn suite() -> String {
+    std::env::var("DIVVY_SUITE").unwrap_or_else(|_| DEFAULT_SUITE.into())
+}
+
+fn cgroup() -> String {
+    std::env::var("DIVVY_CGROUP").unwrap_or_else(|_| DEFAULT_CGROUP.into())
+}
+
+/// The machine has the older hierarchies: a few trials suffice there, since what differs is who admits a device.
+pub fn is_cgroup_v1() -> bool {
+    cgroup() == "v1"
+}
+
+/// What tells this run's trials from those of others: `trixie/`, `v1/`; nothing for the newest engines on cgroup v2.
+pub fn label() -> String {
+    let parts = [(suite(), DEFAULT_SUITE), (cgroup(), DEFAULT_CGROUP)];
+    parts.iter().filter(|(is, default)| is != default).map(|(is, _)| format!("{is}/")).collect()
+}
+
+fn require_cgroup() -> Result<(), Unmet> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    if mounts.lines().any(|line| line.split(' ').nth(2) == Some("cgroup2")) {
-        return Ok(());
-    }
-    Err(Unmet { need: Need::Cgroup2, why: "this host has no cgroup v2 hierarchy".into() })
+    let has = |kind: &str, option: &str| {
+        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        fields.into_iter().any(|fields| {
+            fields.get(2) == Some(&kind)
+                && fields
+                    .get(3)
+                    .is_some_and(|all| all.split(',').any(|one| option.is_empty() || one == option))
+        })
+    };
+    let (need, there, what) = if is_cgroup_v1() {
+        (Need::Cgroup1, has("cgroup", "devices"), "cgroup v1 hierarchy of devices")
+    } else {
+        (Need::Cgroup2, has("cgroup2", ""), "cgroup v2 hierarchy")
+    };
+    if there { Ok(()) } else { Err(Unmet { need, why: format!("this host has no {what}") }) }
 }
 
 fn require_build() -> Result<(), Unmet> {
@@ -236,14 +283,8 @@ fn install_mock() -> Result<(), String> {
     // target/debug/deps/engines-... -> target/debug
     let mock = exe.ancestors().nth(2).unwrap_or(Path::new("/")).join("libnvidia_ml.so");
     let facts = project_dir().join("src/discover/sim/a100-lab.json");
-    for (from, to) in [(mock, "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"), (facts, "/facts.json")] {
-        let from = std::fs::File::open(&from).map_err(|error| format!("{}: {error}", from.display()))?;
-        let mut copy = Command::new(script("in.sh"));
-        // Not through the link that is there, which leads to the driver's own file.
-        copy.args([NAME, "cp", "--remove-destination", "/dev/stdin", to]).stdin(from);
-        Output::of_with_stdin(&mut copy).require()?;
-    }
-    Ok(())
+    install(&mock, "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")?;
+    install(&facts, "/facts.json")
 }
 
 fn start_docker(ground: &Ground) -> Result<(), String> {
@@ -251,11 +292,41 @@ fn start_docker(ground: &Ground) -> Result<(), String> {
     import_images(ground, "in.sh", "docker")
 }
 
+/// containerd with the images in it, and the program that stands in for a kubelet.
+fn start_containerd() -> Result<(), String> {
+    run_script("containerd.sh", &[NAME])?;
+    let built = Output::of(
+        Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--locked", "--package", "cri-run"])
+            .current_dir(project_dir()),
+    );
+    built.require().map_err(|_| "cri-run does not build")?;
+    let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+    let program = exe.ancestors().nth(2).unwrap_or(Path::new("/")).join("cri-run");
+    install(&program, "/usr/bin/cri-run")
+}
+
+/// ctr takes CDI names since containerd 2.
+fn try_ctr(ground: &Ground) -> Result<(), String> {
+    let device = "--device=nvidia.com/gpu=1";
+    let output = ground.command("in.sh", &["ctr-run", "run", "--rm", device, "bb", "true"]);
+    output.require().map_err(|why| why.lines().last().unwrap_or_default().to_owned())
+}
+
+/// Puts a file of this host into the machine, as a program.
+fn install(from: &Path, to: &str) -> Result<(), String> {
+    let file = std::fs::File::open(from).map_err(|error| format!("{}: {error}", from.display()))?;
+    let mut copy = Command::new(script("in.sh"));
+    // Not through a link that is there, which leads to the driver's own file.
+    copy.args([NAME, "install", "--mode=755", "/dev/stdin", to]).stdin(file);
+    Output::of_with_stdin(&mut copy).require()
+}
+
 fn import_images(ground: &Ground, entry: &str, engine: &str) -> Result<(), String> {
     let script = format!(
         "for tar in /images/*.tar; do
              image=${{tar##*/}}
-             {engine} import --change 'CMD [\"/bin/sh\"]' $tar ${{image%.tar}}:latest >/dev/null || exit 1
+             {engine} import --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD [\"/bin/sh\"]' $tar ${{image%.tar}}:latest >/dev/null || exit 1
          done"
     );
     ground.command(entry, &["sh", "-c", &script]).require()

@@ -61,11 +61,12 @@ done
 ctr version >/dev/null || { tail -n 20 /var/log/containerd.log >&2; exit 1; }
 # Root file systems as plain tars are nothing that containerd takes: Podman makes images of them.
 [ -n "$(podman images --quiet pause)" ] ||
-    podman import --quiet --change 'CMD ["sleep", "1000000"]' /images/bb.tar pause:latest >/dev/null
+    podman import --quiet --change 'CMD ["/bin/sleep", "1000000"]' /images/bb.tar pause:latest >/dev/null
 for tar in /images/*.tar; do
     image=${tar##*/}; image=${image%.tar}
     [ -n "$(podman images --quiet "$image")" ] ||
-        podman import --quiet --change 'CMD ["/bin/sh"]' "$tar" "$image:latest" >/dev/null
+        podman import --quiet --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD ["/bin/sh"]' \
+            "$tar" "$image:latest" >/dev/null
 done
 for image in pause $(cd /images && ls *.tar | sed 's/\.tar$//'); do
     podman save --quiet --format oci-archive --output /tmp/image.tar "localhost/$image:latest"

@@ -29,7 +29,7 @@ limits=(--cpu-shares 0)
 
 case $verb in
     run) image=docker.io/library/$1:latest; shift; exec ctr run "${limits[@]}" "${options[@]}" "$image" "run-$$-$RANDOM" "$@" ;;
-    create) image=docker.io/library/$1:latest; shift; exec ctr containers create "${limits[@]}" "${options[@]}" "$image" "$name" "$@" ;;
+    create) image=docker.io/library/$1:latest; shift; exec ctr containers create "${options[@]}" "$image" "$name" "$@" ;;
     start) [ -z "$attach" ] || exec ctr tasks start "$1"; exec ctr tasks start --detach "$1" ;;
     exec) name=$1; shift; exec ctr tasks exec --exec-id "exec-$$" "$name" "$@" ;;
     rm)

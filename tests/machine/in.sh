@@ -14,4 +14,5 @@ for leaf in "/proc/$pid/root/sys/fs/cgroup/init" "/proc/$pid/root/sys/fs/cgroup/
     [ ! -d "$leaf" ] || echo $$ >"$leaf/cgroup.procs"
 done
 exec nsenter --target "$pid" --mount --pid --net --uts --ipc --cgroup -- \
-    env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" "$@"
+    env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" \
+    PODMAN_IGNORE_CGROUPSV1_WARNING=1 "$@"
