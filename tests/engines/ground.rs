@@ -190,7 +190,7 @@ fn require_root() -> Result<(), Unmet> {
 }
 
 /// The Debian suite of the machine.
-fn suite() -> String {
+pub fn suite() -> String {
     std::env::var("DIVVY_SUITE").unwrap_or_else(|_| DEFAULT_SUITE.into())
 }
 
@@ -423,6 +423,6 @@ fn build_dir() -> PathBuf {
 }
 
 /// Cargo sets it for tests that it runs; the path at build time serves for a test that is run by hand.
-fn project_dir() -> PathBuf {
+pub fn project_dir() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }

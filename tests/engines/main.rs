@@ -5,6 +5,7 @@
 //! - `engine`: the engines, and how a container is started with each
 //! - `containers`: what a container gets and does not get; one function a trial, run on every engine
 //! - `graphics`: what draws
+//! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `machine`: `divvy` itself on that machine, without a container
@@ -25,8 +26,10 @@ mod containers;
 mod engine;
 mod graphics;
 mod ground;
+mod honours;
 mod hostile;
 mod machine;
+mod table;
 
 use engine::{ENGINES, Engine};
 use ground::{Ground, Need, ground};
@@ -46,6 +49,9 @@ fn main() -> ExitCode {
                 continue;
             }
             trials.push(on_engine(engine, name, *trial));
+        }
+        if !ground::is_cgroup_v1() {
+            trials.push(on_engine(engine, "honours", honours::honours));
         }
         if !engine.user_namespace.is_empty() && !ground::is_cgroup_v1() {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
