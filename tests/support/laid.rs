@@ -1,6 +1,7 @@
 //! A live machine for tests that run as root: a simulated host is laid out as files and device nodes, the mock library
 //! stands in its driver root, and its /proc files over this machine's in a mount namespace of the test's own.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,6 +14,8 @@ pub struct Laid {
     pub dir: tempfile::TempDir,
     /// What the mock serves.
     pub facts: PathBuf,
+    /// The driver root's name in `dir`.
+    name: OsString,
 }
 
 impl Laid {
@@ -20,7 +23,7 @@ impl Laid {
     pub fn out(host: &str) -> Self {
         // Not in /tmp, which may forbid device nodes.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let laid = Self { facts: facts(host), dir };
+        let laid = Self { facts: facts(host), dir, name: "host".into() };
         let (status, _, errors) = run(divvy(&["sim", host]).arg(laid.root()));
         assert_eq!((status, errors.as_str()), (0, ""));
         fs::remove_file(laid.library()).unwrap();
@@ -30,7 +33,13 @@ impl Laid {
 
     /// Its driver root.
     pub fn root(&self) -> PathBuf {
-        self.dir.path().join("host")
+        self.dir.path().join(&self.name)
+    }
+
+    /// Gives the driver root another name.
+    pub fn rename_root(&mut self, name: &OsStr) {
+        fs::rename(self.root(), self.dir.path().join(name)).unwrap();
+        self.name = name.to_owned();
     }
 
     /// The mock library in it.

@@ -1,7 +1,9 @@
 //! Shared by the black box tests: running the built `divvy`, the mock NVML library, machines that are laid out.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod elf;
 pub mod laid;
+pub mod layout;
 pub mod needs;
 pub mod peak;
 pub mod place;

@@ -17,6 +17,8 @@ pub enum Need {
     Gpu,
     /// strace, which counts system calls.
     Strace,
+    /// An x86_64 machine, with ldconfig: layouts are of such hosts.
+    X86_64,
 }
 
 impl Need {
@@ -26,6 +28,7 @@ impl Need {
             Self::Root => "root",
             Self::Gpu => "gpu",
             Self::Strace => "strace",
+            Self::X86_64 => "x86_64",
         }
     }
 
@@ -34,11 +37,13 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Gpu => Path::new("/proc/driver/nvidia/version").exists(),
             Self::Strace => Command::new("strace").arg("true").output().is_ok_and(|run| run.status.success()),
+            Self::X86_64 => cfg!(target_arch = "x86_64") && Path::new("/sbin/ldconfig").exists(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
             Self::Gpu => "needs a GPU and its driver",
             Self::Strace => "needs strace, and to be allowed to trace",
+            Self::X86_64 => "needs an x86_64 machine with ldconfig",
         })
     }
 }
