@@ -101,7 +101,8 @@ fn assert_refused(up: &Output, what: &str) {
     assert!(!up.stdout.contains("/dev/nvidia"), "{up:?}");
 }
 
-/// Before 2.30 Compose takes a CDI name for a path, and ignores `gpus:` (docker/compose#12184).
+/// Compose 2.26 takes a CDI name for a path and ignores `gpus:`, 2.40 does neither (docker/compose#12184, `gpus:` came
+/// with 2.30).
 fn is_old_compose(ground: &Ground) -> bool {
     let version = ground.sh("docker compose version --short");
     let minor = version.ok().strip_prefix("2.").and_then(|rest| rest.split('.').next()?.parse().ok());
