@@ -28,7 +28,7 @@ fn main() {
         ("nixos", "layout_nixos"),
         ("two-versions", "layout_two_versions"),
     ];
-    let cases: [(&'static str, fn()); 7] = [
+    let cases: [(&'static str, fn()); 8] = [
         ("what_is_no_library_is_named", what_is_no_library_is_named),
         ("links_that_lead_nowhere_are_passed_over", links_that_lead_nowhere_are_passed_over),
         ("a_library_without_a_soname_goes_by_its_name", a_library_without_a_soname_goes_by_its_name),
@@ -36,6 +36,7 @@ fn main() {
         ("an_unreadable_directory", an_unreadable_directory),
         ("roots_with_strange_names", roots_with_strange_names),
         ("a_root_that_is_not_utf_8_is_refused", a_root_that_is_not_utf_8_is_refused),
+        ("a_link_to_a_path_that_is_not_utf_8", a_link_to_a_path_that_is_not_utf_8),
     ];
     let needs = &[Need::Root, Need::X86_64];
     let layouts = layouts.into_iter().map(|(layout, name)| needs::trial(name, needs, || check(layout)));
@@ -243,4 +244,20 @@ fn a_root_that_is_not_utf_8_is_refused() {
     assert!(errors.starts_with("error: ") && errors.contains("/not\u{fffd}utf8"), "{errors}");
     assert!(errors.contains("not UTF-8") && errors.contains("\nhint: "), "{errors}");
     assert!(!spec.exists());
+}
+
+/// One file that cannot be written down costs that file.
+fn a_link_to_a_path_that_is_not_utf_8() {
+    let layout = Layout::of(SMALL);
+    let place = layout.on_host("/etc/OpenCL/vendors/nvidia.icd");
+    let target = layout.on_host("/srv").join(OsStr::from_bytes(b"\xff"));
+    fs::create_dir_all(&target).unwrap();
+    fs::write(target.join("icd"), "").unwrap();
+    let _ = fs::remove_file(&place);
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(Path::new("/srv").join(OsStr::from_bytes(b"\xff/icd")), &place).unwrap();
+    let (status, listing, errors) = generate(&layout, &[]);
+    assert_eq!(status, 7, "{errors}");
+    assert!(errors.contains("/etc/OpenCL/vendors/nvidia.icd is left out: "), "{errors}");
+    assert!(listing.contains(WHOLE), "{listing}");
 }

@@ -89,6 +89,13 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
     let dirs = library_dirs(files);
     libraries::find(files, &dirs, version, &mut found);
     data::find(files, version, &mut found);
+    // A link may lead to anywhere, and a spec is text.
+    let (files, unnamed): (Vec<_>, Vec<_>) =
+        found.files.into_iter().partition(|file| file.real_path.to_str().is_some());
+    found.files = files;
+    found
+        .broken
+        .extend(unnamed.into_iter().map(|file| (file.path, "it leads to a path that is not UTF-8".into())));
     found.libraries.sort_by(|a, b| a.path.cmp(&b.path));
     found.files.sort_by(|a, b| a.path.cmp(&b.path));
     found.links.sort_by(|a, b| a.path.cmp(&b.path));
