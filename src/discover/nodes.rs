@@ -93,8 +93,11 @@ impl Numbers {
 
     /// Judges a node of one of these drivers, by their names in /proc/devices; where that cannot be read, whatever node
     /// is there is the one.
-    pub fn judge(&self, answer: std::io::Result<Node>, drivers: &[&str]) -> Found {
+    pub fn judge(&self, answer: std::io::Result<Node>, drivers: &[&str], minor: Option<u32>) -> Found {
         match answer {
+            Ok(node) if minor.is_some_and(|minor| minor != node.minor) => {
+                Found::Wrong(format!("the kernel does not list it with its number {}", node.minor))
+            }
             Ok(node)
                 if self.majors.is_empty()
                     || drivers.iter().any(|driver| self.majors.get(*driver) == Some(&node.major)) =>
