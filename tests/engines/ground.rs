@@ -268,6 +268,7 @@ T
              --state-dir /run/shares --output /etc/cdi/shares.json
          divvy --quiet sim hgx-h100 /fabric
          cp -a /fabric/etc/cufile.json /etc/
+         mkdir -p /run/udev && cp -a /fabric/run/udev/data /run/udev/
          echo 'whole_names = \"no\"' >/etc/divvy/fabric.toml
          divvy --quiet generate --host sim:hgx-h100 --dev-root /fabric --config /etc/divvy/fabric.toml --output /etc/cdi/fabric.json");
     output.require()
