@@ -21,7 +21,9 @@ if [ "${1:-}" != inside ]; then
     podman import --quiet --change "CMD /bin/sh" /images/bb.tar bb >/dev/null'
   $machine/dockerd.sh $name
   $machine/in.sh $name docker import --change 'CMD ["/bin/sh"]' /images/bb.tar bb >/dev/null
-  [ ! -x $machine/containerd.sh ] || $machine/containerd.sh $name
+  $machine/containerd.sh $name
+  cargo build --quiet --locked -p cri-run
+  $machine/in.sh $name install --mode=755 /dev/stdin /usr/bin/cri-run <"${CARGO_TARGET_DIR:-target}/debug/cri-run"
   $machine/in.sh $name bash -s inside <"$0"
   exit
 fi
@@ -33,7 +35,10 @@ cd "$work"
 docker-runc() { docker run --rm --network=none "$@" bb true; }
 podman-crun() { podman --runtime=crun run --rm --network=none "$@" bb true; }
 podman-runc() { podman --runtime=runc run --rm --network=none "$@" bb true; }
-engines=(docker-runc podman-crun podman-runc)
+ctr-runc() { ctr-run run --rm "$@" bb true; }
+# A pod of its own each time, as a kubelet has one.
+cri-runc() { cri-run run --rm "$@" bb true; }
+engines=(docker-runc podman-crun podman-runc ctr-runc cri-runc)
 
 # timed FILE COMMAND...: adds the time that the command takes, in microseconds.
 timed() {
@@ -72,10 +77,10 @@ other() {
 echo "container start, medians:"
 divvy --quiet generate --host sim:h100x8 --output /var/run/cdi/divvy.json 2>/dev/null
 for engine in "${engines[@]}"; do
-  "$engine" --device nvidia.com/gpu=0 >/dev/null 2>&1 || true
+  "$engine" --device=nvidia.com/gpu=0 >/dev/null 2>&1 || true
   for ((i = 0; i < RUNS * 2; i++)); do
     timed "$engine.none" "$engine"
-    timed "$engine.gpu" "$engine" --device nvidia.com/gpu=0
+    timed "$engine.gpu" "$engine" --device=nvidia.com/gpu=0
   done
   ratio "$engine" "with a GPU" "$engine.gpu" "without" "$engine.none"
 done
@@ -92,8 +97,8 @@ for ((block = 0; block < BLOCKS; block++)); do
       other) other "$bytes"; device=example.com/other=shared-0 ;;
     esac
     for engine in "${engines[@]}"; do
-      "$engine" --device $device >/dev/null 2>&1 || true
-      for ((i = 0; i < RUNS; i++)); do timed "$engine.$spec" "$engine" --device $device; done
+      "$engine" --device=$device >/dev/null 2>&1 || true
+      for ((i = 0; i < RUNS; i++)); do timed "$engine.$spec" "$engine" --device=$device; done
     done
   done
 done

@@ -121,6 +121,15 @@ impl Default for Cache<'_> {
 }
 
 impl<'a> Cache<'a> {
+    /// Every library of this machine's kind: the name that programs ask for, and where it is found. Names that are not
+    /// UTF-8 are left out.
+    pub fn libraries(&self) -> impl Iterator<Item = (&'a str, &'a Path)> {
+        let of_kind = self.entries.iter().filter(|entry| entry.flags == FLAGS);
+        of_kind.filter_map(|entry| {
+            Some((std::str::from_utf8(entry.name).ok()?, Path::new(OsStr::from_bytes(entry.path))))
+        })
+    }
+
     /// The paths of the libraries for this machine's kind that answer to `soname`, the loader's choice first.
     pub fn lookup(&self, soname: &str) -> impl Iterator<Item = &'a Path> {
         let matches = move |entry: &&Entry<'_>| entry.flags == FLAGS && entry.name == soname.as_bytes();

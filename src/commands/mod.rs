@@ -39,10 +39,17 @@ pub fn run(cli: Cli) -> Result<Status> {
 
 impl MachineArgs {
     fn roots(&self) -> Result<Roots> {
-        let absolute = |path: &PathBuf| {
-            std::path::absolute(path).map_err(|error| {
+        let absolute = |path: &PathBuf| -> Result<PathBuf> {
+            let path = std::path::absolute(path).map_err(|error| {
                 anyhow::Error::new(error).context(format!("cannot resolve {}", path.display()))
-            })
+            })?;
+            if path.to_str().is_some() {
+                return Ok(path);
+            }
+            Err(Failure::new(anyhow::anyhow!("the root {} is not UTF-8, and a spec is", path.display()))
+                .hint("mount it once more under a name that is (mount --bind)")
+                .status(Status::Usage)
+                .into())
         };
         let driver = absolute(&self.driver_root)?;
         let dev = self.dev_root.as_ref().map(absolute).transpose()?.unwrap_or_else(|| driver.clone());

@@ -54,8 +54,9 @@ pub trait Files {
     fn device_names(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// The file a driver path leads to after all links, within the driver root.
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf>;
-    /// Where the loader's cache of the driver root finds a library; nothing where it has no cache.
-    fn cached_library(&self, soname: &str) -> Vec<PathBuf>;
+    /// Libraries that can be the driver's in the loader's cache of the driver root, by SONAME; none where it has no
+    /// cache.
+    fn cached_libraries(&self) -> Vec<(String, PathBuf)>;
     /// DT_SONAME of a shared library in the driver root; none if it has none. `Unsupported` for a 32-bit one.
     fn soname(&self, path: &Path) -> io::Result<Option<String>>;
     /// The character device at a path in the device root. `InvalidData` if something else stands there.
@@ -123,13 +124,14 @@ impl Files for Live {
         Ok(Path::new("/").join(inside))
     }
 
-    fn cached_library(&self, soname: &str) -> Vec<PathBuf> {
+    fn cached_libraries(&self) -> Vec<(String, PathBuf)> {
         let mut cache = Vec::new();
         if let Ok(file) = self.open_regular(Path::new("/etc/ld.so.cache")) {
             let _ = file.take(CACHE_LIMIT).read_to_end(&mut cache);
         }
         let cache = Cache::parse(&cache).unwrap_or_default();
-        cache.lookup(soname).map(Path::to_path_buf).collect()
+        let of_driver = cache.libraries().filter(|(soname, _)| is_driver_library(soname));
+        of_driver.map(|(soname, path)| (soname.to_owned(), path.to_path_buf())).collect()
     }
 
     fn soname(&self, path: &Path) -> io::Result<Option<String>> {
@@ -149,6 +151,14 @@ impl Files for Live {
     fn node_path(&self, path: &Path) -> PathBuf {
         join_root(&self.dev_root, path)
     }
+}
+
+/// Whether a library of this name can be the driver's.
+fn is_driver_library(soname: &str) -> bool {
+    soname.contains("nvidia")
+        || ["libcuda.", "libcudadebugger.", "libnvcuvid.", "libnvoptix."]
+            .iter()
+            .any(|stem| soname.starts_with(stem))
 }
 
 /// The names in an open directory, sorted. One that is not UTF-8 is nothing that discovery looks for.

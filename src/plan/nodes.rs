@@ -138,8 +138,8 @@ pub fn plan_libraries(host: &Host, plan: &mut Plan) {
         plan.problems.push(Problem {
             place: None,
             what: path.display().to_string(),
-            why: format!("is left out: it cannot be read as a library: {why}"),
-            hint: "install the driver's user space anew".into(),
+            why: format!("is left out: it cannot be read as the driver's: {why}"),
+            hint: "install the driver's user space anew, and run as root".into(),
         });
     }
     let is_cuda = |library: &DriverLibrary| library.soname == "libcuda.so.1";

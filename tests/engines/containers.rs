@@ -34,13 +34,13 @@ const CONTROL: [&str; 4] =
     ["/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidiactl"];
 
 /// Opens every NVIDIA node that is there. A capability is only ever read, and its mode allows no more.
-const OPEN_ALL: &str = "
+pub const OPEN_ALL: &str = "
     for node in /dev/nvidia*; do [ ! -c $node ] || probe open $node; done
     for node in /dev/nvidia-caps/*; do [ ! -c $node ] || probe read $node; done";
 
 /// Asserts that the container has these nodes besides the control nodes, that it may open them, and no others.
 #[track_caller]
-fn assert_nodes(open_all: &str, expected: &[&str]) {
+pub fn assert_nodes(open_all: &str, expected: &[&str]) {
     let mut expected: Vec<&str> = CONTROL.iter().chain(expected).copied().collect();
     expected.sort_unstable();
     let opened: Vec<_> = open_all.lines().filter_map(|line| line.split_once(": ")).collect();
@@ -216,12 +216,12 @@ fn is_driver_file(mount_point: &str) -> bool {
 }
 
 /// The user's program finds the driver by its SONAMEs, and where it says it found them lie the host's files.
-const LOAD: &str = "probe load libcuda.so.1 libnvidia-ml.so.1 | while read -r name path; do
+pub const LOAD: &str = "probe load libcuda.so.1 libnvidia-ml.so.1 | while read -r name path; do
     echo \"$name $(readlink -f \"$path\")\"
     done";
 
 #[track_caller]
-fn assert_loads(loaded: &str) {
+pub fn assert_loads(loaded: &str) {
     let lib = "/usr/lib/x86_64-linux-gnu";
     let expected = ["libcuda", "libnvidia-ml"].map(|name| format!("{name}.so.1: {lib}/{name}.so.580.126.09"));
     assert_eq!(loaded.lines().collect::<Vec<_>>(), expected);

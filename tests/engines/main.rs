@@ -7,6 +7,7 @@
 //! - `graphics`: what draws
 //! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
+//! - `readme`, `compose`, `quadlet`: the examples in README.md, as they stand there
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
@@ -22,6 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 mod beside;
+mod compose;
 mod containers;
 mod engine;
 mod graphics;
@@ -29,6 +31,8 @@ mod ground;
 mod honours;
 mod hostile;
 mod machine;
+mod quadlet;
+mod readme;
 mod table;
 
 use engine::{ENGINES, Engine};
@@ -57,7 +61,15 @@ fn main() -> ExitCode {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
         }
     }
-    for (name, needs, trial) in machine::TRIALS.into_iter().chain(beside::TRIALS) {
+    for provider in compose::PROVIDERS.iter().filter(|_| !ground::is_cgroup_v1()) {
+        for (name, trial) in compose::TRIALS {
+            let name = format!("{}{}/{name}", ground::label(), provider.name);
+            trials.push(Trial::ignorable_test(name, move || {
+                run(&[provider.need], |ground| trial(ground, provider))
+            }));
+        }
+    }
+    for (name, needs, trial) in machine::TRIALS.into_iter().chain(beside::TRIALS).chain(quadlet::TRIALS) {
         if !ground::is_cgroup_v1() {
             let name = format!("{}machine/{name}", ground::label());
             trials.push(Trial::ignorable_test(name, move || run(needs, trial)));

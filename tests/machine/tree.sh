@@ -1,5 +1,6 @@
 #!/bin/bash
-# tree.sh SUITE: unpacks a Debian tree with Docker, Podman and their runtimes into $BUILD/trees/SUITE.
+# tree.sh SUITE: unpacks a Debian tree with Docker, Podman, their runtimes, and Compose and systemd, which start
+# containers with them, into $BUILD/trees/SUITE.
 # Packages are extracted, not configured: ten seconds instead of thirty, and the few things that maintainer
 # scripts would have made are made below. A finished tree is used again until this script changes;
 # an interrupted run leaves none, because the tree is built beside its place and renamed.
@@ -14,7 +15,7 @@ stamp=$(sha256sum <"$0")
 as_root "a Debian tree belongs to root" "$@"
 command -v mmdebstrap >/dev/null || die "mmdebstrap is missing: run install.sh"
 
-engines=docker.io,docker-cli,containerd,podman,crun,runc,conmon,catatonit,netavark,uidmap
+engines=docker.io,docker-cli,docker-compose,containerd,podman,crun,runc,conmon,catatonit,netavark,uidmap,systemd
 base=base-files,bash,dash,coreutils,findutils,grep,sed,tar,mawk,util-linux,mount,procps,libc-bin,ca-certificates
 
 mkdir -p "$TREES"

@@ -48,7 +48,7 @@ impl Layout {
     /// Lays out a layout's text.
     pub fn of(text: &str) -> Self {
         let laid = Laid::out("l4");
-        for dir in ["usr", "etc"] {
+        for dir in ["usr", "etc", "lib", "run"] {
             fs::remove_dir_all(laid.root().join(dir)).unwrap();
         }
         let mut layout =

@@ -2,7 +2,7 @@
 //! sockets, and modules of the X server. Nix's profile directories are searched too; what is found there stands in the
 //! container where programs of other distributions look.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Files, driver_file};
 use crate::discover::host::{DriverFile, DriverFiles, DriverLink, Purpose};
@@ -33,10 +33,12 @@ const DATA: [Data; 8] = [
     Data::graphics("glvnd/egl_vendor.d", |name| is_json(name, "nvidia")),
     Data::graphics("egl/egl_external_platform.d", |name| is_json(name, "nvidia")),
     Data::graphics("nvidia", |name| name == "nvoptix.bin"),
-    Data::graphics("X11/xorg.conf.d", |name| {
-        ["10-nvidia.conf", "nvidia-drm-outputclass.conf"].contains(&name)
-    }),
+    Data::graphics("X11/xorg.conf.d", |name| X_CONFIGURATION.contains(&name)),
 ];
+
+/// What the driver's packages bring; other files with its name there are the administrator's, and of this host's screens.
+const X_CONFIGURATION: [&str; 3] =
+    ["10-nvidia.conf", "10-nvidia-drm-outputclass.conf", "nvidia-drm-outputclass.conf"];
 
 struct Data {
     dir: &'static str,
@@ -51,27 +53,25 @@ impl Data {
     }
 }
 
+/// A description of the driver that is not for another architecture's programs: `nvidia_icd.i686.json`.
 fn is_json(name: &str, of: &str) -> bool {
-    name.contains(of) && name.ends_with(".json")
+    let architectures = ["x86_64", "aarch64", "i686", "i386"];
+    let mut named = architectures.iter().filter(|architecture| name.contains(**architecture));
+    name.contains(of) && name.ends_with(".json") && named.all(|named| *named == std::env::consts::ARCH)
 }
 
-/// Where distributions have the X server's modules, and where Ubuntu and Debian have the driver's.
-const X_DRIVER_DIRS: [&str; 6] = [
-    "/usr/lib/xorg/modules/drivers",
-    "/usr/lib64/xorg/modules/drivers",
-    "/usr/lib/x86_64-linux-gnu/nvidia/xorg",
-    "/usr/lib/aarch64-linux-gnu/nvidia/xorg",
-    "/usr/lib/nvidia/current",
-    "/run/opengl-driver/lib/xorg/modules/drivers",
-];
-const X_EXTENSION_DIRS: [&str; 7] = [
-    "/usr/lib/xorg/modules/extensions",
-    "/usr/lib64/xorg/modules/extensions",
-    "/usr/lib/x86_64-linux-gnu/nvidia/xorg",
-    "/usr/lib/aarch64-linux-gnu/nvidia/xorg",
-    "/usr/lib64/nvidia/xorg",
-    "/usr/lib/nvidia/current",
-    "/run/opengl-driver/lib/xorg/modules/extensions",
+/// Where distributions have the X server's modules and the driver's own, with the place of the other module beside each.
+const X_DIRS: [(&str, &str); 10] = [
+    ("/usr/lib/xorg/modules/extensions", "../drivers"),
+    ("/usr/lib64/xorg/modules/extensions", "../drivers"),
+    ("/usr/lib/x86_64-linux-gnu/nvidia/xorg", "."),
+    ("/usr/lib/aarch64-linux-gnu/nvidia/xorg", "."),
+    ("/usr/lib/nvidia/xorg", "../../xorg/modules/drivers"),
+    ("/usr/lib64/nvidia/xorg", "../../xorg/modules/drivers"),
+    ("/usr/lib/nvidia/current", "."),
+    ("/usr/lib/x86_64-linux-gnu/xorg/modules/extensions", "../drivers"),
+    ("/usr/lib/aarch64-linux-gnu/xorg/modules/extensions", "../drivers"),
+    ("/run/opengl-driver/lib/xorg/modules/extensions", "../drivers"),
 ];
 
 /// Sockets by which programs talk to the driver's daemons, with the directories that /run had before.
@@ -98,9 +98,14 @@ pub fn find(files: &dyn Files, version: &str, found: &mut DriverFiles) {
 fn program(files: &dyn Files, name: &str, purpose: Purpose) -> Option<DriverFile> {
     let mut file =
         PROGRAM_DIRS.iter().find_map(|dir| driver_file(files, &Path::new(dir).join(name), purpose))?;
-    // No image has Nix's directory in its PATH.
+    // No image has Nix's directory in its PATH, nor the loader that Nix has the program ask for: nixpkgs keeps the
+    // driver's own beside it, for containers.
     if file.path.starts_with("/run/current-system") {
         file.path = Path::new(PROGRAM_DIRS[0]).join(name);
+        let original = file.real_path.parent().map(|bin| bin.with_file_name("origBin").join(name));
+        if let Some(original) = original.and_then(|path| files.driver_real_path(&path).ok()) {
+            file.real_path = original;
+        }
     }
     Some(file)
 }
@@ -136,29 +141,61 @@ fn firmware(files: &dyn Files, version: &str) -> Vec<DriverFile> {
         kernel.as_ref().map(|kernel| dir.join(kernel)).into_iter().chain([dir])
     };
     let custom = Some(PathBuf::from(custom)).filter(|dir| dir.is_absolute());
-    let dirs = custom.into_iter().chain(below("/lib/firmware/updates")).chain(below("/lib/firmware"));
+    let nix = PathBuf::from("/run/current-system/firmware");
+    let dirs =
+        custom.into_iter().chain(below("/lib/firmware/updates")).chain(below("/lib/firmware")).chain([nix]);
     let in_dir = |dir: PathBuf| {
         let dir = dir.join("nvidia").join(version);
         let names = files.driver_names(&dir).unwrap_or_default();
-        let images = names.iter().filter(|name| name.starts_with("gsp") && name.ends_with(".bin"));
+        let images = names.iter().filter(|name| is_firmware(name));
         images.filter_map(|name| driver_file(files, &dir.join(name), Purpose::Compute)).collect::<Vec<_>>()
     };
     dirs.map(in_dir).find(|images| !images.is_empty()).unwrap_or_default()
 }
 
+fn is_firmware(name: &str) -> bool {
+    ["gsp", "ucodes"].iter().any(|start| name.starts_with(start)) && name.ends_with(".bin")
+}
+
 /// The X server in a container looks for its modules where the host's does; the extension by a name without version.
+/// nvidia_drv.so never has one, so it counts only beside an extension of the version that runs.
 fn x_modules(files: &dyn Files, version: &str, found: &mut DriverFiles) {
-    let first = |dirs: &[&str], name: &str| {
-        dirs.iter().find_map(|dir| driver_file(files, &Path::new(dir).join(name), Purpose::Graphics))
-    };
-    found.files.extend(first(&X_DRIVER_DIRS, "nvidia_drv.so"));
-    let name = format!("libglxserver_nvidia.so.{version}");
-    if let Some(module) = first(&X_EXTENSION_DIRS, &name) {
+    const PLAIN: &str = "libglxserver_nvidia.so";
+    let versioned = format!("{PLAIN}.{version}");
+    let module = |path: PathBuf| driver_file(files, &path, Purpose::Graphics);
+    let glx = X_DIRS.iter().find_map(|(dir, beside)| {
+        let dir = Path::new(dir);
+        let by_version = module(dir.join(&versioned));
+        // Where the plain name is the file itself, there is no telling its version.
+        let by_name = || {
+            module(dir.join(PLAIN))
+                .filter(|file| file.real_path.ends_with(&versioned) || file.real_path.ends_with(PLAIN))
+        };
+        Some((by_version.or_else(by_name)?, dir.join(beside)))
+    });
+    let Some((glx, beside)) = glx else { return };
+    found.files.extend(module(plain(&beside).join("nvidia_drv.so")));
+    if glx.path.ends_with(&versioned) {
         found.links.push(DriverLink {
-            path: module.path.with_file_name("libglxserver_nvidia.so"),
-            target: name,
+            path: glx.path.with_file_name(PLAIN),
+            target: versioned,
             purpose: Purpose::Graphics,
         });
-        found.files.push(module);
     }
+    found.files.push(glx);
+}
+
+/// A path without `.` and `..`, by its names alone.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    plain
 }

@@ -7,7 +7,8 @@ use super::Files;
 use crate::discover::host::{DriverFiles, DriverLibrary, DriverLink, Purpose};
 
 /// Libraries of the driver packages that carry versions of their own.
-const OTHER_LIBRARIES: [&str; 6] = [
+const OTHER_LIBRARIES: [&str; 7] = [
+    "libnvidia-api.so.",
     "libnvidia-egl-gbm.so.",
     "libnvidia-egl-wayland.so.",
     "libnvidia-egl-wayland2.so.",
@@ -46,37 +47,50 @@ const GRAPHICS: [&str; 23] = [
 
 /// Libraries whose link without a version programs ask for, whether or not the host has it: CUDA programs by
 /// `dlopen("libcuda.so")`, and those of the Optical Flow SDK.
-const ALWAYS_LINKED: [&str; 2] = ["libcuda", "libnvidia-opticalflow"];
+const ALWAYS_LINKED: [&str; 3] = ["libcuda", "libnvidia-opticalflow", "libnvidia-vulkan-producer"];
+
+/// Where other libraries look for the driver's as plug-ins of theirs, below a directory of libraries: Mesa's libgbm, and
+/// libvdpau.
+const PLUG_INS: [(&str, &str); 2] = [
+    ("gbm/nvidia-drm_gbm.so", "libnvidia-allocator.so.1"),
+    ("vdpau/libvdpau_nvidia.so.1", "libvdpau_nvidia.so.1"),
+];
 
 /// Adds all libraries of driver `version` in these directories, and their links.
 pub fn find(files: &dyn Files, dirs: &[PathBuf], version: &str, found: &mut DriverFiles) {
     for dir in dirs {
         add(files, dir, version, found);
     }
-    let links: Vec<_> =
-        found.libraries.iter().filter_map(|library| indirect_link(library, version)).collect();
+    one_for_each_soname(files, version, &mut found.libraries);
+    let links: Vec<DriverLink> = found.libraries.iter().filter_map(indirect_link).collect();
     found.links.extend(links);
-    let gbm = found.libraries.iter().find(|library| library.soname == "libnvidia-allocator.so.1");
-    if let Some(link) = gbm.map(|library| gbm_link(files, dirs, library)) {
-        found.links.push(link);
-    }
+    found.links.extend(PLUG_INS.iter().filter_map(|(place, soname)| {
+        let library = found.libraries.iter().find(|library| library.soname == *soname)?;
+        plug_in_link(files, dirs, Path::new(place), library)
+    }));
 }
 
 fn add(files: &dyn Files, dir: &Path, version: &str, found: &mut DriverFiles) {
-    let Ok(names) = files.driver_names(dir) else { return };
+    let names = match files.driver_names(dir) {
+        Ok(names) => names,
+        // Most hosts have a few of these directories, and links to what there was.
+        Err(error) if is_absence(&error) => return,
+        Err(error) => return found.broken.push((dir.to_path_buf(), error.to_string())),
+    };
     let of_driver = |name: &str| {
-        let versioned = name.strip_suffix(version).is_some_and(|stem| stem.ends_with(".so."));
         name.starts_with("lib")
-            && (versioned
+            && (is_of(name, version)
                 || OTHER_LIBRARIES
                     .iter()
                     .any(|prefix| name.starts_with(prefix) && is_file_version(&name[prefix.len()..])))
     };
     let before = found.libraries.len();
     for name in names.iter().filter(|name| of_driver(name)) {
-        let path = dir.join(name);
-        // A link to a file elsewhere is found where that file lies.
-        if files.driver_real_path(&path).ok().as_ref() != Some(&path) {
+        let named = dir.join(name);
+        // A link to a file elsewhere is found where that file lies; one to a file beside it is another name of that.
+        let Ok(path) = files.driver_real_path(&named) else { continue };
+        let is_link = path != named;
+        if is_link && (path.parent() != Some(dir) || !is_of(name, version) || is_own(&path, version)) {
             continue;
         }
         let soname = match files.soname(&path) {
@@ -95,6 +109,9 @@ fn add(files: &dyn Files, dir: &Path, version: &str, found: &mut DriverFiles) {
         }
         let graphics = GRAPHICS.iter().any(|prefix| name.starts_with(prefix));
         let purpose = if graphics { Purpose::Graphics } else { Purpose::Compute };
+        if is_link {
+            found.links.push(DriverLink { target: file_name(&path).to_owned(), path: named, purpose });
+        }
         let stem = name.split_once(".so.").map_or(name.as_str(), |(stem, _)| stem);
         let plain = format!("{stem}.so");
         if ALWAYS_LINKED.contains(&stem) || names.contains(&plain) {
@@ -107,6 +124,50 @@ fn add(files: &dyn Files, dir: &Path, version: &str, found: &mut DriverFiles) {
     }
 }
 
+fn is_absence(error: &std::io::Error) -> bool {
+    let no_way = [nix::errno::Errno::ELOOP, nix::errno::Errno::ENOTDIR].map(|errno| errno as i32);
+    error.kind() == ErrorKind::NotFound || error.raw_os_error().is_some_and(|errno| no_way.contains(&errno))
+}
+
+/// Whether a file's name ends in the driver's version: `libcuda.so.580.126.09`.
+fn is_of(name: &str, version: &str) -> bool {
+    name.strip_suffix(version).is_some_and(|stem| stem.ends_with(".so."))
+}
+
+fn is_own(path: &Path, version: &str) -> bool {
+    is_of(file_name(path), version)
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Of libraries with versions of their own, an upgrade may have left old ones, which answer to the same SONAME. The one
+/// that the SONAME's link leads to stays, else the newest, and of several directories that of the driver itself.
+fn one_for_each_soname(files: &dyn Files, version: &str, libraries: &mut Vec<DriverLibrary>) {
+    let dirs: Vec<PathBuf> = libraries
+        .iter()
+        .filter(|library| is_own(&library.path, version))
+        .filter_map(|library| library.path.parent().map(Path::to_path_buf))
+        .collect();
+    let rank = |library: &DriverLibrary| {
+        let link = library.path.with_file_name(&library.soname);
+        let is_linked = files.driver_real_path(&link).is_ok_and(|real| real == library.path);
+        let beside = library.path.parent().is_some_and(|dir| dirs.iter().any(|of| of == dir));
+        let numbers: Vec<u64> =
+            file_name(&library.path).split('.').filter_map(|part| part.parse().ok()).collect();
+        (beside, is_linked, numbers)
+    };
+    let others: Vec<DriverLibrary> =
+        libraries.iter().filter(|library| !is_own(&library.path, version)).cloned().collect();
+    libraries.retain(|library| {
+        let same = || others.iter().filter(|other| other.soname == library.soname);
+        is_own(&library.path, version)
+            || same().count() < 2
+            || same().all(|other| other == library || rank(other) < rank(library))
+    });
+}
+
 /// Numbers and dots: `1.1.13`, `4`. The SONAME links beside such files are links, and left out as such.
 fn is_file_version(version: &str) -> bool {
     !version.is_empty()
@@ -114,27 +175,33 @@ fn is_file_version(version: &str) -> bool {
 }
 
 /// What libglvnd's GLX asks for where the X server names no vendor.
-fn indirect_link(library: &DriverLibrary, version: &str) -> Option<DriverLink> {
-    let target = format!("libGLX_nvidia.so.{version}");
-    let path = library.path.with_file_name("libGLX_indirect.so.0");
-    (library.path.file_name()? == target.as_str()).then_some(DriverLink {
-        path,
-        target,
+fn indirect_link(library: &DriverLibrary) -> Option<DriverLink> {
+    (library.soname == "libGLX_nvidia.so.0").then(|| DriverLink {
+        path: library.path.with_file_name("libGLX_indirect.so.0"),
+        target: file_name(&library.path).to_owned(),
         purpose: Purpose::Graphics,
     })
 }
 
-/// Mesa's libgbm finds the driver's back end as a file in a directory of its own: where the host has it, else beside the
-/// libraries.
-fn gbm_link(files: &dyn Files, dirs: &[PathBuf], allocator: &DriverLibrary) -> DriverLink {
-    const GBM: &str = "gbm/nvidia-drm_gbm.so";
-    let beside = allocator.path.with_file_name(GBM);
-    let on_host = dirs.iter().map(|dir| dir.join(GBM)).find(|path| files.driver_real_path(path).is_ok());
-    let path = on_host.unwrap_or_else(|| beside.clone());
-    let target = if path == beside {
-        format!("../{}", allocator.soname)
+/// A plug-in lies where the host has it, which need not be where the driver's libraries are; else beside them.
+fn plug_in_link(
+    files: &dyn Files,
+    dirs: &[PathBuf],
+    place: &Path,
+    library: &DriverLibrary,
+) -> Option<DriverLink> {
+    let soname = library.path.with_file_name(&library.soname);
+    let on_host = dirs
+        .iter()
+        .map(|dir| dir.join(place))
+        .find(|path| files.driver_real_path(path).is_ok_and(|real| real == library.path));
+    let path = on_host.or_else(|| Some(library.path.parent()?.join(place)))?;
+    // The SONAME's own link is made with the library.
+    let is_it = path == soname || library.path.parent()?.ends_with(place.parent()?);
+    let target = if path.parent()?.parent() == soname.parent() {
+        format!("../{}", library.soname)
     } else {
-        allocator.path.with_file_name(&allocator.soname).display().to_string()
+        soname.display().to_string()
     };
-    DriverLink { path, target, purpose: Purpose::Graphics }
+    (!is_it).then_some(DriverLink { path, target, purpose: Purpose::Graphics })
 }

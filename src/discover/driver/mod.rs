@@ -37,6 +37,9 @@ const LIBRARY_DIRS: [&str; 9] = [
     "/run/opengl-driver/lib",
 ];
 
+/// The version of the kernel module.
+const MODULE_VERSION: &str = "/sys/module/nvidia/version";
+
 /// CUDA's driver library, by the name that programs ask the loader for.
 const CUDA: &str = "libcuda.so.1";
 
@@ -45,13 +48,22 @@ pub const NVML: &str = "libnvidia-ml.so.1";
 
 /// The file of NVML in the driver root, as a path on this machine; none if there is none where libraries lie.
 pub fn nvml_library(files: &dyn Files, driver_root: &Path) -> Option<PathBuf> {
-    let found = library_dirs(files).iter().find_map(|dir| files.driver_real_path(&dir.join(NVML)).ok());
-    found.map(|path| super::files::join_root(driver_root, &path))
+    let dirs = library_dirs(files);
+    let found: Vec<PathBuf> =
+        dirs.iter().filter_map(|dir| files.driver_real_path(&dir.join(NVML)).ok()).collect();
+    // An old one that was left behind does not start with the module of another version.
+    let module = files.text(Path::new(MODULE_VERSION)).unwrap_or_default();
+    let of_module = |path: &&PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        !module.trim().is_empty() && name.ends_with(&format!(".so.{}", module.trim()))
+    };
+    let chosen = found.iter().find(of_module).or(found.first());
+    chosen.map(|path| super::files::join_root(driver_root, path))
 }
 
 /// The driver version, from NVML or from the kernel module.
 pub fn version(files: &dyn Files, nvml: Option<&str>) -> Result<String> {
-    let module = || files.text(Path::new("/sys/module/nvidia/version")).ok();
+    let module = || files.text(Path::new(MODULE_VERSION)).ok();
     let version = nvml.map(str::to_owned).or_else(module).map(|v| v.trim().to_owned()).unwrap_or_default();
     let well_formed = !version.is_empty() && version.chars().all(|c| c.is_ascii_digit() || c == '.');
     if !well_formed {
@@ -90,14 +102,21 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
     found
 }
 
-/// Directories that may hold driver libraries: where the loader's cache finds two that every driver has, then the usual ones, then
+/// Directories that may hold driver libraries: where the loader's cache finds any, then the usual ones, then
 /// those that links in the usual ones lead to. Links resolved, each once.
 fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
-    let cached = [CUDA, NVML].map(|name| files.cached_library(name)).concat();
-    let cached = cached.iter().filter_map(|path| {
-        let real = files.driver_real_path(path).ok()?;
-        real.parent().map(Path::to_path_buf)
-    });
+    // Where CUDA is goes first: of two drivers' leftovers it is the one in use.
+    let cached = files.cached_libraries();
+    let behind = |name: &str| -> Vec<PathBuf> {
+        let paths = cached.iter().filter(|(soname, _)| soname == name);
+        paths.filter_map(|(_, path)| files.driver_real_path(path).ok()).collect()
+    };
+    let files_behind = [CUDA, NVML].map(behind).concat();
+    let mut parents: Vec<&Path> = cached.iter().filter_map(|(_, path)| path.parent()).collect();
+    parents.sort_unstable();
+    parents.dedup();
+    let parents = parents.into_iter().filter_map(|dir| files.driver_real_path(dir).ok());
+    let cached = files_behind.iter().filter_map(|file| file.parent().map(Path::to_path_buf)).chain(parents);
     let usual = LIBRARY_DIRS.iter().filter_map(|dir| files.driver_real_path(Path::new(dir)).ok());
     // Debian's alternatives and NixOS have links there, to where the driver really is.
     let linked = LIBRARY_DIRS.iter().flat_map(|dir| [CUDA, NVML].map(|name| Path::new(dir).join(name)));

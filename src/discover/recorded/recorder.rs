@@ -85,7 +85,10 @@ fn names_of_driver(names: &[String], version: &str) -> Vec<String> {
                 || name.ends_with(version)
                 || name.ends_with(".so") && versioned(name));
         let data = !name.starts_with("lib") && name.contains("nvidia");
-        library || data || name.starts_with("gsp") || *name == "nvoptix.bin"
+        library
+            || data
+            || ["gsp", "ucodes"].iter().any(|start| name.starts_with(start))
+            || *name == "nvoptix.bin"
     };
     names.iter().filter(of_driver).cloned().collect()
 }
@@ -123,9 +126,13 @@ impl Files for Recorder<'_> {
         })
     }
 
-    fn cached_library(&self, soname: &str) -> Vec<PathBuf> {
-        let found = self.files.cached_library(soname);
-        self.answers.borrow_mut().libraries.insert(soname.into(), found.clone());
+    fn cached_libraries(&self) -> Vec<(String, PathBuf)> {
+        let found = self.files.cached_libraries();
+        let libraries = &mut self.answers.borrow_mut().libraries;
+        libraries.clear();
+        for (soname, path) in &found {
+            libraries.entry(soname.clone()).or_default().push(path.clone());
+        }
         found
     }
 

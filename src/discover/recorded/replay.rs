@@ -246,8 +246,9 @@ impl Files for Recorded {
         self.answers.real_paths.get(path).cloned().ok_or_else(|| ErrorKind::NotFound.into())
     }
 
-    fn cached_library(&self, soname: &str) -> Vec<PathBuf> {
-        self.answers.libraries.get(soname).cloned().unwrap_or_default()
+    fn cached_libraries(&self) -> Vec<(String, PathBuf)> {
+        let all = self.answers.libraries.iter();
+        all.flat_map(|(soname, paths)| paths.iter().map(|path| (soname.clone(), path.clone()))).collect()
     }
 
     fn soname(&self, path: &Path) -> io::Result<Option<String>> {

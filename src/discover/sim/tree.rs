@@ -351,7 +351,7 @@ impl Files for Tree {
         self.real_path(path).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn cached_library(&self, _soname: &str) -> Vec<PathBuf> {
+    fn cached_libraries(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
 
