@@ -48,15 +48,16 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     // Rootless containers have no device cgroup of either version.
     for engine in ENGINES.iter().filter(|engine| engine.rootful || !ground::is_cgroup_v1()) {
+        if !engine.takes_cdi_names() {
+            trials.push(on_engine(engine, "takes_no_cdi_name", containers::takes_no_cdi_name));
+            continue;
+        }
         for (name, trial) in containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS) {
-            if (*name == "restart" && !engine.restarts()) || (ground::is_cgroup_v1() && !V1.contains(name)) {
-                continue;
+            if !ground::is_cgroup_v1() || V1.contains(name) {
+                trials.push(on_engine(engine, name, *trial));
             }
-            trials.push(on_engine(engine, name, *trial));
         }
-        if !ground::is_cgroup_v1() {
-            trials.push(on_engine(engine, "honours", honours::honours));
-        }
+        trials.push(on_engine(engine, "honours", honours::honours));
         if !engine.user_namespace.is_empty() && !ground::is_cgroup_v1() {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
         }
