@@ -1,5 +1,5 @@
-//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker, Podman and containerd in it, laid
-//! out as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
+//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker, Podman and containerd in it,
+//! laid out as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
 //! kept as an unmet need with its reason; what divvy itself does wrong meanwhile breaks every trial.
 
 use std::fmt;

@@ -24,8 +24,8 @@ edits() { # edits VERSION CLASS DEVICE EDITS: a spec with one device
 node() { # node PERMISSIONS MODE, decimal
     echo '"deviceNodes":[{"path":"/dev/probe-node","type":"c","permissions":"'$1'","fileMode":'$2',"gid":44}]'
 }
-mount() { # mount PATH MORE
-    echo '"mounts":[{"containerPath":"'$1'",'$2',"options":["ro","nosuid","nodev","rbind"]}]'
+mount() { # mount PATH MORE OPTION
+    echo '"mounts":[{"containerPath":"'$1'",'$2',"options":["ro","nosuid","nodev","'$3'"]}]'
 }
 hook() { # hook PROGRAM [ARGUMENT]
     echo '"hooks":[{"hookName":"createContainer","path":"'$1'","args":["hook"'${2:+,\"$2\"}'],"env":["PATH=/usr/bin"]}]'
@@ -34,10 +34,9 @@ edits 0.5.0 probe node "$(node rw 416)" >probe-node.json
 edits 0.5.0 probe open "$(node rw 438)" >probe-open.json
 edits 0.5.0 probe read "$(node r 438)" >probe-read.json
 edits 0.5.0 probe renamed '"deviceNodes":[{"path":"/dev/renamed","hostPath":"/dev/probe-node"}]' >probe-renamed.json
-edits 0.5.0 probe mount "$(mount /srv/file '"hostPath":"/srv/probe/file","type":"bind"')" >probe-mount.json
-edits 0.5.0 probe untyped "$(mount /srv/file '"hostPath":"/srv/probe/file"')" >probe-untyped.json
-edits 0.5.0 probe tmpfs '"mounts":[{"containerPath":"/srv/tmpfs","hostPath":"tmpfs","type":"tmpfs","options":["nosuid","size=64k"]}]' \
-    >probe-tmpfs.json
+edits 0.5.0 probe mount "$(mount /srv/file '"hostPath":"/srv/probe/file","type":"bind"' rbind)" >probe-mount.json
+edits 0.5.0 probe untyped "$(mount /srv/file '"hostPath":"/srv/probe/file"' rbind)" >probe-untyped.json
+edits 0.5.0 probe tmpfs "$(mount /srv/tmpfs '"hostPath":"tmpfs","type":"tmpfs"' size=64k)" >probe-tmpfs.json
 edits 0.5.0 probe env '"env":["PROBE=cdi"]' >probe-env.json
 edits 0.5.0 probe second '"env":["SECOND=cdi"]' >probe-second.json
 edits 0.5.0 probe hook "$(hook /usr/bin/true)" >probe-hook.json

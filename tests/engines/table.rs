@@ -1,5 +1,5 @@
-//! The tables of docs/engines.md: a row for each thing that a spec can ask for, a column for each engine, a table for each
-//! Debian suite. Trials measure their engine's column, and it must be as the page has it.
+//! The tables of docs/engines.md: a row for each thing that a spec can ask for, a column for each engine, a table for
+//! each Debian suite. Trials measure their engine's column, and it must be as the page has it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn compare(suite: &str, engine: &str, cells: &[(&str, String)], to_compare: 
     let text = read(&document).unwrap_or_else(|error| panic!("docs/engines.md: {error}"));
     if !to_compare {
         let measured = crate::ground::build_dir().join("engines.md");
-        let so_far = read(&measured).unwrap_or_else(|_| text.clone());
+        let so_far = read(&measured).unwrap_or_else(|_| without_tables(&text));
         write(&measured, &filled(&so_far, suite, engine, cells));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             return write(&document, &filled(&text, suite, engine, cells));
@@ -51,6 +51,10 @@ pub fn compare(suite: &str, engine: &str, cells: &[(&str, String)], to_compare: 
         "{engine} of Debian {suite}, in docs/engines.md (-) and as measured (+):\n{differences}\
          UPDATE_GOLDEN=1 cargo test --test engines -- honours    writes the page anew"
     );
+}
+
+fn without_tables(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with('|')).map(|line| format!("{line}\n")).collect()
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -81,9 +85,9 @@ fn filled(text: &str, suite: &str, engine: &str, cells: &[(&str, String)]) -> St
         let of_engine = |name: &String| if name == engine { cell } else { old.get(row, name) }.to_owned();
         table.rows.push(((*row).to_owned(), table.columns.iter().map(of_engine).collect()));
     }
-    let prose: String =
-        section.lines().filter(|line| !line.starts_with('|')).map(|line| format!("{line}\n")).collect();
-    format!("{before}{}\n{}{after}", prose.trim_end(), table.render())
+    let prose = without_tables(section);
+    let gap = if prose.trim_end().is_empty() { "\n" } else { "\n\n" };
+    format!("{before}{}{gap}{}{after}", prose.trim_end(), table.render())
 }
 
 impl Table {

@@ -19,13 +19,15 @@ cat >/usr/lib/cni/loopback <<'T'
 #!/bin/sh
 case $CNI_COMMAND in
     VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","1.0.0"]}' ;;
-    ADD) printf '{"cniVersion":"1.0.0","interfaces":[{"name":"%s","sandbox":"%s"}],"ips":[{"interface":0,"address":"%s"}]}\n' \
-        "$CNI_IFNAME" "$CNI_NETNS" 127.0.0.1/8 ;;
+    ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],
+               "ips":[{"interface":0,"address":"127.0.0.1/8"}]}' ;;
 esac
 T
 chmod 755 /usr/lib/cni/loopback
 case $(containerd --version) in
-    *' 1.7.'* | *' v1.7.'*) version=2 runtime=io.containerd.grpc.v1.cri images='sandbox_image = "localhost/pause:latest"' ;;
+    *' 1.7.'* | *' v1.7.'*)
+        version=2 runtime=io.containerd.grpc.v1.cri
+        images='sandbox_image = "localhost/pause:latest"' ;;
     *) version=3 runtime=io.containerd.cri.v1.runtime images= ;;
 esac
 cat >/etc/containerd/config.toml <<T
