@@ -8,6 +8,7 @@ out=$1
 profile=$2
 arch=$(uname -m)
 musl=$arch-unknown-linux-musl
+target=${CARGO_TARGET_DIR:-target}
 command -v cargo >/dev/null || { echo "error: cargo is not in PATH" >&2; echo "hint: install Rust 1.89 or newer (rustup, or your distribution's package)" >&2; exit 1; }
 
 has_musl() { [ -d "$(rustc --print target-libdir --target "$musl" 2>/dev/null)" ]; }
@@ -17,15 +18,15 @@ if ! has_musl && command -v rustup >/dev/null; then
 fi
 
 first=
-[ -d "target/${profile/#dev/debug}/deps" ] || first=" (a few minutes the first time)"
+[ -d "$target/${profile/#dev/debug}/deps" ] || first=" (a few minutes the first time)"
 echo "building divvy and divvy-hook$first"
 cargo build --quiet --locked --profile "$profile" -p divvy
 if has_musl; then
   cargo build --quiet --locked --profile hook -p divvy-hooks --bin divvy-hook --target "$musl"
-  hook=target/$musl/hook/divvy-hook
+  hook=$target/$musl/hook/divvy-hook
 else
   cargo rustc --quiet --locked --profile hook -p divvy-hooks --bin divvy-hook --target "$arch-unknown-linux-gnu" -- -C target-feature=+crt-static
-  hook=target/$arch-unknown-linux-gnu/hook/divvy-hook
+  hook=$target/$arch-unknown-linux-gnu/hook/divvy-hook
 fi
 mkdir -p "$out"
-install -m 755 "target/${profile/#dev/debug}/divvy" "$hook" "$out"/
+install -m 755 "$target/${profile/#dev/debug}/divvy" "$hook" "$out"/

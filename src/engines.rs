@@ -63,11 +63,13 @@ fn unreadable_by(engine: &Engine, specs: &[Built]) -> Vec<(String, String)> {
             [first, second, ..] => format!("{kind}={first}, {second} and {} more", names.len() - 2),
             [] => kind.to_string(),
         };
+        let since = engine.name.reads().iter().find(|(_, reads)| *reads >= needs);
+        let since = since.map(|((major, minor), _)| format!("{major}.{minor}")).unwrap_or_default();
         let hint = match needs {
             Version::V0_7_0 => format!(
-                "use a newer {title}; or graphics = false in the configuration, if it is the groups of /dev/dri that need {needs}"
+                "use {title} {since} or newer; or do without /dev/dri, whose groups need CDI {needs}: [[gpu]] match = [\"all\"] graphics = false"
             ),
-            _ => format!("use a newer {title}; or no kind with a dot in its name, which needs {needs}"),
+            _ => format!("use {title} {since} or newer; kinds with a dot come from rename and mig_strategy"),
         };
         (format!("{title} {version} cannot read {names}: CDI {needs}, and it knows up to {reads}"), hint)
     };

@@ -44,7 +44,8 @@ engines=(docker-runc podman-crun podman-runc ctr-runc cri-runc)
 timed() {
   local file=$1 t0 t1
   shift
-  t0=${EPOCHREALTIME/./}; "$@" >/dev/null 2>err || { echo "error: $*: $(cat err)" >&2; exit 1; }; t1=${EPOCHREALTIME/./}
+  # This script is standard input.
+  t0=${EPOCHREALTIME/./}; "$@" </dev/null >/dev/null 2>err || { echo "error: $*: $(cat err)" >&2; exit 1; }; t1=${EPOCHREALTIME/./}
   echo $((t1 - t0)) >>"$file"
 }
 median() { sort -n "$1" | sed -n "$(($(wc -l <"$1") / 2 + 1))p"; }
@@ -77,7 +78,7 @@ other() {
 echo "container start, medians:"
 divvy --quiet generate --host sim:h100x8 --output /var/run/cdi/divvy.json 2>/dev/null
 for engine in "${engines[@]}"; do
-  "$engine" --device=nvidia.com/gpu=0 >/dev/null 2>&1 || true
+  "$engine" --device=nvidia.com/gpu=0 </dev/null >/dev/null 2>&1 || true
   for ((i = 0; i < RUNS * 2; i++)); do
     timed "$engine.none" "$engine"
     timed "$engine.gpu" "$engine" --device=nvidia.com/gpu=0
@@ -97,7 +98,7 @@ for ((block = 0; block < BLOCKS; block++)); do
       other) other "$bytes"; device=example.com/other=shared-0 ;;
     esac
     for engine in "${engines[@]}"; do
-      "$engine" --device=$device >/dev/null 2>&1 || true
+      "$engine" --device=$device </dev/null >/dev/null 2>&1 || true
       for ((i = 0; i < RUNS; i++)); do timed "$engine.$spec" "$engine" --device=$device; done
     done
   done

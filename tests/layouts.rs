@@ -28,7 +28,7 @@ fn main() {
         ("nixos", "layout_nixos"),
         ("two-versions", "layout_two_versions"),
     ];
-    let cases: [(&'static str, fn()); 7] = [
+    let cases: [(&'static str, fn()); 10] = [
         ("what_is_no_library_is_named", what_is_no_library_is_named),
         ("links_that_lead_nowhere_are_passed_over", links_that_lead_nowhere_are_passed_over),
         ("a_library_without_a_soname_goes_by_its_name", a_library_without_a_soname_goes_by_its_name),
@@ -36,6 +36,9 @@ fn main() {
         ("an_unreadable_directory", an_unreadable_directory),
         ("roots_with_strange_names", roots_with_strange_names),
         ("a_root_that_is_not_utf_8_is_refused", a_root_that_is_not_utf_8_is_refused),
+        ("a_link_to_a_path_that_is_not_utf_8", a_link_to_a_path_that_is_not_utf_8),
+        ("only_regular_files_are_mounted", only_regular_files_are_mounted),
+        ("sockets_that_others_could_replace_stay_outside", sockets_that_others_could_replace_stay_outside),
     ];
     let needs = &[Need::Root, Need::X86_64];
     let layouts = layouts.into_iter().map(|(layout, name)| needs::trial(name, needs, || check(layout)));
@@ -243,4 +246,54 @@ fn a_root_that_is_not_utf_8_is_refused() {
     assert!(errors.starts_with("error: ") && errors.contains("/not\u{fffd}utf8"), "{errors}");
     assert!(errors.contains("not UTF-8") && errors.contains("\nhint: "), "{errors}");
     assert!(!spec.exists());
+}
+
+/// One file that cannot be written down costs that file.
+fn a_link_to_a_path_that_is_not_utf_8() {
+    let layout = Layout::of(SMALL);
+    let place = layout.on_host("/etc/OpenCL/vendors/nvidia.icd");
+    let target = layout.on_host("/srv").join(OsStr::from_bytes(b"\xff"));
+    fs::create_dir_all(&target).unwrap();
+    fs::write(target.join("icd"), "").unwrap();
+    let _ = fs::remove_file(&place);
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(Path::new("/srv").join(OsStr::from_bytes(b"\xff/icd")), &place).unwrap();
+    let (status, listing, errors) = generate(&layout, &[]);
+    assert_eq!(status, 7, "{errors}");
+    assert!(errors.contains("/etc/OpenCL/vendors/nvidia.icd is left out: "), "{errors}");
+    assert!(listing.contains(WHOLE), "{listing}");
+}
+
+/// A link in a program's place could lead a container to anything.
+fn only_regular_files_are_mounted() {
+    let layout = Layout::of(SMALL);
+    let bin = layout.on_host("/usr/bin");
+    fs::create_dir_all(&bin).unwrap();
+    let _ = fs::remove_file(bin.join("nvidia-smi"));
+    std::os::unix::fs::symlink("/", bin.join("nvidia-smi")).unwrap();
+    nix::unistd::mkfifo(&bin.join("nvidia-debugdump"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let (status, listing, errors) = generate(&layout, &[]);
+    assert_eq!(status, 7, "{errors}");
+    for name in ["nvidia-smi", "nvidia-debugdump"] {
+        assert!(errors.contains(&format!("/usr/bin/{name} is left out: ")), "{errors}");
+        assert!(!listing.contains(&format!("mount /usr/bin/{name}")), "{listing}");
+    }
+}
+
+/// Engines follow links when a container starts: whoever may change a socket's directory chooses what is mounted.
+fn sockets_that_others_could_replace_stay_outside() {
+    let layout = Layout::of(SMALL);
+    let dir = layout.on_host("/run/nvidia-persistenced");
+    fs::create_dir_all(&dir).unwrap();
+    let socket = dir.join("socket");
+    let spec = || layout.laid.live(&GENERATE, &[]).1;
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert!(spec().contains("/run/nvidia-persistenced/socket"));
+    nix::unistd::chown(&dir, Some(65534.into()), None).unwrap();
+    assert!(!spec().contains("nvidia-persistenced/socket"));
+    nix::unistd::chown(&dir, Some(0.into()), None).unwrap();
+    drop(listener);
+    fs::remove_file(&socket).unwrap();
+    std::os::unix::fs::symlink("/", &socket).unwrap();
+    assert!(!spec().contains("nvidia-persistenced/socket"));
 }

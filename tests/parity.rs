@@ -201,11 +201,27 @@ fn whole_gpus() {
     assert_documented("Whole GPUs", &found);
 }
 
+/// The driver's table of capabilities for two GPUs, by GPU instance and compute instance.
+fn mig_minors() -> String {
+    let mut text = String::new();
+    for (gpu, gi) in (0..2).flat_map(|gpu| (0..15).map(move |gi| (gpu, gi))) {
+        let minor = 3 + 135 * gpu + 9 * gi;
+        text += &format!("gpu{gpu}/gi{gi}/access {minor}\n");
+        text += &(0..8)
+            .map(|ci| format!("gpu{gpu}/gi{gi}/ci{ci}/access {}\n", minor + 1 + ci))
+            .collect::<String>();
+    }
+    text
+}
+
 #[test]
 fn mig_devices() {
     // The hosts' driver and layout are the same; the GPUs are cut, and nothing draws.
     let record = Record::of("hgx-h100");
     let spec = theirs("mig.json");
+    let minors = record.file("text/proc/driver/nvidia-caps/mig-minors");
+    fs::create_dir_all(minors.parent().unwrap()).unwrap();
+    fs::write(minors, mig_minors()).unwrap();
     record.edit(|host| {
         let gpus = host["nvml"]["gpus"].as_array_mut().unwrap();
         gpus.truncate(2);

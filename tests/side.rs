@@ -42,7 +42,7 @@ fn each_kind_has_a_file_and_the_nodes_that_nvidias_has() {
         ("imex-channel", "0", vec![channel(0)]),
         ("imex-channel", "1", vec![channel(1)]),
         ("imex-channel", "all", vec![channel(0), channel(1)]),
-        ("mofed", "all", vec!["/dev/infiniband/rdma_cm".into(), "/dev/infiniband/uverbs0".into()]),
+        ("mofed", "all", vec!["/dev/infiniband/uverbs0".into(), "/dev/infiniband/rdma_cm".into()]),
         (
             "nvswitch",
             "all",
@@ -54,7 +54,7 @@ fn each_kind_has_a_file_and_the_nodes_that_nvidias_has() {
         assert_eq!(nodes(&spec, device), expected, "{class}");
         assert_eq!(spec["containerEdits"]["env"], json!(["NVIDIA_VISIBLE_DEVICES=void"]));
         let mounts = spec["containerEdits"]["mounts"].as_array().map_or(0, Vec::len);
-        assert_eq!(mounts, usize::from(class == "gds"), "cufile.json, and no driver");
+        assert_eq!(mounts, if class == "gds" { 2 } else { 0 }, "cufile.json and udev's data, and no driver");
     }
     // Nothing changes, nothing is written.
     let (_, said, _) = place.generate(FABRIC);
@@ -149,9 +149,9 @@ fn names_that_an_engine_of_the_host_cannot_read_are_told() {
         "warning: Docker 20.10.24 reads no CDI specs, so it knows none of these names\n\
          hint: Docker reads them since 25.0\n\
          warning: Podman 4.3.1 cannot read nvidia.com/gpu=2, 3 and 3 more: CDI 0.7.0, and it knows up to 0.5.0\n\
-         hint: use a newer Podman; or graphics = false in the configuration, if it is the groups of /dev/dri that need 0.7.0\n\
+         hint: use Podman 5.1 or newer; or do without /dev/dri, whose groups need CDI 0.7.0: [[gpu]] match = [\"all\"] graphics = false\n\
          warning: Podman 4.3.1 cannot read nvidia.com/gpu.shared=shared-0: CDI 0.6.0, and it knows up to 0.5.0\n\
-         hint: use a newer Podman; or no kind with a dot in its name, which needs 0.6.0\n"
+         hint: use Podman 4.7 or newer; kinds with a dot come from rename and mig_strategy\n"
     );
     let (listed, _) = with(json!([engine("podman", "4.9.3")]));
     assert!(

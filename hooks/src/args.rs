@@ -10,6 +10,9 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
+/// PATH_MAX (limits.h), in bytes.
+const LONGEST_PATH: usize = 4096;
+
 /// Why a word of the command line is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
@@ -223,6 +226,11 @@ fn device_link(word: &str) -> Result<Link, Error> {
         Ok(below) if !below.as_os_str().is_empty() => Ok(link),
         _ => Err(Error::NotADevice { path: link.path }),
     }
+}
+
+/// Whether a path could stand in a command line of this hook's.
+pub fn is_plain_path(path: &Path) -> bool {
+    path.as_os_str().len() <= LONGEST_PATH && plain_path(path).is_ok()
 }
 
 /// Refuses a path that is not absolute, not UTF-8, or could mean another place than it says; gives its last name.

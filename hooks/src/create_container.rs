@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::args::{CreateContainer, Library, Link};
+use crate::args::{self, CreateContainer, Library, Link};
 use crate::ldcache::{self, Cache, Entry};
 use crate::rootfs::{self, Change, Root};
 
@@ -269,8 +269,10 @@ impl Pass<'_> {
             Err(error) => return Err(error),
         };
         let earlier = String::from_utf8(present.clone()).unwrap_or_default();
-        let earlier = earlier.lines().filter(|line| line.starts_with('/')).take(CONFIG_LINES);
-        let mut directories: BTreeSet<&Path> = earlier.map(Path::new).collect();
+        let earlier: BTreeSet<&Path> = earlier.lines().map(Path::new).collect();
+        // More, or something else, is nothing that this hook wrote.
+        let is_ours = earlier.len() <= CONFIG_LINES && earlier.iter().all(|line| args::is_plain_path(line));
+        let mut directories = if is_ours { earlier } else { BTreeSet::new() };
         directories.extend(request.libraries.iter().map(Library::directory));
         let lines: String =
             directories.iter().map(|directory| format!("{}\n", directory.display())).collect();

@@ -58,7 +58,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         }
     };
     let create_nodes = args.create_device_nodes.then_some(&made as &dyn Fn(&str));
-    let Planned { host, plan } =
+    let Planned { host, plan, .. } =
         Planned::new(&args.machine, &args.plan, source, &earlier, output.path(), create_nodes)?;
     for device in &plan.devices {
         let nodes: Vec<_> = device.nodes.iter().map(|node| node.path.display().to_string()).collect();
@@ -218,6 +218,7 @@ fn summary(plan: &Plan) -> String {
         (of(plan::Kind::Gpu), "GPU"),
         (of(plan::Kind::Mig), "MIG device"),
         (of(plan::Kind::Share), "share"),
+        (plan.side.chunk_by(|a, b| a.kind == b.kind).count(), "kind beside"),
     ])
 }
 

@@ -11,7 +11,7 @@ use crate::cli::{ListArgs, ListFormat};
 use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
 use crate::engines;
-use crate::failure::{Status, printable};
+use crate::failure::{Status, printable, say};
 use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, SideDevice, VENDOR};
 use crate::spec;
 
@@ -40,7 +40,7 @@ struct ListedDevice<'a> {
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
-    let Planned { host, mut plan } = Planned::as_generated(&args.machine, &args.plan)?;
+    let Planned { host, mut plan, is_stale } = Planned::as_generated(&args.machine, &args.plan)?;
     plan.warnings.extend(unreadable_names(args, &host, &plan)?);
     match args.format {
         ListFormat::Json => {
@@ -50,10 +50,14 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
                 .context(STDOUT)?;
             writeln!(out).context(STDOUT)?;
         }
-        ListFormat::Table if plan.devices.is_empty() => {}
+        ListFormat::Table if plan.devices.is_empty() => print_side(&plan, &mut std::io::stdout().lock())?,
         ListFormat::Table => print_table(&host, &plan)?,
     }
     print_problems(&plan, quiet);
+    // For people: programs compare generations.
+    if is_stale && args.format == ListFormat::Table && !quiet && !plan.devices.is_empty() {
+        say("note", "`divvy generate` has not written this yet: engines know what its last run wrote");
+    }
     require_devices(&plan)?;
     Ok(Status::Done)
 }

@@ -69,6 +69,8 @@ impl MachineArgs {
 struct Planned {
     host: Host,
     plan: Plan,
+    /// What engines of this machine see is another plan, or none.
+    is_stale: bool,
 }
 
 impl Planned {
@@ -88,14 +90,17 @@ impl Planned {
             create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
         }
         let plan = plan::plan(&host, &config, earlier, output);
-        Ok(Self { host, plan })
+        Ok(Self { host, plan, is_stale: false })
     }
 
     /// As the last `generate` did it, so that a listing shows the names that work.
     fn as_generated(machine: &MachineArgs, args: &PlanArgs) -> Result<Self> {
         let source = machine.source()?;
+        let is_this_machine = matches!(source, Source::Live(_));
         let (earlier, output) = last_generated(&source, args.state_dir.as_deref());
-        Self::new(machine, args, source, &earlier, &output, None)
+        let planned = Self::new(machine, args, source, &earlier, &output, None)?;
+        let is_stale = is_this_machine && earlier.generation.as_deref() != Some(&planned.plan.generation);
+        Ok(Self { is_stale, ..planned })
     }
 }
 
@@ -127,7 +132,11 @@ fn no_such_host(name: &str) -> anyhow::Error {
 
 /// `7 GPUs, 4 MIG devices, 4 shares`, without what there is none of.
 fn counts(of: &[(usize, &str)]) -> String {
-    let count = |(n, what): &(usize, &str)| format!("{n} {what}{}", if *n == 1 { "" } else { "s" });
+    let count = |(n, what): &(usize, &str)| match (n, what.split_once(' ')) {
+        (1, _) => format!("1 {what}"),
+        (n, Some(("kind", rest))) => format!("{n} kinds {rest}"),
+        (n, _) => format!("{n} {what}s"),
+    };
     let counts: Vec<_> = of.iter().filter(|(n, _)| *n > 0).map(count).collect();
     if counts.is_empty() { "no devices".into() } else { counts.join(", ") }
 }

@@ -93,22 +93,29 @@ fn change(
     let own = gpus.iter().position(|table| entries(table).iter().any(|entry| entry == matches));
     // In vain where an earlier table covers the device: then it moves there.
     let first = gpus.iter().position(|table| entries(table).iter().any(covers));
+    let is_shared = |table: &Table| entries(table).iter().any(covers) && !is_whole(table);
+    if cut.is_none() && !gpus.iter().any(is_shared) {
+        return Changed::default();
+    }
+    // What draws is the device's own affair, shared or whole.
+    let graphics = first.and_then(|at| gpus.get(at)?.get("graphics")?.as_bool());
     if let Some(table) = own.filter(|_| first == own).and_then(|at| gpus.get_mut(at))
         && entries(table).len() == 1
     {
         match cut {
             Some(cut) => write_cut(table, cut),
             None if is_whole(table) => {}
-            None => return remove(gpus, own, matches, device, covers),
+            None if graphics.is_some() => make_whole(table),
+            None => return remove(gpus, own, matches, device, graphics, covers),
         }
         return Changed::default();
     }
     match cut {
-        None => remove(gpus, own, matches, device, covers),
+        None => remove(gpus, own, matches, device, graphics, covers),
         Some(cut) => {
             let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
             let first = gpus.iter().position(|table| entries(table).iter().any(covers));
-            insert(gpus, first, rule(device, |table| write_cut(table, cut)));
+            insert(gpus, first, rule(device, graphics, |table| write_cut(table, cut)));
             Changed { orphaned, at_end: first.is_none() }
         }
     }
@@ -120,13 +127,14 @@ fn remove(
     own: Option<usize>,
     matches: &Match,
     device: &str,
+    graphics: Option<bool>,
     covers: &dyn Fn(&Match) -> bool,
 ) -> Changed {
     let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
     let first = gpus.iter().position(|table| entries(table).iter().any(covers));
     // Any of them: the device may be several, of which an earlier table decides on some.
     if gpus.iter().any(|table| entries(table).iter().any(covers) && !is_whole(table)) {
-        insert(gpus, first, rule(device, |table| table["mode"] = toml_edit::value("whole")));
+        insert(gpus, first, rule(device, graphics, |table| table["mode"] = toml_edit::value("whole")));
     }
     Changed { orphaned, at_end: false }
 }
@@ -223,10 +231,22 @@ fn prefix(table: &Table) -> &str {
     table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default()
 }
 
-fn rule(device: &str, fill: impl FnOnce(&mut Table)) -> Table {
+/// Takes away all that makes shares.
+fn make_whole(table: &mut Table) {
+    for key in
+        ["mode", "name", "replicas", "memory", "sm_percent", "advisory", "overcommit", "rename", "share"]
+    {
+        table.remove(key);
+    }
+}
+
+fn rule(device: &str, graphics: Option<bool>, fill: impl FnOnce(&mut Table)) -> Table {
     let mut table = Table::new();
     table["match"] = toml_edit::value(Array::from_iter([device]));
     fill(&mut table);
+    if let Some(graphics) = graphics {
+        table["graphics"] = toml_edit::value(graphics);
+    }
     table
 }
 

@@ -1,7 +1,6 @@
 //! Makes the device nodes that are missing, where the user asked for it. Numbers come from the kernel; what
 //! stands at a path already is never replaced, and no link below /dev is followed.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, SFlag, makedev, mkdirat, mknodat, umask};
 
-use super::files::{Node, join_root, node_at};
+use super::files::{Node, join_root, node_at, open_directory};
 use super::host::{Found, Host};
 use crate::failure::Failure;
 
@@ -43,7 +42,7 @@ pub fn missing_nodes(host: &mut Host, dev_root: &Path) -> Result<Vec<String>> {
 
 /// `path` is /dev/NAME or /dev/DIRECTORY/NAME.
 fn make_below_dev(dev_root: &Path, path: &Path, node: &Node) -> io::Result<()> {
-    let mut dir = OwnedFd::from(File::open(join_root(dev_root, Path::new("/dev")))?);
+    let mut dir = OwnedFd::from(open_directory(&join_root(dev_root, Path::new("/dev")))?);
     let below: PathBuf = path.strip_prefix("/dev").unwrap_or(path).into();
     let (parent, name) = (below.parent().unwrap_or(Path::new("")), below.file_name().unwrap_or_default());
     for component in parent {

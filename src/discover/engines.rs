@@ -2,13 +2,16 @@
 //! asked, never what the caller's PATH says; they are started before NVML is read, which takes longer, and a program
 //! that does not answer in time is ended.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tracing::debug;
+
+use crate::trust;
 
 /// Where packages put engines.
 const DIRS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
@@ -16,6 +19,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(2);
 /// A line is all that is wanted, in bytes.
 const ANSWER_LIMIT: u64 = 4096;
+/// `28.5.2` and the like, in bytes.
+const LONGEST_VERSION: usize = 32;
 
 /// Engines that resolve CDI names themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,9 +53,16 @@ pub struct Engine {
     pub version: String,
 }
 
+impl Engine {
+    /// Whether its version can be one: numbers and dots, and not many.
+    pub fn is_possible(&self) -> bool {
+        self.version.len() <= LONGEST_VERSION && version_in(&self.version) == Some(self.version.as_str())
+    }
+}
+
 /// Engines that were asked and have not answered yet.
 #[derive(Debug)]
-pub struct Asked(Vec<(EngineName, Child)>);
+pub struct Asked(Vec<(EngineName, Child, File)>);
 
 impl Asked {
     /// Asks every engine that is there.
@@ -58,8 +70,13 @@ impl Asked {
         let found = EngineName::ALL.into_iter().filter_map(|name| {
             let path =
                 DIRS.iter().map(|dir| Path::new(dir).join(name.program())).find(|path| path.is_file())?;
+            // A version is worth nobody's root.
+            if let Some(weakness) = trust::weakness(&path).filter(|_| nix::unistd::geteuid().is_root()) {
+                debug!("{} is not asked: {weakness}", path.display());
+                return None;
+            }
             match ask(&path) {
-                Ok(child) => Some((name, child)),
+                Ok((child, said)) => Some((name, child, said)),
                 Err(error) => {
                     debug!("{}: {error}", path.display());
                     None
@@ -72,8 +89,8 @@ impl Asked {
     /// What they said; those that say nothing that can be understood are left out.
     pub fn finish(self) -> Vec<Engine> {
         let deadline = Instant::now() + TIMEOUT;
-        let answers = self.0.into_iter().filter_map(|(name, child)| {
-            let answer = answer(child, deadline);
+        let answers = self.0.into_iter().filter_map(|(name, child, said)| {
+            let answer = answer(child, said, deadline);
             debug!("{} --version: {answer:?}", name.program());
             Some(Engine { name, version: version_in(&answer?)?.to_owned() })
         });
@@ -81,20 +98,23 @@ impl Asked {
     }
 }
 
-fn ask(path: &PathBuf) -> std::io::Result<Child> {
-    Command::new(path)
+/// It writes into a file: a pipe would stay open as long as any child of its own.
+fn ask(path: &Path) -> std::io::Result<(Child, File)> {
+    let said = tempfile::tempfile()?;
+    let child = Command::new(path)
         .arg("--version")
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/")
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(said.try_clone()?)
         .stderr(Stdio::null())
-        .spawn()
+        .spawn()?;
+    Ok((child, said))
 }
 
-fn answer(mut child: Child, deadline: Instant) -> Option<String> {
+fn answer(mut child: Child, mut said: File, deadline: Instant) -> Option<String> {
     loop {
         match child.try_wait() {
             Ok(Some(_)) => break,
@@ -108,7 +128,8 @@ fn answer(mut child: Child, deadline: Instant) -> Option<String> {
         }
     }
     let mut text = String::new();
-    child.stdout.take()?.take(ANSWER_LIMIT).read_to_string(&mut text).ok()?;
+    said.rewind().ok()?;
+    said.take(ANSWER_LIMIT).read_to_string(&mut text).ok()?;
     Some(text)
 }
 
@@ -145,10 +166,20 @@ mod tests {
     }
 
     #[test]
+    fn what_an_engine_leaves_running_is_not_waited_for() {
+        let said = tempfile::tempfile().unwrap();
+        let script = "sleep 2 & echo podman version 5.0.0";
+        let child =
+            Command::new("sh").args(["-c", script]).stdout(said.try_clone().unwrap()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_millis(1900);
+        assert_eq!(answer(child, said, deadline).as_deref(), Some("podman version 5.0.0\n"));
+    }
+
+    #[test]
     fn an_engine_that_hangs_is_ended() {
-        let child = Command::new("sleep").arg("60").stdout(Stdio::piped()).spawn().unwrap();
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
         let id = child.id();
-        assert_eq!(answer(child, Instant::now()), None);
+        assert_eq!(answer(child, tempfile::tempfile().unwrap(), Instant::now()), None);
         assert!(!Path::new(&format!("/proc/{id}")).exists());
     }
 }

@@ -12,13 +12,16 @@ use std::time::Duration;
 
 use hooks::ldcache::Cache;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{SFlag, fstatat};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use serde::{Deserialize, Serialize};
 
 const RETRIES: u32 = 1000;
 const TEXT_LIMIT: u64 = 16 << 20;
 const CACHE_LIMIT: u64 = 16 << 20;
+/// A driver library's dynamic section has some hundred entries of 16 bytes.
+const DYNAMIC_LIMIT: u64 = 1 << 20;
 
 /// A character device as it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,12 @@ pub trait Files {
     fn device_names(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// The file a driver path leads to after all links, within the driver root.
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf>;
+    /// The same of a regular file; `InvalidData` for anything else.
+    fn driver_file(&self, path: &Path) -> io::Result<PathBuf>;
+    /// The same of a socket that is no link, in a directory that root alone may change. Whoever may change it could put
+    /// a link to anything in the socket's place, and engines follow links: `PermissionDenied`. `InvalidData` for
+    /// anything else.
+    fn driver_socket(&self, path: &Path) -> io::Result<PathBuf>;
     /// Libraries that can be the driver's in the loader's cache of the driver root, by SONAME; none where it has no
     /// cache.
     fn cached_libraries(&self) -> Vec<(String, PathBuf)>;
@@ -75,7 +84,7 @@ pub struct Live {
 impl Live {
     /// Opens the driver root; its paths, absolute links included, are resolved inside it.
     pub fn open(driver_root: &Path, dev_root: &Path) -> io::Result<Self> {
-        Ok(Self { driver_root: File::open(driver_root)?, dev_root: dev_root.to_path_buf() })
+        Ok(Self { driver_root: open_directory(driver_root)?, dev_root: dev_root.to_path_buf() })
     }
 
     fn open_driver_file(&self, path: &Path, flags: OFlag) -> io::Result<File> {
@@ -90,6 +99,14 @@ impl Live {
         Err(Errno::EAGAIN.into())
     }
 
+    /// Where a handle's file lies, without the driver root.
+    fn path_of(&self, handle: &File) -> io::Result<PathBuf> {
+        let real = handle_path(handle)?;
+        let root = handle_path(&self.driver_root)?;
+        let inside = real.strip_prefix(&root).map_err(|_| io::ErrorKind::NotFound)?;
+        Ok(Path::new("/").join(inside))
+    }
+
     /// Not a FIFO, which would wait for its writer.
     fn open_regular(&self, path: &Path) -> io::Result<File> {
         let file = self.open_driver_file(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
@@ -100,13 +117,17 @@ impl Live {
 impl Files for Live {
     fn text(&self, path: &Path) -> io::Result<String> {
         let mut text = String::new();
+        // Opening a device can do something.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
         file.take(TEXT_LIMIT + 1).read_to_string(&mut text)?;
         if text.len() as u64 > TEXT_LIMIT { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
-        names_in(File::open(dir)?)
+        names_in(open_directory(dir)?)
     }
 
     fn driver_names(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -114,14 +135,33 @@ impl Files for Live {
     }
 
     fn device_names(&self, dir: &Path) -> io::Result<Vec<String>> {
-        names_in(File::open(self.node_path(dir))?)
+        names_in(open_directory(&self.node_path(dir))?)
     }
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
-        let real = handle_path(&self.open_driver_file(path, OFlag::O_PATH)?)?;
-        let root = handle_path(&self.driver_root)?;
-        let inside = real.strip_prefix(&root).map_err(|_| io::ErrorKind::NotFound)?;
-        Ok(Path::new("/").join(inside))
+        self.path_of(&self.open_driver_file(path, OFlag::O_PATH)?)
+    }
+
+    fn driver_file(&self, path: &Path) -> io::Result<PathBuf> {
+        let file = self.open_driver_file(path, OFlag::O_PATH)?;
+        if file.metadata()?.is_file() { self.path_of(&file) } else { Err(wrong("not a regular file")) }
+    }
+
+    fn driver_socket(&self, path: &Path) -> io::Result<PathBuf> {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(wrong("not a socket"));
+        };
+        let dir = self.open_driver_file(dir, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let found = fstatat(&dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
+            return Err(wrong("not a socket"));
+        }
+        let metadata = dir.metadata()?;
+        if metadata.uid() != 0 || metadata.permissions().mode() & 0o022 != 0 {
+            let who = format!("user {}, who is not root, may put anything in its place", metadata.uid());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, who));
+        }
+        Ok(self.path_of(&dir)?.join(name))
     }
 
     fn cached_libraries(&self) -> Vec<(String, PathBuf)> {
@@ -151,6 +191,16 @@ impl Files for Live {
     fn node_path(&self, path: &Path) -> PathBuf {
         join_root(&self.dev_root, path)
     }
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Not a FIFO, which would wait for its writer, nor a device.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = (OFlag::O_DIRECTORY | OFlag::O_NONBLOCK).bits();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Whether a library of this name can be the driver's.
@@ -221,6 +271,12 @@ fn elf_soname<'data, R: object::ReadRef<'data>>(data: R) -> Result<Option<String
     let header = Header::parse(data)?;
     let endian = header.endian()?;
     let segments = header.program_headers(endian, data)?;
+    let is_too_long = |s: &&object::elf::ProgramHeader64<_>| {
+        s.p_type(endian) == object::elf::PT_DYNAMIC && s.p_filesz(endian) > DYNAMIC_LIMIT
+    };
+    if segments.iter().any(|segment| is_too_long(&segment)) {
+        return Ok(None);
+    }
     let Some(dynamic) = segments.iter().find_map(|s| s.dynamic(endian, data).transpose()).transpose()? else {
         return Ok(None);
     };
@@ -235,11 +291,32 @@ fn elf_soname<'data, R: object::ReadRef<'data>>(data: R) -> Result<Option<String
     let Some((offset, end)) = segments.iter().find_map(|segment| {
         let start = segment.p_vaddr(endian);
         let inside = address.checked_sub(start).filter(|at| *at < segment.p_filesz(endian))?;
+        let offset = segment.p_offset(endian);
         (segment.p_type(endian) == object::elf::PT_LOAD)
-            .then(|| (segment.p_offset(endian) + inside, segment.p_offset(endian) + segment.p_filesz(endian)))
+            .then(|| Some((offset.checked_add(inside)?, offset.checked_add(segment.p_filesz(endian))?)))?
     }) else {
         return Ok(None);
     };
     let name = data.read_bytes_at_until(offset..end, 0).unwrap_or_default();
     Ok(Some(OsStr::from_bytes(name).to_string_lossy().into_owned()).filter(|name| !name.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discover::sim::shared_object;
+
+    #[test]
+    fn a_soname_is_read_and_no_number_is_believed() {
+        let good = shared_object("libx.so.1");
+        assert_eq!(elf_soname(&good[..]).unwrap().as_deref(), Some("libx.so.1"));
+        // Offset, address and size of the first segment and the second, each as large as can be.
+        for at in [0x40 + 8, 0x40 + 16, 0x40 + 32, 0x78 + 8, 0x78 + 16, 0x78 + 32] {
+            for value in [u64::MAX, u64::MAX - 0x7f, 1 << 40] {
+                let mut bad = good.clone();
+                bad[at..at + 8].copy_from_slice(&value.to_le_bytes());
+                let _ = elf_soname(&bad[..]);
+            }
+        }
+    }
 }

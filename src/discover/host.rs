@@ -239,7 +239,9 @@ pub struct DriverFiles {
     pub links: Vec<DriverLink>,
     /// Sockets of the driver's daemons, where they run.
     pub sockets: Vec<DriverFile>,
-    /// Libraries by name that cannot be read as such, and why.
+    /// Sockets that are there and that containers do not get, and why.
+    pub closed_sockets: Vec<(PathBuf, String)>,
+    /// What is the driver's by its name and cannot be taken for it, and why.
     pub broken: Vec<(PathBuf, String)>,
 }
 

@@ -31,8 +31,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tracing::debug;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::nvml::{self, facts};
+use crate::trust;
 use engines::{Asked, Engine};
 use files::{Files, Live};
 use host::{Capability, Gpu, Host, MigDevice, MigMode};
@@ -120,6 +121,11 @@ fn read_nvml(files: &Live, roots: &Roots) -> Result<facts::Facts, nvml::StartErr
     }
     let library = driver::nvml_library(files, &roots.driver);
     debug!("NVML from {library:?}");
+    let weakness = library.as_deref().filter(|_| nix::unistd::geteuid().is_root()).and_then(trust::weakness);
+    if let Some(weakness) = weakness {
+        say("warning", format_args!("NVML is loaded as root, and {weakness}"));
+        say("hint", "keep the driver's files where only root can write: whoever changes them is root now");
+    }
     match (library, by_name) {
         (Some(library), _) => nvml::read(&library),
         (None, Some(not_loaded)) => not_loaded,

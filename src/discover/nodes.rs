@@ -1,6 +1,7 @@
 //! Device nodes and MIG capabilities: which numbers the driver gave them, and what stands in /dev.
 //! Numbers are read from the kernel and never computed (a driver is free to number capabilities anew).
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -18,18 +19,19 @@ const NVIDIA_MAJOR: u32 = 195;
 pub struct Numbers {
     /// Empty where /proc/devices cannot be read.
     majors: BTreeMap<String, u32>,
-    capabilities: BTreeMap<String, u32>,
+    /// Thousands of lines, for those machines alone that are cut by MIG.
+    capabilities: OnceCell<BTreeMap<String, u32>>,
     /// DeviceFileMode of the driver's parameters.
     gpu_mode: u32,
 }
 
 impl Numbers {
-    /// Reads /proc/devices, mig-minors and the driver's parameters; what is absent is simply not known.
+    /// Reads /proc/devices and the driver's parameters; what is absent is simply not known.
     pub fn read(files: &dyn Files) -> Self {
         let text = |path: &str| files.text(Path::new(path)).unwrap_or_default();
         Self {
             majors: parse_majors(&text("/proc/devices")),
-            capabilities: parse_mig_minors(&text("/proc/driver/nvidia-caps/mig-minors")),
+            capabilities: OnceCell::new(),
             gpu_mode: parse_device_file_mode(&text("/proc/driver/nvidia/params")).unwrap_or(0o666),
         }
     }
@@ -91,8 +93,11 @@ impl Numbers {
 
     /// Judges a node of one of these drivers, by their names in /proc/devices; where that cannot be read, whatever node
     /// is there is the one.
-    pub fn judge(&self, answer: std::io::Result<Node>, drivers: &[&str]) -> Found {
+    pub fn judge(&self, answer: std::io::Result<Node>, drivers: &[&str], minor: Option<u32>) -> Found {
         match answer {
+            Ok(node) if minor.is_some_and(|minor| minor != node.minor) => {
+                Found::Wrong(format!("the kernel does not list it with its number {}", node.minor))
+            }
             Ok(node)
                 if self.majors.is_empty()
                     || drivers.iter().any(|driver| self.majors.get(*driver) == Some(&node.major)) =>
@@ -146,7 +151,9 @@ impl Numbers {
             Some(ci) => format!("gi{gpu_instance}/ci{ci}"),
         };
         let proc_path = format!("/proc/driver/nvidia/capabilities/gpu{gpu_minor}/mig/{instance}/access");
-        let listed = self.capabilities.get(&format!("gpu{gpu_minor}/{instance}/access")).copied();
+        let listed = || files.text(Path::new("/proc/driver/nvidia-caps/mig-minors")).unwrap_or_default();
+        let listed = self.capabilities.get_or_init(|| parse_mig_minors(&listed()));
+        let listed = listed.get(&format!("gpu{gpu_minor}/{instance}/access")).copied();
         // The table is of the nvidia-caps driver; the file beside the capability says the same and more.
         let file = || parse_capability(&files.text(Path::new(&proc_path)).unwrap_or_default());
         let (minor, mode) = match listed {

@@ -4,9 +4,8 @@
 
 use std::path::Path;
 
-use super::driver::driver_file;
 use super::files::Files;
-use super::host::{Purpose, Side, SideClass, SideNode};
+use super::host::{DriverFile, Purpose, Side, SideClass, SideNode};
 use super::nodes::Numbers;
 
 /// Where a class's nodes are, how they are named, and the drivers that may be behind them by their names in
@@ -21,7 +20,10 @@ struct Place {
 const DRIVER: [&str; 6] =
     ["nvidia", "nvidia-frontend", "nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-caps"];
 
-const PLACES: [Place; 8] = [
+/// A miscellaneous device: its major is shared with many others, its minor is told by /proc/misc.
+const RDMA_CM: &str = "rdma_cm";
+
+const PLACES: [Place; 9] = [
     Place {
         class: SideClass::ImexChannel,
         dir: "/dev/nvidia-caps-imex-channels",
@@ -44,9 +46,10 @@ const PLACES: [Place; 8] = [
     Place {
         class: SideClass::Mofed,
         dir: "/dev/infiniband",
-        is: |name| name == "rdma_cm" || is_numbered(name, "uverbs"),
-        drivers: &["infiniband_verbs", "misc"],
+        is: |name| is_numbered(name, "uverbs"),
+        drivers: &["infiniband_verbs"],
     },
+    Place { class: SideClass::Mofed, dir: "/dev/infiniband", is: |name| name == RDMA_CM, drivers: &["misc"] },
     Place {
         class: SideClass::Management,
         dir: "/dev",
@@ -70,9 +73,11 @@ const PLACES: [Place; 8] = [
     },
 ];
 
-/// Files that a class brings besides, where the host has them: NVIDIA's cuFile reads its configuration, and asks udev's
-/// data which disks are NVMe.
-const GDS_FILES: [&str; 2] = ["/etc/cufile.json", "/run/udev"];
+/// What GPUDirect Storage brings besides, where the host has it: cuFile reads its configuration, and asks udev's data
+/// which disks are NVMe. Not /run/udev itself, as NVIDIA's generator has it: udev's control socket lies there, which
+/// obeys any root.
+const GDS_CONFIGURATION: &str = "/etc/cufile.json";
+const UDEV_DATA: &str = "/run/udev/data";
 
 /// Looks into the directories of the device root.
 pub fn read(files: &dyn Files, numbers: &Numbers) -> Side {
@@ -82,22 +87,38 @@ pub fn read(files: &dyn Files, numbers: &Numbers) -> Side {
         let mut names: Vec<String> = files.device_names(dir).unwrap_or_default();
         names.retain(|name| (place.is)(name));
         names.sort_by_key(|name| (number(name), name.clone()));
+        names.dedup();
         nodes.extend(names.iter().map(|name| {
             let path = dir.join(name);
             SideNode {
                 class: place.class,
-                found: numbers.judge(files.node(&path), place.drivers),
+                found: numbers.judge(files.node(&path), place.drivers, misc_minor(files, name)),
                 host_path: files.node_path(&path),
                 path,
             }
         }));
     }
     let has_gds = nodes.iter().any(|node| node.class == SideClass::Gds);
-    let gds_files = GDS_FILES.iter().filter(|_| has_gds).filter_map(|path| {
-        let path = Path::new(path);
-        driver_file(files, path, Purpose::Compute)
+    let gds_files = [
+        (GDS_CONFIGURATION, files.driver_file(Path::new(GDS_CONFIGURATION))),
+        (UDEV_DATA, files.driver_real_path(Path::new(UDEV_DATA))),
+    ];
+    let gds_files = gds_files.into_iter().filter(|_| has_gds).filter_map(|(path, real_path)| {
+        Some(DriverFile { path: path.into(), real_path: real_path.ok()?, purpose: Purpose::Compute })
     });
     Side { gds_files: gds_files.collect(), nodes }
+}
+
+/// The minor of a miscellaneous device by its name in /proc/misc; none for any other.
+fn misc_minor(files: &dyn Files, name: &str) -> Option<u32> {
+    if name != RDMA_CM {
+        return None;
+    }
+    let text = files.text(Path::new("/proc/misc")).unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.trim().split_once(' '));
+    let minor = lines.find(|(_, of)| of.trim() == name).and_then(|(minor, _)| minor.parse().ok());
+    // No node has this one.
+    Some(minor.unwrap_or(u32::MAX))
 }
 
 fn is_numbered(name: &str, stem: &str) -> bool {

@@ -28,6 +28,8 @@ pub struct Earlier {
     pub output: Option<PathBuf>,
     /// The spec files that were made from it.
     pub specs: Vec<PathBuf>,
+    /// Its generation.
+    pub generation: Option<String>,
 }
 
 /// A GPU or MIG device and the numbers of its shares.
@@ -79,6 +81,7 @@ struct PlanFile<'a> {
 /// The part of the file that is read back.
 #[derive(Deserialize)]
 struct EarlierFile {
+    generation: Option<String>,
     output: PathBuf,
     specs: Vec<PathBuf>,
     units: Vec<KnownUnit>,
@@ -151,7 +154,13 @@ impl Earlier {
         }
         let whole = file.devices.iter().map(|device| (&device.classes, &device.name, &device.uuid));
         let names = names(whole, &file.units);
-        Ok(Self { units: file.units, names, output: Some(file.output), specs: file.specs })
+        Ok(Self {
+            units: file.units,
+            names,
+            output: Some(file.output),
+            specs: file.specs,
+            generation: file.generation,
+        })
     }
 
     /// What a plan would leave behind after this one.

@@ -205,6 +205,8 @@ pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output: &Path) -> P
         nodes::plan_control_node(control, &mut plan);
     }
     nodes::plan_libraries(host, &mut plan);
+    let closed = host.driver_files.closed_sockets.iter();
+    plan.decisions.extend(closed.map(|(path, why)| format!("{}: not for containers: {why}", path.display())));
     names::moved(earlier, &mut plan);
     plan.generation = earlier::generation(host, &plan);
     plan
@@ -277,7 +279,9 @@ fn decision(decided: &unit::Decided<'_>, devices: Result<&[Device], &nodes::Left
     let by = decided.rule.map_or("(no rule)".to_owned(), |rule| format!("by {}", rule.place));
     let what = match devices {
         Err(left_out) => format!("left out {by}, {}", left_out.why),
-        Ok([whole]) if whole.kind != Kind::Share => format!("whole {by}, with {}", paths(whole)),
+        Ok([whole]) if whole.kind != Kind::Share => {
+            format!("whole {by}, {} with {}", drawing(whole), paths(whole))
+        }
         Ok(shares) => {
             let runs = shares
                 .chunk_by(|a, b| a.share.as_ref().map(|s| &s.name) == b.share.as_ref().map(|s| &s.name));
@@ -289,10 +293,19 @@ fn decision(decided: &unit::Decided<'_>, devices: Result<&[Device], &nodes::Left
                 .collect();
             let names = names.join(", ");
             let nodes = shares.first().map(paths).unwrap_or_default();
-            format!("cut into {} {by}, {names} with {nodes}; no name as a whole", shares.len())
+            let drawing = shares.first().map(drawing).unwrap_or_default();
+            format!("cut into {} {by}, {names} {drawing} with {nodes}; no name as a whole", shares.len())
         }
     };
     format!("{}: {what}", decided.unit.what())
+}
+
+fn drawing(device: &Device) -> &'static str {
+    match (device.graphics, device.dri_nodes.is_empty()) {
+        (false, _) => "without graphics,",
+        (true, true) => "with files for graphics and nothing in /dev/dri,",
+        (true, false) => "with graphics,",
+    }
 }
 
 fn paths(device: &Device) -> String {

@@ -144,7 +144,14 @@ fn hidden(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
             .filter(|name| ours.contains(*name))
             .collect();
         if let Some(names) = listed(&spec.kind, &hidden) {
-            plan.notes.push(format!("{} goes before divvy's spec with {names}", spec.path.display()));
+            let path = spec.path.display();
+            if spec.by_divvy {
+                plan.warnings.push(format!(
+                    "{path}, an earlier spec of divvy's, goes before this one with {names}: remove it"
+                ));
+            } else {
+                plan.notes.push(format!("{path} goes before divvy's spec with {names}"));
+            }
         }
     }
 }

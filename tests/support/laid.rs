@@ -74,7 +74,7 @@ impl Laid {
         settings: &[(&str, &str)],
     ) -> (i32, String, String) {
         let program = divvy(&[]).get_program().to_owned();
-        let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && mount --bind \"$0/sys/bus\" /sys/bus && exec \"$@\"";
+        let script = "mount --bind \"$0/proc/driver\" /proc/driver && mount --bind \"$0/proc/devices\" /proc/devices && mount --bind \"$0/sys/bus\" /sys/bus && { [ ! -e \"$0/proc/misc\" ] || mount --bind \"$0/proc/misc\" /proc/misc; } && exec \"$@\"";
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "sh", "-c", script])

@@ -46,10 +46,10 @@ impl Root {
             return Err(foreign());
         }
         let mounts = read_mounts().map_err(|errno| failed("read", Path::new(MOUNTS), errno))?;
-        let root = format!("/proc/self/fd/{}", self.handle.as_raw_fd());
-        let root = std::fs::read_link(root).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
+        let place = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let place = std::fs::read_link(place).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
         let number = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
-        if !is_mounted_below_alone(&mounts, &number, &root) {
+        if !is_mounted_there_alone(&mounts, &number, &place) {
             return Err(foreign());
         }
         Ok(Self { handle, owner: self.owner })
@@ -63,17 +63,18 @@ fn read_mounts() -> Result<Vec<u8>, Errno> {
     if text.len() as u64 == MOUNTS_LIMIT { Err(Errno::EFBIG) } else { Ok(text) }
 }
 
-/// Whether every mount of the file system with this device number is a whole one and lies below `root`, and there is one
+/// Whether the file system with this device number is mounted once, whole, and at `place`
 /// (proc_pid_mountinfo(5): id, parent, major:minor, root of the mount, mount point).
-fn is_mounted_below_alone(mounts: &[u8], number: &str, root: &Path) -> bool {
+fn is_mounted_there_alone(mounts: &[u8], number: &str, place: &Path) -> bool {
     let fields = |line: &'_ [u8]| {
         let mut fields = line.split(|byte| *byte == b' ').skip(2);
         let (number, top, place) = (fields.next()?, fields.next()?, fields.next()?);
         Some((number.to_owned(), top == b"/", unescaped(place)))
     };
     let lines = mounts.split(|byte| *byte == b'\n').filter_map(fields);
-    let mut of_it = lines.filter(|(of, _, _)| of == number.as_bytes()).peekable();
-    of_it.peek().is_some() && of_it.all(|(_, is_whole, place)| is_whole && place.starts_with(root))
+    let mut of_it = lines.filter(|(of, _, _)| of == number.as_bytes());
+    let only = of_it.next().is_some_and(|(_, is_whole, at)| is_whole && at == place);
+    only && of_it.next().is_none()
 }
 
 /// A path as the kernel writes it there: blank, tab, newline and backslash as three octal digits.
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn only_a_file_system_of_the_containers_own_counts() {
-        let root = Path::new("/var/lib/x y/merged");
+        let place = Path::new("/var/lib/x y/merged/dev");
         let host = "22 1 8:1 / / rw - ext4 /dev/sda rw\n25 22 0:5 / /dev rw - devtmpfs udev rw\n";
         let own = "90 22 0:40 / /var/lib/x\\040y/merged rw - overlay o rw\n";
         for (mounts, number, expected) in [
@@ -120,12 +121,18 @@ mod tests {
                 "0:77",
                 false,
             ),
-            // A directory whose name begins like the root's.
+            // The same one elsewhere below the root, where the host may have it too.
+            (
+                "91 90 0:77 / /var/lib/x\\040y/merged/dev rw - tmpfs t rw\n92 90 0:77 / /var/lib/x\\040y/merged/dev2 rw - tmpfs t rw\n",
+                "0:77",
+                false,
+            ),
+            // What is mounted lies elsewhere.
             ("91 90 0:77 / /var/lib/x\\040y/merged2/dev rw - tmpfs t rw\n", "0:77", false),
             ("", "0:77", false),
         ] {
             let text = format!("{host}{own}{mounts}");
-            assert_eq!(is_mounted_below_alone(text.as_bytes(), number, root), expected, "{mounts}");
+            assert_eq!(is_mounted_there_alone(text.as_bytes(), number, place), expected, "{mounts}");
         }
     }
 

@@ -198,3 +198,17 @@ fn a_difference_is_a_diff() {
         "--- c.toml\n+++ c.toml\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n"
     );
 }
+
+/// What draws is not a matter of sharing: it stays, and goes along where a rule of the device's own is made.
+#[test]
+fn graphics_stays_with_the_device() {
+    let own = "# keep\n[[gpu]]\nmatch = [\"0\"]\ngraphics = false\n";
+    let shared = edited(own, "0", Some(&cut(2)));
+    assert!(shared.contains("graphics = false") && shared.contains("replicas = 2"), "{shared}");
+    assert_eq!(edited(&shared, "0", None), own);
+    // Whole already.
+    assert_eq!(edited(own, "0", None), own);
+    let both = "[[gpu]]\nmatch = [\"0\", \"3\"]\ngraphics = false\n";
+    assert_eq!(edited(both, "0", None), both);
+    assert_eq!(edited(both, "0", Some(&cut(2))).matches("graphics = false").count(), 2);
+}

@@ -80,30 +80,47 @@ const RUN: [&str; 2] = ["/run", "/var/run"];
 
 /// Adds everything of driver `version` that is no library.
 pub fn find(files: &dyn Files, version: &str, found: &mut DriverFiles) {
-    let programs = PROGRAMS.iter().filter_map(|(name, purpose)| program(files, name, *purpose));
-    found.files.extend(programs);
-    for data in &DATA {
-        descriptions(files, data, &mut found.files);
+    for (name, purpose) in PROGRAMS {
+        let file = program(files, name, purpose, &mut found.broken);
+        found.files.extend(file);
     }
-    found.files.extend(firmware(files, version));
+    for data in &DATA {
+        descriptions(files, data, found);
+    }
+    firmware(files, version, found);
     x_modules(files, version, found);
-    found.sockets.extend(SOCKETS.iter().filter_map(|socket| {
+    for socket in SOCKETS {
         let path = Path::new(RUN[0]).join(socket);
-        let real_path =
-            RUN.iter().find_map(|run| files.driver_real_path(&Path::new(run).join(socket)).ok())?;
-        Some(DriverFile { path, real_path, purpose: Purpose::Compute })
-    }));
+        let answers = RUN.iter().map(|run| files.driver_socket(&Path::new(run).join(socket)));
+        match answers.filter(|answer| !is_absent(answer)).find_map(Some) {
+            Some(Ok(real_path)) => {
+                found.sockets.push(DriverFile { path, real_path, purpose: Purpose::Compute });
+            }
+            Some(Err(error)) => found.closed_sockets.push((path, error.to_string())),
+            None => {}
+        }
+    }
 }
 
-fn program(files: &dyn Files, name: &str, purpose: Purpose) -> Option<DriverFile> {
-    let mut file =
-        PROGRAM_DIRS.iter().find_map(|dir| driver_file(files, &Path::new(dir).join(name), purpose))?;
+fn is_absent<T>(answer: &std::io::Result<T>) -> bool {
+    answer.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn program(
+    files: &dyn Files,
+    name: &str,
+    purpose: Purpose,
+    broken: &mut Vec<(PathBuf, String)>,
+) -> Option<DriverFile> {
+    let mut file = PROGRAM_DIRS
+        .iter()
+        .find_map(|dir| driver_file(files, &Path::new(dir).join(name), purpose, broken))?;
     // No image has Nix's directory in its PATH, nor the loader that Nix has the program ask for: nixpkgs keeps the
     // driver's own beside it, for containers.
     if file.path.starts_with("/run/current-system") {
         file.path = Path::new(PROGRAM_DIRS[0]).join(name);
         let original = file.real_path.parent().map(|bin| bin.with_file_name("origBin").join(name));
-        if let Some(original) = original.and_then(|path| files.driver_real_path(&path).ok()) {
+        if let Some(original) = original.and_then(|path| files.driver_file(&path).ok()) {
             file.real_path = original;
         }
     }
@@ -111,7 +128,7 @@ fn program(files: &dyn Files, name: &str, purpose: Purpose) -> Option<DriverFile
 }
 
 /// Of a name in several data roots the first counts: loaders would take the two for two drivers.
-fn descriptions(files: &dyn Files, data: &Data, found: &mut Vec<DriverFile>) {
+fn descriptions(files: &dyn Files, data: &Data, found: &mut DriverFiles) {
     let mut seen: Vec<String> = Vec::new();
     for root in DATA_ROOTS {
         let dir = Path::new(root).join(data.dir);
@@ -121,8 +138,8 @@ fn descriptions(files: &dyn Files, data: &Data, found: &mut Vec<DriverFile>) {
             if !(data.is)(&name) || seen.contains(&name) {
                 continue;
             }
-            if let Some(file) = driver_file(files, &dir.join(&name), data.purpose) {
-                found.push(DriverFile { path: in_container.join(&name), ..file });
+            if let Some(file) = driver_file(files, &dir.join(&name), data.purpose, &mut found.broken) {
+                found.files.push(DriverFile { path: in_container.join(&name), ..file });
                 seen.push(name);
             }
         }
@@ -131,7 +148,7 @@ fn descriptions(files: &dyn Files, data: &Data, found: &mut Vec<DriverFile>) {
 
 /// GSP firmware, where the kernel looks for it (Documentation/driver-api/firmware/fw_search_path.rst): the first
 /// directory that has any.
-fn firmware(files: &dyn Files, version: &str) -> Vec<DriverFile> {
+fn firmware(files: &dyn Files, version: &str, found: &mut DriverFiles) {
     let text = |path: &str| files.text(Path::new(path)).unwrap_or_default().trim().to_owned();
     let custom = text("/sys/module/firmware_class/parameters/path");
     let kernel = text("/proc/sys/kernel/osrelease");
@@ -144,13 +161,18 @@ fn firmware(files: &dyn Files, version: &str) -> Vec<DriverFile> {
     let nix = PathBuf::from("/run/current-system/firmware");
     let dirs =
         custom.into_iter().chain(below("/lib/firmware/updates")).chain(below("/lib/firmware")).chain([nix]);
-    let in_dir = |dir: PathBuf| {
+    for dir in dirs {
         let dir = dir.join("nvidia").join(version);
         let names = files.driver_names(&dir).unwrap_or_default();
-        let images = names.iter().filter(|name| is_firmware(name));
-        images.filter_map(|name| driver_file(files, &dir.join(name), Purpose::Compute)).collect::<Vec<_>>()
-    };
-    dirs.map(in_dir).find(|images| !images.is_empty()).unwrap_or_default()
+        let before = found.files.len();
+        for name in names.iter().filter(|name| is_firmware(name)) {
+            let file = driver_file(files, &dir.join(name), Purpose::Compute, &mut found.broken);
+            found.files.extend(file);
+        }
+        if found.files.len() > before {
+            return;
+        }
+    }
 }
 
 fn is_firmware(name: &str) -> bool {
@@ -162,16 +184,16 @@ fn is_firmware(name: &str) -> bool {
 fn x_modules(files: &dyn Files, version: &str, found: &mut DriverFiles) {
     const PLAIN: &str = "libglxserver_nvidia.so";
     let versioned = format!("{PLAIN}.{version}");
-    let module = |path: PathBuf| driver_file(files, &path, Purpose::Graphics);
+    let broken = &mut found.broken;
+    let mut module = |path: PathBuf| driver_file(files, &path, Purpose::Graphics, broken);
     let glx = X_DIRS.iter().find_map(|(dir, beside)| {
         let dir = Path::new(dir);
-        let by_version = module(dir.join(&versioned));
         // Where the plain name is the file itself, there is no telling its version.
-        let by_name = || {
-            module(dir.join(PLAIN))
-                .filter(|file| file.real_path.ends_with(&versioned) || file.real_path.ends_with(PLAIN))
-        };
-        Some((by_version.or_else(by_name)?, dir.join(beside)))
+        let is_of_version =
+            |file: &DriverFile| file.real_path.ends_with(&versioned) || file.real_path.ends_with(PLAIN);
+        let by_version = module(dir.join(&versioned));
+        let file = by_version.or_else(|| module(dir.join(PLAIN)).filter(is_of_version))?;
+        Some((file, dir.join(beside)))
     });
     let Some((glx, beside)) = glx else { return };
     found.files.extend(module(plain(&beside).join("nvidia_drv.so")));

@@ -1,5 +1,6 @@
 //! Shared libraries of the driver, in one look into each directory that may hold them, and the links beside them.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -114,7 +115,7 @@ fn add(files: &dyn Files, dir: &Path, version: &str, found: &mut DriverFiles) {
         }
         let stem = name.split_once(".so.").map_or(name.as_str(), |(stem, _)| stem);
         let plain = format!("{stem}.so");
-        if ALWAYS_LINKED.contains(&stem) || names.contains(&plain) {
+        if ALWAYS_LINKED.contains(&stem) || names.binary_search(&plain).is_ok() {
             found.links.push(DriverLink { path: dir.join(plain), target: soname.clone(), purpose });
         }
         found.libraries.push(DriverLibrary { path, soname, purpose });
@@ -150,7 +151,7 @@ fn one_for_each_soname(files: &dyn Files, version: &str, libraries: &mut Vec<Dri
         .filter(|library| is_own(&library.path, version))
         .filter_map(|library| library.path.parent().map(Path::to_path_buf))
         .collect();
-    let rank = |library: &DriverLibrary| {
+    let rank = |library: &DriverLibrary| -> Rank {
         let link = library.path.with_file_name(&library.soname);
         let is_linked = files.driver_real_path(&link).is_ok_and(|real| real == library.path);
         let beside = library.path.parent().is_some_and(|dir| dirs.iter().any(|of| of == dir));
@@ -158,15 +159,25 @@ fn one_for_each_soname(files: &dyn Files, version: &str, libraries: &mut Vec<Dri
             file_name(&library.path).split('.').filter_map(|part| part.parse().ok()).collect();
         (beside, is_linked, numbers)
     };
-    let others: Vec<DriverLibrary> =
-        libraries.iter().filter(|library| !is_own(&library.path, version)).cloned().collect();
+    let mut best: BTreeMap<String, (Rank, PathBuf)> = BTreeMap::new();
+    for library in libraries.iter().filter(|library| !is_own(&library.path, version)) {
+        let candidate = (rank(library), library.path.clone());
+        match best.get_mut(&library.soname) {
+            Some(known) if *known >= candidate => {}
+            Some(known) => *known = candidate,
+            None => {
+                best.insert(library.soname.clone(), candidate);
+            }
+        }
+    }
     libraries.retain(|library| {
-        let same = || others.iter().filter(|other| other.soname == library.soname);
         is_own(&library.path, version)
-            || same().count() < 2
-            || same().all(|other| other == library || rank(other) < rank(library))
+            || best.get(&library.soname).is_none_or(|(_, path)| *path == library.path)
     });
 }
+
+/// In a directory of the driver, led to by its SONAME's link, numbers of its version.
+type Rank = (bool, bool, Vec<u64>);
 
 /// Numbers and dots: `1.1.13`, `4`. The SONAME links beside such files are links, and left out as such.
 fn is_file_version(version: &str) -> bool {

@@ -89,6 +89,13 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
     let dirs = library_dirs(files);
     libraries::find(files, &dirs, version, &mut found);
     data::find(files, version, &mut found);
+    // What the hook would refuse would make every container fail.
+    let (links, odd): (Vec<_>, Vec<_>) =
+        found.links.into_iter().partition(|link| hooks::args::Link::new(&link.target, &link.path).is_ok());
+    found.links = links;
+    found
+        .broken
+        .extend(odd.into_iter().map(|link| (link.path, "its name cannot stand in a spec".to_owned())));
     found.libraries.sort_by(|a, b| a.path.cmp(&b.path));
     found.files.sort_by(|a, b| a.path.cmp(&b.path));
     found.links.sort_by(|a, b| a.path.cmp(&b.path));
@@ -131,8 +138,20 @@ fn library_dirs(files: &dyn Files) -> Vec<PathBuf> {
     dirs
 }
 
-/// What a driver's path leads to.
-pub fn driver_file(files: &dyn Files, path: &Path, purpose: Purpose) -> Option<DriverFile> {
-    let real_path = files.driver_real_path(path).ok()?;
-    Some(DriverFile { path: path.to_path_buf(), real_path, purpose })
+/// The regular file that a driver's path leads to. What is something else, or cannot be written down, is remembered as
+/// broken: a container must not get a directory of the host's because a link leads there.
+fn driver_file(
+    files: &dyn Files,
+    path: &Path,
+    purpose: Purpose,
+    broken: &mut Vec<(PathBuf, String)>,
+) -> Option<DriverFile> {
+    let why = match files.driver_file(path) {
+        Ok(real_path) if real_path.to_str().is_none() => "it leads to a path that is not UTF-8".to_owned(),
+        Ok(real_path) => return Some(DriverFile { path: path.to_path_buf(), real_path, purpose }),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => error.to_string(),
+        Err(_) => return None,
+    };
+    broken.push((path.to_path_buf(), why));
+    None
 }

@@ -37,6 +37,7 @@ const FORMAT: u32 = 1;
 /// More than any machine has; what follows is not made for more.
 const MOST_GPUS: usize = 256;
 const MOST_MIG: usize = 64;
+const MOST_ENGINES: usize = 8;
 /// Names and paths are far shorter (PATH_MAX).
 const LONGEST_STRING: usize = 4096;
 
@@ -65,6 +66,8 @@ struct Answers {
     #[serde(default)]
     real_paths: BTreeMap<PathBuf, PathBuf>,
     #[serde(default)]
+    sockets: BTreeMap<PathBuf, SocketAnswer>,
+    #[serde(default)]
     sonames: BTreeMap<PathBuf, SonameAnswer>,
     #[serde(default)]
     engines: Vec<Engine>,
@@ -78,6 +81,14 @@ struct Answers {
 enum NodeAnswer {
     Device(Node),
     Wrong { wrong: String },
+}
+
+/// Where a daemon's socket lies, or why containers do not get it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields, expecting = "neither a path nor why it is closed")]
+enum SocketAnswer {
+    At(PathBuf),
+    Closed { closed: String },
 }
 
 /// What a library said its SONAME is.
@@ -108,13 +119,20 @@ impl Answers {
             }
         }
         let modes = self.nodes.iter().filter_map(|(path, node)| match node {
-            NodeAnswer::Device(node) if node.mode > 0o7777 => Some(path),
+            NodeAnswer::Device(node) if node.mode > 0o7777 || node.gid == u32::MAX => Some(path),
             _ => None,
         });
         if let Some(path) = modes.into_iter().next() {
-            return Some(format!("{} has a mode that no file has", path.display()));
+            return Some(format!("{} has a mode or group that no file has", path.display()));
         }
-        if let Some(path) = self.real_paths.values().find(|path| !is_plain(path)) {
+        if self.engines.len() > MOST_ENGINES || !self.engines.iter().all(Engine::is_possible) {
+            return Some("its engines are none".into());
+        }
+        let sockets = self.sockets.values().filter_map(|socket| match socket {
+            SocketAnswer::At(path) => Some(path),
+            SocketAnswer::Closed { .. } => None,
+        });
+        if let Some(path) = self.real_paths.values().chain(sockets).find(|path| !is_plain(path)) {
             return Some(format!("{} is no absolute path without ..", path.display()));
         }
         let names = self.directories.values().chain(self.device_directories.values());

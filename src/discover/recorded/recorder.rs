@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::mask::Mask;
-use super::{Answers, FORMAT, HOST, NodeAnswer, SonameAnswer, TEXT, is_plain};
+use super::{Answers, FORMAT, HOST, NodeAnswer, SocketAnswer, SonameAnswer, TEXT, is_plain};
 use crate::discover::files::{Files, Node};
 use crate::discover::host::Host;
 use crate::discover::{others, side};
@@ -124,6 +124,25 @@ impl Files for Recorder<'_> {
         self.note(self.files.driver_real_path(path), |answers, real| {
             answers.real_paths.insert(path.into(), real.clone());
         })
+    }
+
+    fn driver_file(&self, path: &Path) -> io::Result<PathBuf> {
+        self.note(self.files.driver_file(path), |answers, real| {
+            answers.real_paths.insert(path.into(), real.clone());
+        })
+    }
+
+    fn driver_socket(&self, path: &Path) -> io::Result<PathBuf> {
+        let answer = self.files.driver_socket(path);
+        let noted = match &answer {
+            Ok(real) => SocketAnswer::At(real.clone()),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                SocketAnswer::Closed { closed: error.to_string() }
+            }
+            Err(_) => return answer,
+        };
+        self.answers.borrow_mut().sockets.insert(path.into(), noted);
+        answer
     }
 
     fn cached_libraries(&self) -> Vec<(String, PathBuf)> {

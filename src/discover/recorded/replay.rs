@@ -13,7 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use serde_json::Value;
 
-use super::{Answers, CONFIGS, FORMAT, HOST, LONGEST_STRING, NodeAnswer, SonameAnswer, TEXT, is_plain};
+use super::{
+    Answers, CONFIGS, FORMAT, HOST, LONGEST_STRING, NodeAnswer, SocketAnswer, SonameAnswer, TEXT, is_plain,
+};
 use crate::discover::engines::Engine;
 use crate::discover::files::{Files, Node};
 use crate::discover::sim;
@@ -244,6 +246,20 @@ impl Files for Recorded {
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
         self.answers.real_paths.get(path).cloned().ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    fn driver_file(&self, path: &Path) -> io::Result<PathBuf> {
+        self.driver_real_path(path)
+    }
+
+    fn driver_socket(&self, path: &Path) -> io::Result<PathBuf> {
+        match self.answers.sockets.get(path) {
+            None => Err(ErrorKind::NotFound.into()),
+            Some(SocketAnswer::At(real)) => Ok(real.clone()),
+            Some(SocketAnswer::Closed { closed }) => {
+                Err(io::Error::new(ErrorKind::PermissionDenied, closed.clone()))
+            }
+        }
     }
 
     fn cached_libraries(&self) -> Vec<(String, PathBuf)> {

@@ -232,6 +232,8 @@ impl Tree {
         self.node("/dev/gdrdrv", 236, 0, 0o666);
         self.node("/dev/infiniband/uverbs0", 231, 192, 0o666);
         self.node("/dev/infiniband/rdma_cm", 10, 122, 0o666);
+        self.text("/proc/misc", "122 rdma_cm\n");
+        self.text("/run/udev/data/b259:0", "E:ID_MODEL=simulated\n");
         self.text("/etc/cufile.json", "{}\n");
         self.put("/run/nvidia-fabricmanager/socket", Entry::Socket);
     }
@@ -349,6 +351,21 @@ impl Files for Tree {
 
     fn driver_real_path(&self, path: &Path) -> io::Result<PathBuf> {
         self.real_path(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn driver_file(&self, path: &Path) -> io::Result<PathBuf> {
+        let real = self.driver_real_path(path)?;
+        match self.get(&real)? {
+            Entry::Text(_) | Entry::Program(_) | Entry::SharedObject(_) => Ok(real),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn driver_socket(&self, path: &Path) -> io::Result<PathBuf> {
+        match self.get(path)? {
+            Entry::Socket => Ok(path.to_path_buf()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     fn cached_libraries(&self) -> Vec<(String, PathBuf)> {
