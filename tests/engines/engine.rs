@@ -1,7 +1,7 @@
 //! The engines under test, and a container on one of them. The same words work in all: what differs is how the
 //! engine is called, and whether a device cgroup stands behind it.
 
-use crate::ground::{Ground, Need, Output};
+use crate::ground::{Ground, Need, Output, suite};
 
 /// A trial that runs on every engine: its name and what it does.
 pub type EngineTrial = (&'static str, fn(&Ground, &Engine));
@@ -22,7 +22,7 @@ pub struct Engine {
 }
 
 /// A container's root is a user of the host's without a name.
-const MAPPED: &[&str] = &["--uidmap=0:100000:65536", "--gidmap=0:100000:65536"];
+pub const MAPPED: &[&str] = &["--uidmap=0:100000:65536", "--gidmap=0:100000:65536"];
 
 /// Every engine that trials run on.
 pub const ENGINES: [Engine; 6] = [
@@ -48,8 +48,20 @@ pub const ENGINES: [Engine; 6] = [
         rootful: false,
         user_namespace: &["--userns=keep-id"],
     },
-    Engine { name: "ctr-runc", need: Need::Ctr, call: &["ctr-run"], rootful: true, user_namespace: &[] },
-    Engine { name: "cri-runc", need: Need::Cri, call: &["cri-run"], rootful: true, user_namespace: &[] },
+    Engine {
+        name: "ctr-runc",
+        need: Need::Containerd,
+        call: &["ctr-run"],
+        rootful: true,
+        user_namespace: MAPPED,
+    },
+    Engine {
+        name: "cri-runc",
+        need: Need::Containerd,
+        call: &["cri-run"],
+        rootful: true,
+        user_namespace: MAPPED,
+    },
 ];
 
 impl Engine {
@@ -61,7 +73,12 @@ impl Engine {
 
     /// A kubelet makes a new container where others start the old one again.
     pub fn restarts(&self) -> bool {
-        self.need != Need::Cri
+        self.name != "cri-runc"
+    }
+
+    /// ctr takes CDI names since containerd 2; Debian's stable release has 1.7.
+    pub fn takes_cdi_names(&self) -> bool {
+        self.name != "ctr-runc" || suite() != "trixie"
     }
 
     /// Calls the engine.
@@ -108,6 +125,11 @@ impl<'a> Container<'a> {
             scripts.map(|script| self.engine.call(self.ground, &["exec", name, "sh", "-c", script]));
         self.engine.call(self.ground, &["rm", "--force", "--time=0", name]);
         outputs
+    }
+
+    /// Runs it and starts it once more, where that is no call of the engine's.
+    pub fn again(&self, script: &str) -> Output {
+        self.start(&["again"], script)
     }
 
     /// Creates it under a name, to be started later and more than once.

@@ -1,5 +1,5 @@
-//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker, Podman and containerd in it, laid
-//! out as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
+//! The ground that trials stand on: one throw-away machine (tests/machine/) with Docker, Podman and containerd in it,
+//! laid out as the simulated host a100-lab. It is set up when the first trial asks for it. What this host cannot offer is
 //! kept as an unmet need with its reason; what divvy itself does wrong meanwhile breaks every trial.
 
 use std::fmt;
@@ -35,10 +35,8 @@ pub enum Need {
     Podman,
     /// Podman runs in it as a user.
     Rootless,
-    /// containerd answers in it, to its own `ctr`.
-    Ctr,
-    /// containerd answers in it, to a kubelet.
-    Cri,
+    /// containerd answers in it.
+    Containerd,
     /// The mock libnvidia-ml.so.1.
     Mock,
 }
@@ -54,8 +52,7 @@ impl Need {
             Self::Docker => "docker",
             Self::Podman => "podman",
             Self::Rootless => "rootless",
-            Self::Ctr => "ctr",
-            Self::Cri => "cri",
+            Self::Containerd => "containerd",
             Self::Mock => "mock",
         }
     }
@@ -80,10 +77,7 @@ impl Unmet {
         let required = std::env::var("DIVVY_REQUIRE").unwrap_or_default();
         let demanded = |word: &str| required.split(',').any(|item| item.trim() == word);
         let of_ours = matches!(self.need, Need::Build | Need::Machine | Need::Mock | Need::Rootless);
-        let of_containerd = self.need == Need::Cri || self.need == Need::Ctr && suite() == DEFAULT_SUITE;
-        demanded(self.need.word())
-            || of_ours && (demanded("docker") || demanded("podman"))
-            || of_containerd && demanded("containerd")
+        demanded(self.need.word()) || of_ours && (demanded("docker") || demanded("podman"))
     }
 }
 
@@ -171,8 +165,7 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
         (Need::Docker, start_docker(ground)),
         (Need::Podman, import_images(ground, "in.sh", "podman")),
         (Need::Rootless, import_images(ground, "as-user.sh", "podman")),
-        (Need::Cri, start_containerd()),
-        (Need::Ctr, try_ctr(ground)),
+        (Need::Containerd, start_containerd()),
     ] {
         if let Err(why) = made {
             ground.unmet.push(Unmet { need, why });
@@ -307,13 +300,6 @@ fn start_containerd() -> Result<(), String> {
     install(&program, "/usr/bin/cri-run")
 }
 
-/// ctr takes CDI names since containerd 2.
-fn try_ctr(ground: &Ground) -> Result<(), String> {
-    let device = "--device=nvidia.com/gpu=1";
-    let output = ground.command("in.sh", &["ctr-run", "run", "--rm", device, "bb", "true"]);
-    output.require().map_err(|why| why.lines().last().unwrap_or_default().to_owned())
-}
-
 /// Puts a file of this host into the machine, as a program.
 fn install(from: &Path, to: &str) -> Result<(), String> {
     let file = std::fs::File::open(from).map_err(|error| format!("{}: {error}", from.display()))?;
@@ -419,7 +405,7 @@ fn script(name: &str) -> PathBuf {
     project_dir().join("tests/machine").join(name)
 }
 
-fn build_dir() -> PathBuf {
+pub fn build_dir() -> PathBuf {
     std::env::var_os("DIVVY_BUILD").map_or_else(|| project_dir().join(".build"), PathBuf::from)
 }
 

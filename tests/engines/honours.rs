@@ -1,79 +1,72 @@
-//! What each engine honours of a CDI spec, found out with specs of a vendor that nobody has (example.com): none of
-//! divvy's code is in between. The answers are the tables of docs/engines.md.
+//! What each engine honours of a CDI spec, found out with the specs of honours.sh: none of divvy's code is in between.
+//! The answers are the tables of docs/engines.md.
 
 use std::sync::OnceLock;
 
-use crate::engine::{Container, Engine};
-use crate::ground::{Ground, Output, suite};
+use crate::engine::{Container, ENGINES, Engine, MAPPED};
+use crate::ground::{Ground, is_cgroup_v1, suite};
 use crate::table;
 
-/// Specs for all engines. The node has no driver: ENXIO is "admitted", EPERM "denied". Versions are in files of their own,
-/// since an engine refuses a whole file.
-const SPECS: &str = r#"set -e
-mknod -m 666 /dev/probe-node c 195 200
-mkdir -p /srv/probe && echo mounted >/srv/probe/file && echo other >/srv/probe/other && chmod 755 /srv/probe
-cd /etc/cdi
-hook='"path":"/usr/bin/sh","env":["PATH=/usr/bin"],"hookName":"createContainer"'
-cat >probe.json <<J
-{"cdiVersion":"0.5.0","kind":"example.com/probe","devices":[
-{"name":"node","containerEdits":{"deviceNodes":[{"path":"/dev/probe-node","type":"c","permissions":"rw","fileMode":416,"gid":44}]}},
-{"name":"renamed","containerEdits":{"deviceNodes":[{"path":"/dev/renamed","hostPath":"/dev/probe-node","type":"c","permissions":"rw","fileMode":438}]}},
-{"name":"read","containerEdits":{"deviceNodes":[{"path":"/dev/probe-node","type":"c","permissions":"r","fileMode":438}]}},
-{"name":"mount","containerEdits":{"mounts":[{"hostPath":"/srv/probe/file","containerPath":"/srv/file","type":"bind","options":["ro","nosuid","nodev","rbind","rprivate"]}]}},
-{"name":"env","containerEdits":{"env":["PROBE=cdi"]}},
-{"name":"fails","containerEdits":{"hooks":[{$hook,"args":["sh","-c","echo the hook says why >&2; exit 7"]}]}}
-]}
-J
-for engine in docker-runc podman-crun podman-runc rootless-crun ctr-runc cri-runc; do
-    echo "{\"cdiVersion\":\"0.5.0\",\"kind\":\"example.com/hook-$engine\",\"devices\":[{\"name\":\"one\",\"containerEdits\":{\"hooks\":[{$hook,\"args\":[\"sh\",\"-c\",\"echo ran >>/tmp/probe-$engine\"]}]}}]}" >probe-hook-$engine.json
-done
-echo '{"cdiVersion":"0.5.0","kind":"example.com/probe","devices":[{"name":"second","containerEdits":{"env":["SECOND=cdi"]}}]}' >probe-second.json
-echo '{"cdiVersion":"0.7.0","kind":"example.com/groups","devices":[{"name":"one","containerEdits":{"additionalGids":[44]}}]}' >probe-groups.json
-echo '{"cdiVersion":"0.6.0","kind":"example.com/with.dot","devices":[{"name":"one","containerEdits":{"env":["PROBE=cdi"]}}]}' >probe-dot.json
-for version in 0.5.0 0.6.0 0.7.0 0.8.0 1.0.0 1.1.0; do
-    echo "{\"cdiVersion\":\"$version\",\"kind\":\"example.com/v$(echo $version | tr -d .)\",\"devices\":[{\"name\":\"one\",\"containerEdits\":{\"env\":[\"PROBE=cdi\"]}}]}" >probe-$version.json
-done
-"#;
-
+const SPECS: &str = include_str!("honours.sh");
 static WRITTEN: OnceLock<()> = OnceLock::new();
 
+const VERSIONS: [&str; 8] = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
+
 const YES: &str = "yes";
+/// The container starts without it.
 const NO: &str = "**no**";
+/// The container does not start.
+const REFUSED: &str = "**refused**";
 
 /// Fills the engine's column.
 pub fn honours(ground: &Ground, engine: &Engine) {
     WRITTEN.get_or_init(|| {
-        ground.sh(SPECS).ok();
+        let names = ENGINES.map(|engine| engine.name);
+        ground.command("in.sh", &[&["sh", "-c", SPECS, "honours.sh"][..], &names].concat()).ok();
     });
     let asked = Asked { ground, engine };
     let cells = [
-        ("version", asked.version()),
-        ("device node", yes(asked.says("node", "probe open /dev/probe-node") == "/dev/probe-node: ENXIO")),
-        ("its mode and group", yes(asked.says("node", "stat -c '%a %g' /dev/probe-node") == "640 44")),
-        ("its permissions `r`, without `w`", asked.read_only_node()),
-        (
-            "node under another name (hostPath)",
-            yes(asked.says("renamed", "probe open /dev/renamed") == "/dev/renamed: ENXIO"),
-        ),
-        ("file, read-only", asked.mount()),
-        ("a volume of the user's over that file", asked.volume()),
-        ("variable", yes(asked.says("env", "echo $PROBE") == "cdi")),
+        (table::VERSION, asked.version()),
+        ("device node", asked.answer("node", "probe open /dev/probe-node", "/dev/probe-node: ENXIO")),
+        ("its mode and group", asked.answer("node", "stat -c '%a %g' /dev/probe-node", "640 44")),
+        ("its permissions `r`: no writing", asked.read_only_node()),
+        ("its permissions `rw`: no mknod", asked.no_mknod()),
+        ("node under another name (hostPath)", asked.renamed()),
+        ("file, read-only", asked.mount("mount")),
+        ("file, without a mount type", asked.mount("untyped")),
+        ("tmpfs", asked.answer("tmpfs", "stat -f -c %T /srv/tmpfs", "tmpfs")),
+        ("a volume of the user's over a file", asked.volume()),
+        ("variable", asked.answer("env", "echo $PROBE", "cdi")),
         ("it goes before the user's", asked.variable_wins()),
         ("it is there in exec", asked.variable_in_exec()),
-        ("createContainer hook", yes(asked.runs(1) == 1)),
+        ("createContainer hook", asked.hook()),
+        ("it may write to a root that will be read-only", asked.writing_hook()),
         ("runs of it for a device named twice", asked.runs(2).to_string()),
         ("a failing hook stops the start", asked.failing_hook()),
+        ("node and hook in a user namespace", asked.user_namespace()),
         ("additionalGids (0.7.0)", asked.groups()),
-        ("kind with a dot (0.6.0)", yes(asked.of_kind("with.dot").sh("echo $PROBE").stdout == "cdi\n")),
+        ("kind with a dot (0.6.0)", honoured(says(&asked.of_kind("with.dot"), "echo $PROBE"), "cdi")),
         ("devices of one kind in two files", asked.two_files()),
         ("a spec renamed into place is seen at once", asked.replaced()),
-        ("newest cdiVersion", asked.newest_version()),
+        ("cdiVersion", asked.versions()),
     ];
-    table::compare(&suite(), engine.name, &cells);
+    // What cgroup v1 admits must be the same, so that one table serves for both.
+    table::compare(&suite(), engine.name, &cells, is_cgroup_v1());
 }
 
-fn yes(is_so: bool) -> String {
-    if is_so { YES } else { NO }.to_owned()
+/// What a script in a container prints, or nothing where the container does not start.
+fn says(container: &Container, script: &str) -> Option<String> {
+    let output = container.sh(&format!("echo started; {script}"));
+    output.stdout.strip_prefix("started\n").map(|said| said.trim_end().to_owned())
+}
+
+fn honoured(said: Option<String>, wanted: &str) -> String {
+    match said {
+        None => REFUSED,
+        Some(said) if said == wanted => YES,
+        Some(_) => NO,
+    }
+    .to_owned()
 }
 
 /// Containers of one engine.
@@ -84,7 +77,7 @@ struct Asked<'a> {
 
 impl<'a> Asked<'a> {
     fn container(&self, devices: &[&str]) -> Container<'a> {
-        let container = self.engine.container(self.ground, &[]).image("glibc");
+        let container = self.engine.container(self.ground, &[]);
         devices.iter().fold(container, |container, device| {
             container.option(&format!("--device=example.com/probe={device}"))
         })
@@ -94,110 +87,147 @@ impl<'a> Asked<'a> {
         self.engine.container(self.ground, &[]).option(&format!("--device=example.com/{class}=one"))
     }
 
-    fn says(&self, device: &str, script: &str) -> String {
-        self.container(&[device]).sh(script).stdout.trim_end().to_owned()
+    fn answer(&self, device: &str, script: &str, wanted: &str) -> String {
+        honoured(says(&self.container(&[device]), script), wanted)
     }
 
     fn version(&self) -> String {
-        let (program, runtime) = match self.engine.name {
-            name if name.starts_with("docker") => ("dockerd", "runc"),
-            "rootless-crun" | "podman-crun" => ("podman", "crun"),
-            "podman-runc" => ("podman", "runc"),
-            _ => ("containerd", "runc"),
+        let program = match self.engine.name {
+            name if name.starts_with("docker") => "dockerd",
+            name if name.starts_with('c') => "containerd",
+            _ => "podman",
         };
+        let runtime = self.engine.name.rsplit('-').next().unwrap_or_default();
         let number = |program: &str| {
             let output = self.ground.sh(&format!("{program} --version"));
-            let words = output.stdout.split_whitespace();
-            let number = words
-                .map(|word| word.trim_start_matches('v'))
-                .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-            let number = number.unwrap_or_default();
-            number[..number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len())]
-                .to_owned()
+            let mut words = output.stdout.split_whitespace().map(|word| word.trim_start_matches('v'));
+            let number = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+            let is_number = |c: char| c.is_ascii_digit() || c == '.';
+            number.unwrap_or_default().chars().take_while(|c| is_number(*c)).collect::<String>()
         };
         format!("{}, {runtime} {}", number(program), number(runtime))
     }
 
     fn read_only_node(&self) -> String {
-        let answers = self.says("read", "probe read /dev/probe-node; probe open /dev/probe-node");
-        yes(answers == "/dev/probe-node: ENXIO\n/dev/probe-node: EPERM")
+        let answers = "/dev/probe-node: ENXIO\n/dev/probe-node: EPERM";
+        self.answer("read", "probe read /dev/probe-node; probe open /dev/probe-node", answers)
     }
 
-    fn mount(&self) -> String {
-        let said = self.says("mount", "cat /srv/file; echo x >/srv/file || echo refused; sed -n '/ \\/srv\\/file ro,/p' /proc/self/mountinfo");
-        yes(said.starts_with("mounted\nrefused\n") && said.contains("nosuid") && said.contains("nodev"))
+    fn no_mknod(&self) -> String {
+        let container = self.container(&["node"]).option("--cap-add=MKNOD");
+        honoured(says(&container, "probe mknod /tmp/made 195 200"), "/tmp/made: mknod EPERM")
+    }
+
+    fn renamed(&self) -> String {
+        self.answer("renamed", "probe open /dev/renamed", "/dev/renamed: ENXIO")
+    }
+
+    fn mount(&self, device: &str) -> String {
+        let script = "cat /srv/file; probe open /srv/file; sed -n '\\# /srv/file #p' /proc/self/mountinfo";
+        let said = says(&self.container(&[device]), script).map(|said| {
+            let mut lines = said.lines();
+            let file = [lines.next(), lines.next()].map(Option::unwrap_or_default);
+            let options = lines.next().and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
+            let has = |wanted: &str| options.split(',').any(|option| option == wanted);
+            // A user's root may not write to the file either way.
+            let refused = ["/srv/file: EROFS", "/srv/file: EACCES"].contains(&file[1]);
+            (file[0] == "mounted" && refused && ["ro", "nosuid", "nodev"].into_iter().all(has)).to_string()
+        });
+        honoured(said, "true")
     }
 
     fn volume(&self) -> String {
         let container = self.container(&["mount"]).option("--volume=/srv/probe/other:/srv/file");
-        match container.sh("cat /srv/file").stdout.as_str() {
-            "other\n" => "hides it",
-            "mounted\n" => "is hidden by it",
-            _ => "is refused",
+        match says(&container, "cat /srv/file").as_deref() {
+            Some("other") => "hides it",
+            Some("mounted") => "is hidden by it",
+            _ => REFUSED,
         }
         .to_owned()
     }
 
     fn variable_wins(&self) -> String {
-        yes(self.container(&["env"]).option("--env=PROBE=user").sh("echo $PROBE").stdout == "cdi\n")
+        honoured(says(&self.container(&["env"]).option("--env=PROBE=user"), "echo $PROBE"), "cdi")
     }
 
     fn variable_in_exec(&self) -> String {
-        let [output] =
-            self.container(&["env"]).exec(&format!("probe-exec-{}", self.engine.name), ["echo $PROBE"]);
-        yes(output.stdout == "cdi\n")
+        let name = format!("probe-exec-{}", self.engine.name);
+        let [said] = self.container(&["env"]).exec(&name, ["echo said: $PROBE"]);
+        honoured(said.stdout.strip_prefix("said:").map(|said| said.trim().to_owned()), "cdi")
+    }
+
+    fn hook(&self) -> String {
+        if self.runs(1) == 1 { YES } else { NO }.to_owned()
     }
 
     /// How often the hook of a device runs that is named so many times.
     fn runs(&self, times: usize) -> usize {
         let trace = format!("/tmp/probe-{}", self.engine.name);
         self.ground.sh(&format!("rm -f {trace}")).ok();
-        let device = format!("--device=example.com/hook-{}=one", self.engine.name);
+        let device = format!("--device=example.com/runs-{}=one", self.engine.name);
         let container = (0..times).fold(self.container(&[]), |container, _| container.option(&device));
         container.sh("true").ok();
         self.ground.sh(&format!("cat {trace}")).stdout.lines().count()
     }
 
+    fn writing_hook(&self) -> String {
+        let container = self.container(&["writes"]).option("--read-only");
+        let script = "cat /usr/probe; echo x 2>/dev/null >/usr/x || echo read-only";
+        honoured(says(&container, script), "written\nread-only")
+    }
+
     fn failing_hook(&self) -> String {
-        let output: Output = self.container(&["fails"]).sh("echo started");
+        let output = self.container(&["fails"]).sh("echo started");
         match (output.status != 0 && output.stdout.is_empty(), output.stderr.contains("the hook says why")) {
-            (true, true) => "yes, and its message is shown".into(),
-            (true, false) => "yes, without its message".into(),
-            (false, _) => NO.into(),
+            (true, true) => "yes, and its message is shown",
+            (true, false) => "yes, without its message",
+            (false, _) => NO,
         }
+        .to_owned()
+    }
+
+    fn user_namespace(&self) -> String {
+        let options = if self.engine.user_namespace.is_empty() { MAPPED } else { self.engine.user_namespace };
+        let container = self.container(&["open", "hook"]);
+        let container = options.iter().fold(container, |container, option| container.option(option));
+        // In no namespace of its own all numbers are mapped, and that is printed.
+        let script = "probe open /dev/probe-node; sed -n /4294967295/p /proc/self/uid_map";
+        honoured(says(&container, script), "/dev/probe-node: ENXIO")
     }
 
     fn groups(&self) -> String {
-        let groups = self.of_kind("groups").option("--user=1000").sh("id -G").stdout;
-        yes(groups.split_whitespace().any(|group| group == "44"))
+        let said = says(&self.of_kind("groups").option("--user=1000"), "id -G");
+        let given = said.map(|said| said.split(' ').any(|group| group == "44").to_string());
+        honoured(given, "true")
     }
 
     fn two_files(&self) -> String {
-        yes(self.container(&["env", "second"]).sh("echo $PROBE $SECOND").stdout == "cdi cdi\n")
+        honoured(says(&self.container(&["env", "second"]), "echo $PROBE $SECOND"), "cdi cdi")
     }
 
     fn replaced(&self) -> String {
         let class = format!("replaced-{}", self.engine.name);
-        let write = |value: &str| {
-            let spec = format!(
-                "{{\"cdiVersion\":\"0.5.0\",\"kind\":\"example.com/{class}\",\"devices\":[{{\"name\":\"one\",\"containerEdits\":{{\"env\":[\"PROBE={value}\"]}}}}]}}"
-            );
-            let path = format!("/etc/cdi/probe-{class}");
-            self.ground.sh(&format!("echo '{spec}' >{path}.tmp && mv {path}.tmp {path}.json")).ok();
-        };
         let seen = ["before", "after"].map(|value| {
-            write(value);
-            self.of_kind(&class).sh("echo $PROBE").stdout == format!("{value}\n")
+            let script = format!(
+                "cd /etc/cdi; sed s/with.dot/{class}/\\;s/=cdi/={value}/ probe-dot.json >{class}.tmp && \
+                 mv {class}.tmp {class}.json"
+            );
+            self.ground.sh(&script).ok();
+            honoured(says(&self.of_kind(&class), "echo $PROBE"), value)
         });
-        yes(seen == [true, true])
+        seen.into_iter().find(|seen| seen != YES).unwrap_or(YES.to_owned())
     }
 
-    fn newest_version(&self) -> String {
-        let reads = |version: &&&str| {
+    fn versions(&self) -> String {
+        let reads = |version: &&str| {
             let class = format!("v{}", version.replace('.', ""));
-            self.of_kind(&class).sh("echo $PROBE").stdout == "cdi\n"
+            says(&self.of_kind(&class), "echo $PROBE").as_deref() == Some("cdi")
         };
-        let versions = ["0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
-        versions.iter().take_while(reads).last().map_or(NO, |version| version).to_owned()
+        let read: Vec<&str> = VERSIONS.into_iter().filter(reads).collect();
+        match read[..] {
+            [] => NO.to_owned(),
+            [only] => only.to_owned(),
+            [first, .., last] => format!("{first} to {last}"),
+        }
     }
 }

@@ -1,13 +1,14 @@
 //! `divvy` on a live machine: NVML answers (from the mock), /proc and /dev are where a driver has them. Trials
 //! that change the machine do so in a mount namespace of their own, which ends with the script.
 
-use crate::ground::{Ground, Need, Output};
+use crate::ground::{Ground, Need, Output, is_cgroup_v1};
 
 /// A trial: its name, what it needs besides the machine, and what it does.
 pub type MachineTrial = (&'static str, &'static [Need], fn(&Ground));
 
 /// Every trial.
-pub const TRIALS: [MachineTrial; 5] = [
+pub const TRIALS: [MachineTrial; 6] = [
+    ("cgroup_version", &[Need::Docker, Need::Podman], cgroup_version),
     ("live_discovery_equals_simulated", &[Need::Mock], live_discovery_equals_simulated),
     ("full_disk", &[], full_disk),
     ("read_only_directory", &[], read_only_directory),
@@ -27,6 +28,14 @@ pub const LIVE: &str = "
 pub fn apart(ground: &Ground, script: &str) -> Output {
     let script = format!("dir=$(mktemp -d)\n{script}");
     ground.command("in.sh", &["unshare", "--mount", "sh", "-c", &script])
+}
+
+/// What the engines' own trials rely on: that it is this version's devices which they are admitted by.
+fn cgroup_version(ground: &Ground) {
+    let version = if is_cgroup_v1() { "1" } else { "2" };
+    let docker = ground.sh("docker info --format '{{.CgroupVersion}}'");
+    let podman = ground.sh("podman info --format '{{.Host.CgroupsVersion}}'");
+    assert_eq!((docker.ok(), podman.ok()), (version, format!("v{version}").as_str()));
 }
 
 fn live_discovery_equals_simulated(ground: &Ground) {

@@ -1,14 +1,14 @@
-//! The tables of docs/engines.md: a row for each thing that a spec can ask for, a column for each engine, a table for each
-//! Debian suite. Trials fill their engine's column; with UPDATE_GOLDEN=1 they write it, else they compare.
+//! The tables of docs/engines.md: a row for each thing that a spec can ask for, a column for each engine, a table for
+//! each Debian suite. Trials measure their engine's column, and it must be as the page has it.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::engine::ENGINES;
 
-/// Versions move with the suite: they are written, and not compared.
-const VERSIONS: &str = "version";
+/// The row of versions. They move with the suite: they are written, and not compared.
+pub const VERSION: &str = "version";
 
 /// Columns of one run are written one after the other.
 static DOCUMENT: Mutex<()> = Mutex::new(());
@@ -20,44 +20,74 @@ struct Table {
     rows: Vec<(String, Vec<String>)>,
 }
 
-fn document() -> PathBuf {
-    crate::ground::project_dir().join("docs/engines.md")
-}
-
-/// Compares what an engine did with its column, or writes the column.
-pub fn compare(suite: &str, engine: &str, cells: &[(&str, String)]) {
+/// Compares what an engine did with its column. What was measured is written too: into engines.md of the build directory,
+/// and with UPDATE_GOLDEN=1 into docs/engines.md itself, unless the run is only there `to_compare`.
+pub fn compare(suite: &str, engine: &str, cells: &[(&str, String)], to_compare: bool) {
     let _alone = DOCUMENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let text = std::fs::read_to_string(document()).unwrap_or_default();
-    let heading = format!("\n## Debian {suite}\n");
-    let Some((before, section)) = text.split_once(&heading) else {
-        panic!("docs/engines.md has no{heading}")
-    };
-    let end = section.find("\n## ").unwrap_or(section.len());
-    let (section, after) = section.split_at(end);
-    let mut table = Table::parse(section);
-    // In the order of the trials, whichever is done first.
-    table.order();
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        for (row, cell) in cells {
-            *table.cell(row, engine) = cell.clone();
+    let document = crate::ground::project_dir().join("docs/engines.md");
+    let text = read(&document).unwrap_or_else(|error| panic!("docs/engines.md: {error}"));
+    if !to_compare {
+        let measured = crate::ground::build_dir().join("engines.md");
+        let so_far = read(&measured).unwrap_or_else(|_| without_tables(&text));
+        write(&measured, &filled(&so_far, suite, engine, cells));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            return write(&document, &filled(&text, suite, engine, cells));
         }
-        let prose: String =
-            section.lines().filter(|line| !line.starts_with('|')).map(|line| format!("{line}\n")).collect();
-        let text = format!("{before}{heading}{}\n{}{after}", prose.trim_end(), table.render());
-        std::fs::write(document(), text).unwrap_or_else(|error| panic!("docs/engines.md: {error}"));
-        return;
     }
+    let (_, section, _) = split(&text, suite);
+    let table = Table::parse(section);
     let mut differences = String::new();
-    for (row, cell) in cells.iter().filter(|(row, _)| *row != VERSIONS) {
-        let documented = table.cell(row, engine);
+    for (row, cell) in cells.iter().filter(|(row, _)| *row != VERSION) {
+        let documented = table.get(row, engine);
         if documented != cell {
-            let _ = writeln!(differences, "{row}: {cell}, and docs/engines.md says {documented:?}");
+            let _ = writeln!(differences, "  {row}\n    - {documented}\n    + {cell}");
         }
+    }
+    for (row, _) in table.rows.iter().filter(|(row, _)| !cells.iter().any(|(measured, _)| measured == row)) {
+        let _ = writeln!(differences, "  {row}\n    which is measured no more");
     }
     assert!(
         differences.is_empty(),
-        "{engine} of Debian {suite}:\n{differences}UPDATE_GOLDEN=1 writes the page anew"
+        "{engine} of Debian {suite}, in docs/engines.md (-) and as measured (+):\n{differences}\
+         UPDATE_GOLDEN=1 cargo test --test engines -- honours    writes the page anew"
     );
+}
+
+fn without_tables(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with('|')).map(|line| format!("{line}\n")).collect()
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+/// The page before a suite's section with its heading, the section, and the page after it.
+fn split<'a>(text: &'a str, suite: &str) -> (&'a str, &'a str, &'a str) {
+    let heading = format!("\n## Debian {suite}\n");
+    let Some(start) = text.find(&heading).map(|at| at + heading.len()) else {
+        panic!("docs/engines.md has no{heading}")
+    };
+    let end = text[start..].find("\n## ").map_or(text.len(), |at| start + at);
+    (&text[..start], &text[start..end], &text[end..])
+}
+
+/// The page with the cells in the engine's column. Rows are those of the trial, in its order.
+fn filled(text: &str, suite: &str, engine: &str, cells: &[(&str, String)]) -> String {
+    let (before, section, after) = split(text, suite);
+    let old = Table::parse(section);
+    // In the order of the engines, whichever is done first.
+    let mut table = Table { columns: ENGINES.map(|engine| engine.name.to_owned()).into(), rows: Vec::new() };
+    for (row, cell) in cells {
+        let of_engine = |name: &String| if name == engine { cell } else { old.get(row, name) }.to_owned();
+        table.rows.push(((*row).to_owned(), table.columns.iter().map(of_engine).collect()));
+    }
+    let prose = without_tables(section);
+    let gap = if prose.trim_end().is_empty() { "\n" } else { "\n\n" };
+    format!("{before}{}{gap}{}{after}", prose.trim_end(), table.render())
 }
 
 impl Table {
@@ -71,31 +101,11 @@ impl Table {
         Self { columns, rows }
     }
 
-    /// Gives every engine its column, in the engines' own order.
-    fn order(&mut self) {
-        let columns = ENGINES.iter().map(|engine| engine.name.to_owned()).collect();
-        let mut ordered = Self { columns, rows: Vec::new() };
-        for (row, cells) in &self.rows {
-            for (column, cell) in self.columns.iter().zip(cells) {
-                *ordered.cell(row, column) = cell.clone();
-            }
-        }
-        *self = ordered;
-    }
-
-    fn cell(&mut self, row: &str, column: &str) -> &mut String {
-        let at = self.columns.iter().position(|name| name == column).unwrap_or_else(|| {
-            self.columns.push(column.to_owned());
-            self.columns.len() - 1
-        });
-        if !self.rows.iter().any(|(name, _)| name == row) {
-            self.rows.push((row.to_owned(), Vec::new()));
-        }
-        let (_, cells) = self.rows.iter_mut().find(|(name, _)| name == row).unwrap_or_else(|| unreachable!());
-        if cells.len() <= at {
-            cells.resize(at + 1, String::new());
-        }
-        &mut cells[at]
+    /// A cell, empty where there is none.
+    fn get(&self, row: &str, column: &str) -> &str {
+        let cells = self.rows.iter().find(|(name, _)| name == row).map(|(_, cells)| cells);
+        let at = self.columns.iter().position(|name| name == column);
+        cells.zip(at).and_then(|(cells, at)| cells.get(at)).map_or("", String::as_str)
     }
 
     /// Without the columns of engines that this suite has not.

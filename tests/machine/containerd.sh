@@ -12,11 +12,22 @@ machine_pid "$name" >/dev/null || die "the machine $name is not up"
 "$HERE/in.sh" "$name" sh -c 'cat >/usr/bin/ctr-run && chmod 755 /usr/bin/ctr-run' <"$HERE/ctr-run.sh"
 "$HERE/in.sh" "$name" sh -s <<'S' || die "containerd does not answer in $name"
 set -e
-mkdir -p /etc/containerd /etc/cni/net.d /opt/cni/bin
-# Pods here use the machine's own network, and the CRI says that it is not ready without a configuration.
+mkdir -p /etc/containerd /etc/cni/net.d /usr/lib/cni
+# A pod with a user namespace needs a network of its own. It has nothing in it, and this says so.
 echo '{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}' >/etc/cni/net.d/10-lo.conflist
+cat >/usr/lib/cni/loopback <<'T'
+#!/bin/sh
+case $CNI_COMMAND in
+    VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","1.0.0"]}' ;;
+    ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],
+               "ips":[{"interface":0,"address":"127.0.0.1/8"}]}' ;;
+esac
+T
+chmod 755 /usr/lib/cni/loopback
 case $(containerd --version) in
-    *' 1.7.'* | *' v1.7.'*) version=2 runtime=io.containerd.grpc.v1.cri images='sandbox_image = "docker.io/library/pause:latest"' ;;
+    *' 1.7.'* | *' v1.7.'*)
+        version=2 runtime=io.containerd.grpc.v1.cri
+        images='sandbox_image = "localhost/pause:latest"' ;;
     *) version=3 runtime=io.containerd.cri.v1.runtime images= ;;
 esac
 cat >/etc/containerd/config.toml <<T
@@ -39,7 +50,7 @@ state = "/run/ctrd"
 T
 [ $version = 2 ] || cat >>/etc/containerd/config.toml <<T
 [plugins."io.containerd.cri.v1.images".pinned_images]
-  sandbox = "docker.io/library/pause:latest"
+  sandbox = "localhost/pause:latest"
 T
 # The CRI gives every pod a share of the CPU, and there may be no controller for it in this hierarchy.
 cat >/usr/bin/runc-without-limits <<'T'
@@ -59,20 +70,20 @@ for _ in $(seq 100); do
     sleep 0.1
 done
 ctr version >/dev/null || { tail -n 20 /var/log/containerd.log >&2; exit 1; }
-# Root file systems as plain tars are nothing that containerd takes: Podman makes images of them.
-[ -n "$(podman images --quiet pause)" ] ||
-    podman import --quiet --change 'CMD ["/bin/sleep", "1000000"]' /images/bb.tar pause:latest >/dev/null
+# Root file systems as plain tars are nothing that containerd takes: Podman makes images of them, all in one archive.
+# They go to the CRI's namespace alone, where ctr-run looks too.
+images=
+import() { # import TAR NAME COMMAND
+    images="$images localhost/$2"
+    [ -n "$(podman images --quiet "localhost/$2")" ] || podman import --quiet \
+        --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change "CMD $3" "$1" "$2:latest" >/dev/null
+}
+import /images/bb.tar pause '["/bin/sleep", "1000000"]'
 for tar in /images/*.tar; do
-    image=${tar##*/}; image=${image%.tar}
-    [ -n "$(podman images --quiet "$image")" ] ||
-        podman import --quiet --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD ["/bin/sh"]' \
-            "$tar" "$image:latest" >/dev/null
+    name=${tar##*/}
+    import "$tar" "${name%.tar}" '["/bin/sh"]'
 done
-for image in pause $(cd /images && ls *.tar | sed 's/\.tar$//'); do
-    podman save --quiet --format oci-archive --output /tmp/image.tar "localhost/$image:latest"
-    for namespace in default k8s.io; do
-        ctr --namespace $namespace images import --index-name "docker.io/library/$image:latest" /tmp/image.tar >/dev/null
-    done
-    rm /tmp/image.tar
-done
+podman save --quiet --multi-image-archive --output /tmp/images.tar $images
+ctr --namespace k8s.io images import /tmp/images.tar >/dev/null
+rm /tmp/images.tar
 S

@@ -3,7 +3,7 @@
 #   ctr-run run --rm [OPTION...] IMAGE COMMAND...        ctr-run create --name NAME [OPTION...] IMAGE COMMAND...
 #   ctr-run start [--attach] NAME    ctr-run exec NAME COMMAND...    ctr-run rm [OPTION...] NAME
 set -euo pipefail
-export CONTAINERD_ADDRESS=/run/ctrd/containerd.sock
+export CONTAINERD_ADDRESS=/run/ctrd/containerd.sock CONTAINERD_NAMESPACE=k8s.io
 
 verb=$1
 shift
@@ -15,7 +15,7 @@ while [ $# -gt 0 ]; do
         --attach) attach=1 ;;
         --force | --time=*) ;;
         --cap-add=*) options+=(--cap-add "CAP_${1#*=}") ;;
-        --device=* | --env=* | --user=*) options+=("${1%%=*}" "${1#*=}") ;;
+        --device=* | --env=* | --user=* | --uidmap=* | --gidmap=*) options+=("${1%%=*}" "${1#*=}") ;;
         --read-only) options+=(--read-only) ;;
         --volume=*) options+=(--mount "type=bind,src=$(cut -d= -f2 <<<"${1%:*}"),dst=${1##*:},options=rbind:rw") ;;
         --network=none) ;; # ctr gives no other
@@ -28,8 +28,8 @@ done
 limits=(--cpu-shares 0)
 
 case $verb in
-    run) image=docker.io/library/$1:latest; shift; exec ctr run "${limits[@]}" "${options[@]}" "$image" "run-$$-$RANDOM" "$@" ;;
-    create) image=docker.io/library/$1:latest; shift; exec ctr containers create "${options[@]}" "$image" "$name" "$@" ;;
+    run) image=localhost/$1:latest; shift; exec ctr run "${limits[@]}" "${options[@]}" "$image" "run-$$-$RANDOM" "$@" ;;
+    create) image=localhost/$1:latest; shift; exec ctr containers create "${options[@]}" "$image" "$name" "$@" ;;
     start) [ -z "$attach" ] || exec ctr tasks start "$1"; exec ctr tasks start --detach "$1" ;;
     exec) name=$1; shift; exec ctr tasks exec --exec-id "exec-$$" "$name" "$@" ;;
     rm)

@@ -1,10 +1,10 @@
 //! `cri-run`: containers through the socket that a kubelet uses, by the words of docker and podman, as far as the tests
-//! use them. Each container has a pod of its own in the machine's network. A container cannot be started twice (the CRI
-//! has no such call), so there is no `start`.
+//! use them. Each container has a pod of its own, in the machine's network unless it has a user namespace.
 //!
 //! ```text
 //! cri-run run [--rm] [OPTION...] IMAGE COMMAND...     its output, and its exit status
 //! cri-run exec [OPTION...] IMAGE COMMAND...           the same, beside the container's own `sleep`
+//! cri-run again [OPTION...] IMAGE COMMAND...          as run, and then the container is started once more
 //! ```
 
 mod messages;
@@ -44,36 +44,46 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 async fn run(mut words: Vec<String>) -> Result<u8> {
     if words.is_empty() {
-        bail!("usage: cri-run run|exec [OPTION...] IMAGE COMMAND...");
+        bail!("usage: cri-run run|exec|again [OPTION...] IMAGE COMMAND...");
     }
-    let is_exec = match words.remove(0).as_str() {
-        "run" => false,
-        "exec" => true,
-        other => bail!("no such verb: {other}"),
-    };
+    let verb = words.remove(0);
     let name = format!("run-{}", std::process::id());
     let directory = format!("/tmp/{name}");
     std::fs::create_dir(&directory)?;
-    let (mut config, command) = container(&name, words)?;
-    config.command = if is_exec { ["sleep", "60"].map(str::to_owned).to_vec() } else { command.clone() };
+    let (mut config, namespaces) = container(&name, words)?;
+    let then = match verb.as_str() {
+        "run" => Then::Nothing,
+        "exec" => {
+            Then::Exec(std::mem::replace(&mut config.command, ["sleep", "60"].map(str::to_owned).into()))
+        }
+        "again" => Then::Again,
+        other => bail!("no such verb: {other}"),
+    };
     let mut cri = Cri::connect().await?;
     let pod = PodSandboxConfig {
         metadata: Some(PodSandboxMetadata { uid: name.clone(), namespace: "default".into(), name }),
         log_directory: directory.clone(),
         linux: Some(LinuxPodSandboxConfig {
-            security_context: Some(LinuxSandboxSecurityContext {
-                namespace_options: Some(NamespaceOption { network: NODE }),
-            }),
+            security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
         }),
     };
     let Id { id: sandbox } =
         cri.call("RunPodSandbox", RunPodSandboxRequest { config: Some(pod.clone()) }).await?;
-    let status = in_pod(&mut cri, &sandbox, pod, config, is_exec.then_some(command)).await;
+    let status = in_pod(&mut cri, &sandbox, pod, config, then).await;
     // Whatever became of the container, the pod goes.
     let _: Nothing = cri.call("StopPodSandbox", Id { id: sandbox.clone() }).await?;
     let _: Nothing = cri.call("RemovePodSandbox", Id { id: sandbox }).await?;
     std::fs::remove_dir_all(directory)?;
     status
+}
+
+/// What becomes of a container besides its end.
+enum Then {
+    Nothing,
+    /// Another program is run beside it.
+    Exec(Vec<String>),
+    /// It is started once more.
+    Again,
 }
 
 /// Runs one container in a pod, prints its output, and gives its exit status.
@@ -82,7 +92,7 @@ async fn in_pod(
     sandbox: &str,
     pod: PodSandboxConfig,
     config: ContainerConfig,
-    exec: Option<Vec<String>>,
+    then: Then,
 ) -> Result<u8> {
     let log = format!("{}/{}", pod.log_directory, config.log_path);
     let request = CreateContainerRequest {
@@ -92,7 +102,7 @@ async fn in_pod(
     };
     let Id { id } = cri.call("CreateContainer", request).await?;
     let _: Nothing = cri.call("StartContainer", Id { id: id.clone() }).await?;
-    if let Some(cmd) = exec {
+    if let Then::Exec(cmd) = then {
         let request = ExecSyncRequest { container_id: id, cmd, timeout: 60 };
         let done: ExecSyncResponse = cri.call("ExecSync", request).await?;
         std::io::stdout().write_all(&done.stdout)?;
@@ -109,6 +119,9 @@ async fn in_pod(
         }
     };
     print_log(&std::fs::read_to_string(&log).with_context(|| log.clone())?)?;
+    if let Then::Again = then {
+        let _: Nothing = cri.call("StartContainer", Id { id }).await?;
+    }
     Ok(u8::try_from(code).unwrap_or(255))
 }
 
@@ -126,17 +139,15 @@ fn print_log(log: &str) -> Result<()> {
     Ok(())
 }
 
-/// Options, image and command, as docker and podman take them.
-fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, Vec<String>)> {
+/// Options, image and command, as docker and podman take them: a container, and the namespaces of its pod.
+fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, NamespaceOption)> {
     let mut config = ContainerConfig {
         metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
         log_path: "log".into(),
         ..ContainerConfig::default()
     };
-    let mut security = LinuxContainerSecurityContext {
-        namespace_options: Some(NamespaceOption { network: NODE }),
-        ..LinuxContainerSecurityContext::default()
-    };
+    let mut security = LinuxContainerSecurityContext::default();
+    let mut namespaces = NamespaceOption { network: NODE, userns_options: None };
     let mut capabilities = Vec::new();
     let mut words = words.into_iter();
     let image = loop {
@@ -151,6 +162,9 @@ fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, Vec<Str
             }
             ("user", user) => security.run_as_user = Some(Int64Value { value: user.parse()? }),
             ("group-add", group) => security.supplemental_groups.push(group.parse()?),
+            // The one mapping is of users and groups.
+            ("uidmap", mapping) => namespaces = mapped(mapping)?,
+            ("gidmap", _) => {}
             ("read-only", "") => security.readonly_rootfs = true,
             ("volume", volume) => {
                 let (host_path, container_path) = volume.split_once(':').context("a volume without :")?;
@@ -163,9 +177,22 @@ fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, Vec<Str
         }
     };
     security.capabilities = Some(Capability { add_capabilities: capabilities });
+    security.namespace_options = Some(namespaces.clone());
     config.linux = Some(LinuxContainerConfig { security_context: Some(security) });
-    config.image = Some(ImageSpec { image: format!("docker.io/library/{image}:latest") });
-    Ok((config, words.collect()))
+    config.image = Some(ImageSpec { image: format!("localhost/{image}:latest") });
+    config.command = words.collect();
+    Ok((config, namespaces))
+}
+
+/// A user namespace of the pod's. A network goes with it, since the machine's is not the pod's to mount as /sys.
+fn mapped(mapping: &str) -> Result<NamespaceOption> {
+    let numbers = mapping.split(':').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
+    let [container_id, host_id, length] = numbers[..] else { bail!("not a mapping: {mapping}") };
+    let mapping = vec![IdMapping { host_id, container_id, length }];
+    Ok(NamespaceOption {
+        network: POD,
+        userns_options: Some(UserNamespace { mode: POD, uids: mapping.clone(), gids: mapping }),
+    })
 }
 
 /// A connection to the runtime service.

@@ -3,6 +3,8 @@
 
 use prost::Message;
 
+/// NamespaceMode: one of the pod's own.
+pub const POD: i32 = 0;
 /// NamespaceMode: the machine's own.
 pub const NODE: i32 = 2;
 /// ContainerState: it has ended.
@@ -44,6 +46,28 @@ pub struct LinuxSandboxSecurityContext {
 pub struct NamespaceOption {
     #[prost(int32, tag = "1")]
     pub network: i32,
+    #[prost(message, optional, tag = "5")]
+    pub userns_options: Option<UserNamespace>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct UserNamespace {
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+    #[prost(message, repeated, tag = "2")]
+    pub uids: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "3")]
+    pub gids: Vec<IdMapping>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct IdMapping {
+    #[prost(uint32, tag = "1")]
+    pub host_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub container_id: u32,
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
