@@ -8,6 +8,7 @@
 //! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
 //! - `readme`, `compose`, `quadlet`: the examples in README.md, as they stand there
+//! - `remap`: a Docker whose containers have user namespaces
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
@@ -33,6 +34,7 @@ mod hostile;
 mod machine;
 mod quadlet;
 mod readme;
+mod remap;
 mod table;
 
 use engine::{ENGINES, Engine};
@@ -77,7 +79,9 @@ fn main() -> ExitCode {
             }));
         }
     }
-    for (name, needs, trial) in machine::TRIALS.into_iter().chain(beside::TRIALS).chain(quadlet::TRIALS) {
+    for (name, needs, trial) in
+        machine::TRIALS.into_iter().chain(beside::TRIALS).chain(quadlet::TRIALS).chain(remap::TRIALS)
+    {
         let name = format!("{}machine/{name}", ground::label());
         trials.push(Trial::ignorable_test(name, move || run(needs, trial)));
     }
