@@ -5,16 +5,16 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow};
+use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat, major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-use super::{Error, Root, anywhere, errno_of, failed, kind};
+use super::resolve::{Mounts, place};
+use super::{Error, Root, errno_of, failed, kind};
 
 const DEV: &str = "/dev";
 const MOUNTS: &str = "/proc/self/mountinfo";
@@ -27,7 +27,7 @@ impl Root {
     /// # Errors
     /// Anything but its absence.
     pub fn is_device(&self, path: &Path) -> Result<bool, Error> {
-        let found = self.look(path, anywhere())?;
+        let found = self.look(path, Mounts::Cross)?;
         Ok(found.is_some_and(|(_, stat)| kind(&stat) == SFlag::S_IFCHR))
     }
 
@@ -38,16 +38,14 @@ impl Root {
     pub fn devices(&self) -> Result<Self, Error> {
         let dev = Path::new(DEV);
         let foreign = || Error::ForeignMount { path: dev.to_owned() };
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let handle = self.openat2(dev, OpenHow::new().flags(flags).resolve(anywhere()))?;
+        let handle = self.find(dev, OFlag::O_DIRECTORY, Mounts::Cross)?;
         let stat = fstat(&handle).map_err(|errno| failed("fstat", dev, errno))?;
         let file_system = fstatfs(&handle).map_err(|errno| failed("fstatfs", dev, errno))?;
         if file_system.filesystem_type() != TMPFS_MAGIC {
             return Err(foreign());
         }
         let mounts = read_mounts().map_err(|errno| failed("read", Path::new(MOUNTS), errno))?;
-        let place = format!("/proc/self/fd/{}", handle.as_raw_fd());
-        let place = std::fs::read_link(place).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
+        let place = std::fs::read_link(place(&handle)).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
         let number = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
         if !is_mounted_there_alone(&mounts, &number, &place) {
             return Err(foreign());

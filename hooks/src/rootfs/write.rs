@@ -9,15 +9,13 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, readlinkat, renameat};
+use nix::fcntl::{AtFlags, OFlag, readlinkat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{Change, Error, Root, errno_of, failed, kind, open_in, own_file_system};
+use super::resolve::{MOST_LINKS, Mounts, create, find};
+use super::{Change, Error, Root, errno_of, failed, kind};
 
-/// As many links, and missing directories, as are followed in one path; the kernel's limit on links
-/// (path_resolution(7)).
-const STEPS: usize = 40;
 const TEMPORARY_NAMES: u32 = 64;
 const STALE_SECONDS: u64 = 60;
 /// What is written is `ld.so.cache` and `ld.so.conf`, which everyone reads.
@@ -30,7 +28,7 @@ impl Root {
     /// # Errors
     /// [`Error::ForeignMount`]; what the calls said.
     pub fn create_directory(&self, path: &Path) -> Result<(), Error> {
-        self.directory(path, STEPS).map(drop)
+        self.directory(path, MOST_LINKS).map(drop)
     }
 
     /// Puts a symbolic link to `target` at `path`, in the place of a file or another link, and makes the directories
@@ -59,9 +57,8 @@ impl Root {
     pub fn replace(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
         let place = self.place(path)?;
         place.in_the_way()?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).mode(FILE_MODE).resolve(own_file_system());
-        let (temporary, handle) = place.create("openat2", |name| open_in(&place.directory, name, how))?;
+        let new = |name: &OsStr| create(&place.directory, name, FILE_MODE);
+        let (temporary, handle) = place.create("openat2", new)?;
         if let Err((call, errno)) = write(handle, content) {
             place.discard(&temporary);
             return Err(failed(call, path, errno));
@@ -73,18 +70,18 @@ impl Root {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(failed("openat2", path, Errno::EINVAL));
         };
-        let directory = self.directory(parent, STEPS).map_err(|error| match error {
+        let directory = self.directory(parent, MOST_LINKS).map_err(|error| match error {
             Error::ForeignMount { .. } => Error::ForeignMount { path: path.to_owned() },
             error => error,
         })?;
         Ok(Place { directory, name, path })
     }
 
-    /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet.
+    /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet. As
+    /// many links and missing directories are followed as the kernel would links.
     fn directory(&self, path: &Path, steps: usize) -> Result<OwnedFd, Error> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).resolve(own_file_system());
-        match self.openat2(path, how) {
+        let find = || self.find(path, OFlag::O_DIRECTORY, Mounts::Stay);
+        match find() {
             Err(Error::Call { source: Errno::ENOENT, .. }) => {}
             result => return result,
         }
@@ -92,11 +89,11 @@ impl Root {
         let (parent, name) = split(path).ok_or_else(|| failed("openat2", path, Errno::ENOENT))?;
         let directory = self.directory(parent, steps)?;
         match mkdirat(&directory, name, DIRECTORY_MODE) {
-            Ok(()) => self.openat2(path, how),
+            Ok(()) => find(),
             Err(Errno::EEXIST) => match readlinkat(&directory, name) {
                 // An absolute target takes the place of the whole path, as it does for the kernel.
                 Ok(target) => self.directory(&parent.join(target), steps),
-                Err(_) => self.openat2(path, how),
+                Err(_) => find(),
             },
             Err(errno) => Err(failed("mkdirat", path, errno)),
         }
@@ -122,10 +119,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// The file or link that a rename would replace, if there is one and it may be replaced.
     fn in_the_way(&self) -> Result<Option<OwnedFd>, Error> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-            .resolve(own_file_system());
-        let present = match open_in(&self.directory, self.name, how) {
+        let present = match find(&self.directory, self.name, OFlag::O_NOFOLLOW, Mounts::Stay) {
             Ok(present) => present,
             Err(Errno::ENOENT) => return Ok(None),
             Err(Errno::EXDEV) => return Err(self.foreign_mount()),
