@@ -8,10 +8,12 @@
 //! - [`state`]: what the engine says on standard input, and where the container's root is
 //! - [`rootfs`]: reading and writing below that root, and nowhere else
 //! - [`ldcache`]: glibc's `ld.so.cache`, as pure functions on bytes
+//! - [`elf_note`]: for which drivers an image's own libcuda is made, as its ELF note says
 //! - [`create_container`]: the one pass over the root before the container's first program runs
 
 pub mod args;
 pub mod create_container;
+pub mod elf_note;
 pub mod ldcache;
 pub mod rootfs;
 pub mod state;
