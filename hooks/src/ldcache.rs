@@ -136,6 +136,16 @@ impl<'a> Cache<'a> {
         self.entries.iter().filter(matches).map(|entry| Path::new(OsStr::from_bytes(entry.path)))
     }
 
+    /// The paths of all libraries, of whatever kind of machine.
+    pub fn paths(&self) -> impl Iterator<Item = &'a Path> {
+        self.entries.iter().map(|entry| Path::new(OsStr::from_bytes(entry.path)))
+    }
+
+    /// Takes out every entry whose path `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&Path) -> bool) {
+        self.entries.retain(|entry| keep(Path::new(OsStr::from_bytes(entry.path))));
+    }
+
     /// Puts `ours` before all entries of the same name, in the order given, and drops the copies of them that an
     /// earlier merge left. Every other entry stays.
     ///

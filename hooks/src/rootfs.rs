@@ -6,6 +6,8 @@
 //! What NVIDIA's hooks taught: CVE-2024-0134, CVE-2025-23267 (links followed out of the root).
 
 mod dev;
+mod mounts;
+mod proc;
 mod resolve;
 mod write;
 
@@ -146,6 +148,15 @@ impl Root {
     /// Anything but its absence.
     pub fn exists(&self, path: &Path) -> Result<bool, Error> {
         self.look(path, Mounts::Cross).map(|found| found.is_some())
+    }
+
+    /// Whether `path` leads to nothing, or to a file without content.
+    ///
+    /// # Errors
+    /// What the calls said.
+    pub fn is_empty_or_missing(&self, path: &Path) -> Result<bool, Error> {
+        let found = self.look(path, Mounts::Cross)?;
+        Ok(found.is_none_or(|(_, stat)| kind(&stat) == SFlag::S_IFREG && stat.st_size == 0))
     }
 
     /// The content of the regular file that `path` leads to, or `None` if there is nothing. Only on the root's own file

@@ -195,7 +195,10 @@ impl What {
 }
 
 /// The id of the mount that a handle lies on (proc_pid_fdinfo(5)).
-fn mount_id(handle: BorrowedFd<'_>) -> Result<u64, Errno> {
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn mount_id(handle: BorrowedFd<'_>) -> Result<u64, Errno> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_raw_fd()));
     let text = text.map_err(|error| super::errno_of(&error))?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
@@ -274,10 +277,8 @@ mod tests {
         for &(path, flags, mounts, ref expected) in cases {
             let expected = expected.map(|place| root.join(place).as_os_str().to_owned());
             let name = OsStr::new(path);
-            let ways = [
-                find(&handle, name, flags, mounts),
-                walk(handle.as_fd(), name, What::There(flags), mounts),
-            ];
+            let ways =
+                [find(&handle, name, flags, mounts), walk(handle.as_fd(), name, What::There(flags), mounts)];
             for (way, found) in ways.into_iter().enumerate() {
                 let found = found.map(|found| fs::read_link(place(&found)).unwrap().into_os_string());
                 // A path to the root itself ends in a slash here.

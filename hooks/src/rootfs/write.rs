@@ -49,6 +49,31 @@ impl Root {
         Ok(Change::Made)
     }
 
+    /// Removes the symbolic link at `path`; anything else that stands there stays.
+    ///
+    /// # Errors
+    /// [`Error::ForeignMount`]; what the calls said.
+    pub fn remove_link(&self, path: &Path) -> Result<Change, Error> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(Change::Unchanged);
+        };
+        let directory = match self.find(parent, OFlag::O_DIRECTORY, Mounts::Stay) {
+            Err(Error::Call { source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP, .. }) => {
+                return Ok(Change::Unchanged);
+            }
+            directory => directory?,
+        };
+        match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => {}
+            _ => return Ok(Change::Unchanged),
+        }
+        match unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => Ok(Change::Made),
+            Err(Errno::ENOENT) => Ok(Change::Unchanged),
+            Err(errno) => Err(failed("unlinkat", path, errno)),
+        }
+    }
+
     /// Puts a file of mode 0644 that holds `content` at `path`, in the place of whatever file or link is there, and
     /// makes the directories above it. It is not synced: after a crash the next start writes it again.
     ///
