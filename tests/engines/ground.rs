@@ -152,6 +152,7 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
     }
     run_script("tree.sh", &[&suite]).map_err(machine)?;
     run_script("images.sh", &[]).map_err(machine)?;
+    run_script("bundles.sh", &[]).map_err(machine)?;
     let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
     *MINDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(minder);
     run_script("up.sh", &[&suite, NAME, &cgroup]).map_err(machine)?;
@@ -313,7 +314,11 @@ fn import_images(ground: &Ground, entry: &str, engine: &str) -> Result<(), Strin
     let script = format!(
         "for tar in /images/*.tar; do
              image=${{tar##*/}}
-             {engine} import --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD [\"/bin/sh\"]' $tar ${{image%.tar}}:latest >/dev/null || exit 1
+             set -- --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD [\"/bin/sh\"]'
+             if [ -e ${{tar%.tar}}.changes ]; then
+                 while read -r change; do set -- \"$@\" --change \"$change\"; done <${{tar%.tar}}.changes
+             fi
+             {engine} import \"$@\" $tar ${{image%.tar}}:latest >/dev/null || exit 1
          done"
     );
     ground.command(entry, &["sh", "-c", &script]).require()

@@ -50,8 +50,16 @@ pub fn honours(ground: &Ground, engine: &Engine) {
         ("a spec renamed into place is seen at once", asked.replaced()),
         ("cdiVersion", asked.versions()),
     ];
-    // What cgroup v1 admits must be the same, so that one table serves for both.
-    table::compare(&suite(), engine.name, &cells, is_cgroup_v1());
+    let place = table::Place {
+        page: "engines.md",
+        heading: &format!("Debian {}", suite()),
+        columns: &ENGINES.map(|engine| engine.name),
+        rows: &cells.each_ref().map(|(row, _)| *row),
+        trials: "honours",
+        // What cgroup v1 admits must be the same, so that one table serves for both.
+        is_only_compared: is_cgroup_v1(),
+    };
+    place.compare(engine.name, &cells);
 }
 
 /// What a script in a container prints, or nothing where the container does not start.

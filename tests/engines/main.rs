@@ -10,6 +10,7 @@
 //! - `readme`, `compose`, `quadlet`: the examples in README.md, as they stand there
 //! - `remap`: a Docker whose containers have user namespaces
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
+//! - `bundle`, `bundles`: images of every kind on runc and crun themselves, as docs/images.md has it
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
 //! A trial whose needs are not met is skipped with the reason, and never passed. `DIVVY_REQUIRE=docker,podman`
@@ -24,6 +25,8 @@ use std::sync::{Mutex, PoisonError};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 mod beside;
+mod bundle;
+mod bundles;
 mod compose;
 mod containers;
 mod engine;
@@ -69,6 +72,14 @@ fn main() -> ExitCode {
         trials.push(on_engine(engine, "honours", honours::honours));
         if !engine.user_namespace.is_empty() {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
+        }
+    }
+    for runtime in &bundle::RUNTIMES {
+        for tree in &bundles::TREES {
+            let name = format!("{}bundles-{}/{}", ground::label(), runtime.name, tree.name);
+            trials.push(Trial::ignorable_test(name, move || {
+                run(&[], |ground| bundles::bundle(ground, runtime, tree))
+            }));
         }
     }
     for provider in &compose::PROVIDERS {
