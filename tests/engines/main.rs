@@ -7,6 +7,7 @@
 //! - `graphics`: what draws
 //! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
+//! - `environment`: an image whose environment aims at hooks
 //! - `readme`, `compose`, `quadlet`: the examples in README.md, as they stand there
 //! - `remap`: a Docker whose containers have user namespaces
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
@@ -30,6 +31,7 @@ mod bundles;
 mod compose;
 mod containers;
 mod engine;
+mod environment;
 mod graphics;
 mod ground;
 mod honours;
@@ -69,12 +71,17 @@ fn main() -> ExitCode {
         for (name, trial) in containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS) {
             trials.push(on_engine(engine, name, *trial));
         }
+        trials.push(on_engine(engine, "image_environment", environment::image_environment));
         trials.push(on_engine(engine, "honours", honours::honours));
         if !engine.user_namespace.is_empty() {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
         }
     }
     for runtime in &bundle::RUNTIMES {
+        let name = format!("{}bundles-{}/environment", ground::label(), runtime.name);
+        trials.push(Trial::ignorable_test(name, move || {
+            run(&[], |ground| environment::bundle_environment(ground, runtime))
+        }));
         for tree in &bundles::TREES {
             let name = format!("{}bundles-{}/{}", ground::label(), runtime.name, tree.name);
             trials.push(Trial::ignorable_test(name, move || {
