@@ -21,6 +21,7 @@ pub struct Tree {
     /// Its row in docs/images.md.
     row: &'static str,
     archive: &'static str,
+    device: &'static str,
     /// The test program in it.
     probe: &'static str,
     finds: Finds,
@@ -45,6 +46,7 @@ const PLAIN: Tree = Tree {
     name: "glibc",
     row: "Debian 13",
     archive: "glibc",
+    device: "0:1",
     probe: "probe",
     finds: Finds::Driver,
     own: Some("libm.so.6"),
@@ -59,7 +61,7 @@ const MUSL_OWN_PATH: (&str, &str) =
     ("etc/ld-musl-x86_64.path", "/lib\n/opt/own/lib\n/usr/lib\n/usr/lib/x86_64-linux-gnu");
 
 /// Every tree, in the order of the table.
-pub const TREES: [Tree; 16] = [
+pub const TREES: [Tree; 17] = [
     PLAIN,
     Tree { name: "split", row: "Debian 12, /usr not merged", archive: "bundles/split", own: OWN, ..PLAIN },
     Tree {
@@ -82,6 +84,14 @@ pub const TREES: [Tree; 16] = [
         name: "links",
         row: "/etc, /run, /lib and libraries behind absolute links",
         archive: "bundles/links",
+        own: OWN,
+        ..PLAIN
+    },
+    Tree {
+        name: "links-gpu",
+        row: "the same, and /etc/nvidia, with a whole GPU",
+        archive: "bundles/links",
+        device: "1",
         own: OWN,
         ..PLAIN
     },
@@ -136,24 +146,29 @@ pub const TREES: [Tree; 16] = [
     },
 ];
 
-/// The nodes of `0:1`, and one that it has not.
-const NODES: [(&str, &str); 5] = [
-    ("open", "/dev/nvidiactl"),
-    ("open", "/dev/nvidia0"),
-    ("read", "/dev/nvidia-caps/nvidia-cap30"),
-    ("read", "/dev/nvidia-caps/nvidia-cap31"),
-    ("open", "/dev/nvidia1"),
-];
+/// Nodes of a device that a tree is run with, and last one that it has not.
+fn nodes(device: &str) -> &'static [(&'static str, &'static str)] {
+    match device {
+        "1" => &[("open", "/dev/nvidiactl"), ("open", "/dev/nvidia1"), ("open", "/dev/nvidia0")],
+        _ => &[
+            ("open", "/dev/nvidiactl"),
+            ("open", "/dev/nvidia0"),
+            ("read", "/dev/nvidia-caps/nvidia-cap30"),
+            ("read", "/dev/nvidia-caps/nvidia-cap31"),
+            ("open", "/dev/nvidia1"),
+        ],
+    }
+}
 
 /// Runs a tree without a device, and then with one, twice.
 pub fn bundle(ground: &Ground, runtime: &Runtime, tree: &Tree) {
     let mut args = vec![tree.probe, "load"];
     args.extend(LIBRARIES.into_iter().chain(tree.own));
     let without = runtime.config(&args);
-    for (verb, node) in NODES {
+    for (verb, node) in nodes(tree.device) {
         args.extend(["--", verb, node]);
     }
-    let with = runtime.with_device(ground, &args, "0:1");
+    let with = runtime.with_device(ground, &args, tree.device);
     // By name: out here an absolute link of the tree's leads elsewhere.
     let look = format!(
         "find . -name libcuda.so.1 ! -path './usr/local/*' -printf '%l\\n'; [ ! -e '{0}' ] || cat '{0}'",
@@ -166,7 +181,7 @@ pub fn bundle(ground: &Ground, runtime: &Runtime, tree: &Tree) {
         assert_eq!(run.status, 0, "{}", run.stderr);
     }
     for run in [first, second] {
-        assert_nodes(run);
+        assert_nodes(run, nodes(tree.device));
         let found: Vec<&str> = answers(run).into_iter().take(LIBRARIES.len()).collect();
         assert_eq!(found, expected(tree), "{run:?}");
     }
@@ -174,10 +189,9 @@ pub fn bundle(ground: &Ground, runtime: &Runtime, tree: &Tree) {
     assert_eq!(second.stdout, first.stdout);
     if tree.finds != Finds::Nothing {
         assert_eq!(answers(first).len(), LIBRARIES.len() + usize::from(tree.own.is_some()), "{first:?}");
-        assert!(
-            !before.stdout.contains(LIB) || tree.own == Some("libm.so.6"),
-            "without a device: {before:?}"
-        );
+        for answer in &answers(before)[..LIBRARIES.len()] {
+            assert!(!answer.contains(&format!(": {LIB}/")), "without a device: {answer}");
+        }
         assert_eq!(answers(first).get(2), answers(before).get(2), "a library of the image's own");
         assert!(answers(first).get(2).is_none_or(|answer| answer.contains(": /")), "{first:?}");
         let (link, file) = look.split_once('\n').unwrap_or((&look, ""));
@@ -248,12 +262,13 @@ fn expected(tree: &Tree) -> Vec<String> {
 
 /// ENXIO is the answer of a node without a driver behind it. Where the host has one it answers for some.
 #[track_caller]
-fn assert_nodes(run: &Run) {
+fn assert_nodes(run: &Run, nodes: &[(&str, &str)]) {
     let opened: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("/dev/")).collect();
-    assert_eq!(opened.len(), NODES.len(), "{run:?}");
-    for ((_, node), line) in NODES.iter().zip(&opened) {
+    assert_eq!(opened.len(), nodes.len(), "{run:?}");
+    let absent = nodes.last().map(|(_, node)| *node);
+    for ((_, node), line) in nodes.iter().zip(&opened) {
         let answer = line.strip_prefix(node).and_then(|rest| rest.strip_prefix(": ")).unwrap_or_default();
         assert!(!["", "EPERM", "EACCES"].contains(&answer), "{line}");
-        assert_eq!(answer == "ENOENT", *node == "/dev/nvidia1", "{line}");
+        assert_eq!(answer == "ENOENT", Some(*node) == absent, "{line}");
     }
 }

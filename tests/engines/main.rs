@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         for tree in &bundles::TREES {
             let name = format!("{}bundles-{}/{}", ground::label(), runtime.name, tree.name);
             trials.push(Trial::ignorable_test(name, move || {
-                run(&[], |ground| bundles::bundle(ground, runtime, tree))
+                run(&[Need::Bundles], |ground| bundles::bundle(ground, runtime, tree))
             }));
         }
     }

@@ -5,7 +5,7 @@
 #   cache-old       Debian 13 with the loader's cache as glibc before 2.2 wrote it
 #   cache-compat    with both forms in one file, as ldconfig wrote it before glibc 2.32
 #   no-etc          without /etc
-#   links           /etc, /run, /lib, /lib64 and the directory of libraries are absolute links
+#   links           /etc, /run, /lib, /lib64, /etc/nvidia and the directory of libraries are absolute links
 #   musl            musl's loader alone, without a path file, as in Alpine
 #   musl-path       the same with a path file of its own
 #   both            glibc's loader and musl's, as Debian 13 has them with its package musl; probe-musl is for the latter
@@ -100,13 +100,14 @@ rm -rf root/etc
 pack root no-etc
 
 copy merged root
-mkdir root/opt/multiarch
+mkdir root/opt/{multiarch,nvidia}
 mv root/usr/lib/x86_64-linux-gnu/* root/opt/multiarch/
 rmdir root/usr/lib/x86_64-linux-gnu
 mv root/etc root/usr/etc
 rm -rf root/run root/lib root/lib64
 mkdir -p root/var/run
 ln -s /opt/multiarch root/usr/lib/x86_64-linux-gnu
+ln -s /opt/nvidia root/usr/etc/nvidia
 ln -s /usr/etc root/etc
 ln -s /var/run root/run
 ln -s /usr/lib root/lib
