@@ -17,6 +17,8 @@ pub enum Need {
     Gpu,
     /// strace, which counts system calls.
     Strace,
+    /// A mount namespace of one's own, as root or by a user namespace.
+    Mounts,
     /// An x86_64 machine, with ldconfig: layouts are of such hosts.
     X86_64,
 }
@@ -28,6 +30,7 @@ impl Need {
             Self::Root => "root",
             Self::Gpu => "gpu",
             Self::Strace => "strace",
+            Self::Mounts => "mounts",
             Self::X86_64 => "x86_64",
         }
     }
@@ -37,15 +40,24 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Gpu => Path::new("/proc/driver/nvidia/version").exists(),
             Self::Strace => Command::new("strace").arg("true").output().is_ok_and(|run| run.status.success()),
+            Self::Mounts => unshare_works(),
             Self::X86_64 => cfg!(target_arch = "x86_64") && Path::new("/sbin/ldconfig").exists(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
             Self::Gpu => "needs a GPU and its driver",
             Self::Strace => "needs strace, and to be allowed to trace",
+            Self::Mounts => "needs root or user namespaces, to mount in a namespace of its own",
             Self::X86_64 => "needs an x86_64 machine with ldconfig",
         })
     }
+}
+
+fn unshare_works() -> bool {
+    let user: &[&str] = if nix::unistd::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+    let tried =
+        Command::new("unshare").args(user).args(["--mount", "mount", "-t", "tmpfs", "none", "/tmp"]).output();
+    tried.is_ok_and(|output| output.status.success())
 }
 
 /// A test that runs only where its needs are met.
