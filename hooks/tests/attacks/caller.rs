@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::common::DIR;
 use crate::common::hostile_library::Hostile;
-use crate::ground::{Ground, Outcomes, classified, run};
+use crate::ground::{Ground, Outcomes};
 
 /// A library whose constructor leaves a mark, by every variable that has the loader load it.
 pub fn environment() -> Outcomes {
@@ -81,7 +81,6 @@ pub fn overlong_words() -> Outcomes {
         format!("--link=x={path}"),
         format!("--link=x=/etc/{name}"),
         format!("--link={}=/usr/lib/libx.so", "t".repeat(5000)),
-        format!("--device-link=../card1=/dev{path}"),
     ];
     let mut outcomes = BTreeSet::new();
     for word in words {
@@ -156,22 +155,31 @@ pub fn odd_states() -> Outcomes {
     outcomes
 }
 
-/// A configuration that is too long or too deep.
+/// Only one field of a configuration is read, and what is nested in others is passed over.
+pub fn nested_configurations() -> Outcomes {
+    let (open, close) = ("[".repeat(100_000), "]".repeat(100_000));
+    configured(&[format!(r#"{{"x":{open}{close},"root":{{"path":"rootfs"}}}}"#)])
+}
+
 pub fn odd_configurations() -> Outcomes {
-    let ground = Ground::new("an odd configuration");
+    configured(&[
+        format!(r#"{{"x":"{}","root":{{"path":"rootfs"}}}}"#, "x".repeat(16 << 20)),
+        "[".repeat(100_000),
+        r#"{"root":"#.repeat(100_000),
+        "\0".to_owned(),
+        r#"{"root":{"path":"rootfs\u0000"}}"#.to_owned(),
+        r#"{"root":{"path":"nowhere"}}"#.to_owned(),
+        r#"{"root":{"path":"config.json"}}"#.to_owned(),
+    ])
+}
+
+fn configured(configs: &[String]) -> Outcomes {
+    let ground = Ground::new("a configuration");
     let mut outcomes = BTreeSet::new();
-    let deep =
-        format!(r#"{{"x":{}{},"root":{{"path":"rootfs"}}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-    let long = format!(r#"{{"x":"{}","root":{{"path":"rootfs"}}}}"#, "x".repeat(16 << 20));
-    for config in [deep, long, "\0".to_owned(), r#"{"root":{"path":"rootfs\u0000"}}"#.to_owned()] {
+    for config in configs {
         fs::write(ground.bundle.config(), config).unwrap();
         outcomes.extend(ground.run(ground.hook(), ground.bundle.state().as_bytes()));
     }
-    fs::File::create(ground.bundle.config()).unwrap().set_len(1 << 40).unwrap();
-    outcomes.extend(classified(
-        &run(ground.hook(), ground.bundle.state().as_bytes(), &ground.attempt),
-        &ground.attempt,
-    ));
     outcomes
 }
 

@@ -38,7 +38,7 @@ pub fn block_devices() -> Outcomes {
 pub fn directories() -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in WRITTEN {
-        let ground = Ground::new(format!("a directory at {path}"));
+        let ground = Ground::at(path, "a directory");
         fs::create_dir_all(ground.clear(path).join("full")).unwrap();
         outcomes.extend(ground.start());
     }
@@ -49,7 +49,7 @@ pub fn directories() -> Outcomes {
 pub fn hard_links() -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in components() {
-        let ground = Ground::new(format!("a hard link at {path}"));
+        let ground = Ground::at(&path, "a hard link");
         let host = ground.host(&path);
         if host.is_dir() {
             continue;
@@ -94,7 +94,7 @@ pub fn truncated_cache() -> Outcomes {
 fn everywhere(make: impl Fn(&Path)) -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in components() {
-        let ground = Ground::new(format!("an odd file at {path}"));
+        let ground = Ground::at(&path, "an odd file");
         make(&ground.clear(&path));
         outcomes.extend(ground.start());
     }

@@ -60,25 +60,32 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Done => write!(f, "done inside the root"),
-            Self::Replaced => write!(f, "replaced inside the root, with a warning"),
+            Self::Replaced => write!(f, "replaced, with a warning"),
             Self::Left => write!(f, "left alone, with a warning"),
             Self::Refused(status) => write!(f, "refused, status {status}"),
         }
     }
 }
 
-/// What became of all attempts of one attack.
-pub type Outcomes = BTreeSet<Outcome>;
+/// What became of the attempts of one attack, and the place of each that did not end in [`Outcome::Done`].
+pub type Outcomes = BTreeSet<(Outcome, String)>;
 
 pub struct Ground {
     pub bundle: Bundle,
     /// What is being tried, for messages.
     pub attempt: String,
+    /// The path in the root that is attacked, empty where it is no path.
+    place: String,
 }
 
 impl Ground {
+    /// For an attack on one path.
+    pub fn at(place: &str, attempt: &str) -> Self {
+        Self { place: place.to_owned(), ..Self::new(format!("{attempt} at {place}")) }
+    }
+
     pub fn new(attempt: impl Into<String>) -> Self {
-        let ground = Self { bundle: Bundle::new(), attempt: attempt.into() };
+        let ground = Self { bundle: Bundle::new(), attempt: attempt.into(), place: String::new() };
         for path in WRITTEN.iter().chain(&READ) {
             let path = ground.host(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -149,9 +156,9 @@ impl Ground {
         let first = self.run(command(), self.bundle.state().as_bytes());
         let before = self.bundle.inventory();
         let second = self.run(command(), self.bundle.state().as_bytes());
-        if first.iter().all(|outcome| !matches!(outcome, Outcome::Refused(_))) {
+        if !is_refused(&first) {
             assert_eq!(before, self.bundle.inventory(), "{}: a restart writes again", self.attempt);
-            assert!(!second.iter().any(|outcome| matches!(outcome, Outcome::Refused(_))), "{}", self.attempt);
+            assert!(!is_refused(&second), "{}", self.attempt);
         }
         first
     }
@@ -163,10 +170,11 @@ impl Ground {
         sentinel.assert_same(&Sentinel::of(&self.directory()), &self.attempt);
         self.assert_grown_from(&names);
         let outcomes = classified(&run, &self.attempt);
-        if outcomes.is_subset(&BTreeSet::from([Outcome::Done, Outcome::Replaced])) {
+        if outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done | Outcome::Replaced)) {
             assert!(self.is_served(), "{}: nothing in the root tells a loader of libcuda.so.1", self.attempt);
         }
-        outcomes
+        let place = |outcome| if outcome == Outcome::Done { String::new() } else { self.place.clone() };
+        outcomes.into_iter().map(|outcome| (outcome, place(outcome))).collect()
     }
 
     /// Fails where the root has a name that no hook writes.
@@ -235,6 +243,10 @@ pub fn names_below(top: &Path) -> BTreeSet<PathBuf> {
     names
 }
 
+fn is_refused(outcomes: &Outcomes) -> bool {
+    outcomes.iter().any(|(outcome, _)| matches!(outcome, Outcome::Refused(_)))
+}
+
 /// Every directory and file on the way to what the hook touches.
 pub fn components() -> BTreeSet<String> {
     let paths = WRITTEN.iter().chain(&READ);
@@ -264,7 +276,7 @@ fn ends(child: &mut Child, attempt: &str) {
 }
 
 /// What a run's status and messages say. A message that stands for none of them is a failure.
-pub fn classified(run: &Run, attempt: &str) -> Outcomes {
+pub fn classified(run: &Run, attempt: &str) -> BTreeSet<Outcome> {
     if run.status != 0 {
         assert!(run.stderr.starts_with("error: divvy-hook: "), "{attempt}: {} {}", run.status, run.stderr);
         assert!(matches!(run.status, 1 | 2), "{attempt}: {}", run.status);
@@ -277,7 +289,7 @@ pub fn classified(run: &Run, attempt: &str) -> Outcomes {
         Some(warning) if warning.contains("loader is musl's, so there is no library cache") => Outcome::Left,
         _ => panic!("{attempt}: {line}"),
     };
-    let mut outcomes: Outcomes = run.stderr.lines().map(of_line).collect();
+    let mut outcomes: BTreeSet<Outcome> = run.stderr.lines().map(of_line).collect();
     if outcomes.is_empty() {
         outcomes.insert(Outcome::Done);
     }

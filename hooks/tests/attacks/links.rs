@@ -68,7 +68,7 @@ pub fn to_the_root() -> Outcomes {
 fn everywhere(make: impl Fn(&Ground, &str)) -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in components() {
-        let ground = Ground::new(format!("a link at {path}"));
+        let ground = Ground::at(&path, "a link");
         make(&ground, &path);
         outcomes.extend(ground.start());
     }

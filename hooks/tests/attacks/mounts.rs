@@ -37,7 +37,7 @@ pub fn empty_file_systems() -> Outcomes {
 pub fn volumes_of_files() -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in WRITTEN {
-        let ground = Ground::new(format!("a volume at {path}"));
+        let ground = Ground::at(path, "a volume");
         fs::write(ground.clear(path), "").unwrap();
         outcomes.extend(start(&ground, &format!("mount --bind \"$HOST{path}\" \"$ROOT{path}\"")));
     }
@@ -65,23 +65,24 @@ pub fn links_into_the_hosts_root() -> Outcomes {
 /// Links by which a process reaches its own root, its working directory and its descriptors. The hook's are the host's.
 pub fn links_into_proc() -> Outcomes {
     let mut outcomes = BTreeSet::new();
-    for way in
-        ["/proc/self/root{}", "/proc/thread-self/root{}", "/proc/1/root{}", "/proc/self/task/../root{}"]
+    for way in ["/proc/self/root{HOST}", "/proc/self/cwd", "/proc/self/fd/7", "/proc/thread-self/fd/8{HOST}"]
     {
-        outcomes.extend(everywhere(|ground, path| {
-            fs::create_dir_all(ground.bundle.path("/proc")).unwrap();
-            ground.link(path, way.replace("{}", &ground.host(path).display().to_string()));
-            "mount --rbind /proc \"$ROOT/proc\"".to_owned()
-        }));
-    }
-    for way in ["/proc/self/cwd", "/proc/self/fd/7", "/proc/self/fd/8", "/proc/self/exe"] {
-        outcomes.extend(everywhere(|ground, path| {
-            fs::create_dir_all(ground.bundle.path("/proc")).unwrap();
-            ground.link(path, format!("{way}{path}"));
-            "mount --rbind /proc \"$ROOT/proc\"; cd \"$HOST\"; exec 7<\"$HOST\" 8</".to_owned()
-        }));
+        outcomes.extend(through_proc(way));
     }
     outcomes
+}
+
+pub fn links_to_another_process() -> Outcomes {
+    through_proc("/proc/1/root{HOST}")
+}
+
+fn through_proc(way: &str) -> Outcomes {
+    everywhere(|ground, path| {
+        fs::create_dir_all(ground.bundle.path("/proc")).unwrap();
+        let way = way.replace("{HOST}", ground.host("").to_str().unwrap());
+        ground.link(path, format!("{way}{path}"));
+        "mount --rbind /proc \"$ROOT/proc\"; cd \"$HOST\"; exec 7<\"$HOST\" 8</".to_owned()
+    })
 }
 
 /// A directory of the image's that looks like /proc, with links where the magic ones are.
@@ -100,7 +101,7 @@ pub fn a_false_proc() -> Outcomes {
 pub fn inherited_descriptors() -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for (number, path) in components().into_iter().enumerate() {
-        let ground = Ground::new(format!("an inherited descriptor by {path}"));
+        let ground = Ground::at(&path, "an inherited descriptor");
         // Low numbers are what the hook's own calls will get.
         let descriptor = 3 + number % 7;
         ground.link(&path, format!("/proc/self/fd/{descriptor}{path}"));
@@ -156,7 +157,7 @@ pub fn the_hosts_dev() -> Outcomes {
 fn everywhere(script: impl Fn(&Ground, &str) -> String) -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in components() {
-        let ground = Ground::new(format!("mounts for {path}"));
+        let ground = Ground::at(&path, "a link by a mount");
         let script = script(&ground, &path);
         outcomes.extend(start(&ground, &script));
     }
@@ -166,7 +167,7 @@ fn everywhere(script: impl Fn(&Ground, &str) -> String) -> Outcomes {
 fn directories(script: impl Fn(&Ground, &str) -> String) -> Outcomes {
     let mut outcomes = BTreeSet::new();
     for path in components() {
-        let ground = Ground::new(format!("a mount at {path}"));
+        let ground = Ground::at(&path, "a mount");
         if !ground.host(&path).is_dir() {
             continue;
         }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use crate::ATTACKS;
+use crate::common::DIR;
+use crate::{ATTACKS, LIBRARY};
 
 const HEAD: &str = "| attack | what it copies | what happens |\n|---|---|---|\n";
 
@@ -35,11 +36,23 @@ pub fn compare() {
 fn table() -> String {
     let mut table = HEAD.to_owned();
     for attack in ATTACKS {
-        let mut happens: Vec<_> = attack.happens.to_vec();
-        happens.sort();
-        let happens: Vec<_> = happens.iter().map(ToString::to_string).collect();
-        let separator = if attack.exactly { "; " } else { " or " };
+        let happens = attack.happens.iter().map(|(outcome, groups)| match places(groups).as_str() {
+            "" => outcome.to_string(),
+            places => format!("{outcome}: {places}"),
+        });
+        let happens: Vec<_> = happens.collect();
+        let separator = if attack.exactly { "; " } else { ", or " };
         let _ = writeln!(table, "| {} | {} | {} |", attack.name, attack.copies, happens.join(separator));
     }
     table
+}
+
+/// Places in the order of the table, in the page's letters.
+fn places(groups: &[&str]) -> String {
+    let short = |place: &str| {
+        let name = place.replace(LIBRARY, "LIBRARY").replace(DIR, "DIR");
+        format!("`{name}`")
+    };
+    let places: Vec<_> = groups.iter().flat_map(|places| places.split(' ')).map(short).collect();
+    places.join(", ")
 }

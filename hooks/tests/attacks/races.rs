@@ -98,7 +98,8 @@ fn race(ground: &Ground, one: &Path, other: &Path, prepare: impl Fn()) -> (Outco
             (ended, swapping.join().unwrap())
         });
         changes += made;
-        outcomes.extend(classified(&ended, &ground.attempt));
+        let happened = classified(&ended, &ground.attempt).into_iter();
+        outcomes.extend(happened.map(|outcome| (outcome, String::new())));
         places.extend(ground.caches());
         ground.assert_grown_from(&before);
         forget(ground, other);
