@@ -19,6 +19,8 @@ pub enum Need {
     Strace,
     /// A mount namespace of one's own, as root or by a user namespace.
     Mounts,
+    /// Rust's musl target, for which the hook is built where it is installed.
+    Musl,
     /// An x86_64 machine, with ldconfig: layouts are of such hosts.
     X86_64,
 }
@@ -31,6 +33,7 @@ impl Need {
             Self::Gpu => "gpu",
             Self::Strace => "strace",
             Self::Mounts => "mounts",
+            Self::Musl => "musl",
             Self::X86_64 => "x86_64",
         }
     }
@@ -41,6 +44,7 @@ impl Need {
             Self::Gpu => Path::new("/proc/driver/nvidia/version").exists(),
             Self::Strace => Command::new("strace").arg("true").output().is_ok_and(|run| run.status.success()),
             Self::Mounts => unshare_works(),
+            Self::Musl => has_musl(),
             Self::X86_64 => cfg!(target_arch = "x86_64") && Path::new("/sbin/ldconfig").exists(),
         };
         (!there).then_some(match self {
@@ -48,6 +52,7 @@ impl Need {
             Self::Gpu => "needs a GPU and its driver",
             Self::Strace => "needs strace, and to be allowed to trace",
             Self::Mounts => "needs root or user namespaces, to mount in a namespace of its own",
+            Self::Musl => "needs Rust's musl target",
             Self::X86_64 => "needs an x86_64 machine with ldconfig",
         })
     }
@@ -58,6 +63,13 @@ fn unshare_works() -> bool {
     let tried =
         Command::new("unshare").args(user).args(["--mount", "mount", "-t", "tmpfs", "none", "/tmp"]).output();
     tried.is_ok_and(|output| output.status.success())
+}
+
+/// Whether Rust's musl target is installed.
+pub fn has_musl() -> bool {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let asked = Command::new("rustc").args(["--print", "target-libdir", "--target", &target]).output();
+    asked.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
 }
 
 /// A test that runs only where its needs are met.

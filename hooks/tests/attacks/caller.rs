@@ -6,8 +6,8 @@ use std::fs;
 use std::process::Command;
 
 use crate::common::DIR;
-use crate::common::hostile_library::Hostile;
 use crate::ground::{Ground, Outcomes};
+use crate::hostile_library::Hostile;
 
 /// A library whose constructor leaves a mark, by every variable that has the loader load it.
 pub fn environment() -> Outcomes {

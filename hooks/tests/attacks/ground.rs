@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hooks::ldcache::Cache;
 
-use crate::common::built;
+use crate::built;
 use crate::common::{Bundle, CUDA, DIR, Outcome as Run};
 use crate::sentinel::Sentinel;
 

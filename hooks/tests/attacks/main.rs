@@ -1,11 +1,14 @@
 //! Attacks on the static hook, each with what it copies, and what comes of it. docs/attacks.md is this table.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
+#[path = "../common/built.rs"]
+mod built;
 mod caller;
 #[path = "../common/mod.rs"]
 mod common;
 mod files;
 mod ground;
+mod hostile_library;
 mod links;
 mod mounts;
 #[allow(dead_code, reason = "other tests have other needs")]

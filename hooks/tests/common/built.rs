@@ -1,12 +1,11 @@
 //! The static hook, as `packaging/build.sh` builds it: what runs on machines, and what is attacked here. The binary that
 //! `cargo test` builds is dynamic.
 
-// Each test target uses its own part.
-#![allow(dead_code)]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+use crate::needs;
 
 /// The C library that the hook is linked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +20,8 @@ pub fn shipped() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| match std::env::var_os("DIVVY_HOOK") {
         Some(path) => path.into(),
-        None => build(if has_musl() { Libc::Musl } else { Libc::Gnu }),
+        None => build(if needs::has_musl() { Libc::Musl } else { Libc::Gnu }),
     })
-}
-
-/// Whether Rust's musl target is installed.
-pub fn has_musl() -> bool {
-    let asked =
-        Command::new("rustc").args(["--print", "target-libdir", "--target", &target(Libc::Musl)]).output();
-    asked.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
 }
 
 /// Builds the hook, which costs nothing where nothing changed, and gives its path.

@@ -3,9 +3,6 @@
 // Each test target uses its own part.
 #![allow(dead_code)]
 
-pub mod built;
-pub mod hostile_library;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;

@@ -1,8 +1,5 @@
 //! A library whose constructor leaves a mark, and proof that it does (CVE-2025-23266).
 
-// Each test target uses its own part.
-#![allow(dead_code)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
