@@ -2,7 +2,8 @@
 //!
 //! No `ldconfig` runs: the image's is hostile, the host's may not know the image's format, and either costs more than
 //! this. The format is glibc's `sysdeps/generic/dl-cache.h`, what the loader makes of it `elf/dl-cache.c`, what
-//! ldconfig writes `elf/cache.c`. Only the format of glibc 2.2 and later is read, on its own or behind the older one.
+//! ldconfig writes `elf/cache.c`. All that glibc's loader reads is read: the format of 2.2 and later, alone or behind
+//! the older one, and the older one alone. Written is the newer one, which every such loader reads.
 //! A cache comes from the image: every offset is checked, and no cache makes this panic, hang or grow.
 
 mod read;
@@ -42,7 +43,7 @@ const GLIBC_HWCAPS: u32 = 1;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// Neither of glibc's formats.
-    #[error("it is not a library cache of glibc 2.2 or later")]
+    #[error("it is not a library cache of glibc's")]
     Magic,
     /// Written for a machine of the other byte order, or marked invalid.
     #[error("its byte order is not this machine's")]
