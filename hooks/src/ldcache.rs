@@ -148,12 +148,13 @@ impl<'a> Cache<'a> {
     }
 
     /// Puts `ours` before all entries of the same name, in the order given, and drops the copies of them that an
-    /// earlier merge left. Every other entry stays.
+    /// earlier merge left. Every other entry stays, but for a name that could hide one of ours from the loader's search:
+    /// numbers of 32 bits and more wrap there, and three of them may stand in a circle. No library has such a name.
     ///
     /// The loader takes the first entry that fits, so ours win even over `glibc-hwcaps` variants of the same name
     /// (`search_cache` in `elf/dl-cache.c`).
     pub fn merge(&mut self, ours: &[Entry<'a>]) {
-        self.entries.retain(|entry| !ours.contains(entry));
+        self.entries.retain(|entry| !ours.contains(entry) && !hides(entry, ours));
         for entry in ours.iter().rev() {
             let before = |other: &Entry<'_>| compare(other.name, entry.name) == Ordering::Greater;
             let at = self.entries.partition_point(before);
@@ -244,16 +245,29 @@ fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// The order of names in a cache, which the file holds descending: `_dl_cache_libcmp` of `elf/dl-cache.c`, with its
-/// numbers that wrap at 32 bits and its signedness of char, since the loader's binary search goes by just that.
+/// The order of names in a cache, which the file holds descending.
 fn compare(left: &[u8], right: &[u8]) -> Ordering {
-    let (mut left, mut right) = (left, right);
+    walk(left, right).0
+}
+
+/// Whether the place of an entry among `ours` hangs on a number that may wrap.
+fn hides(entry: &Entry<'_>, ours: &[Entry<'_>]) -> bool {
+    let mut numbers = entry.name.split(|byte| !byte.is_ascii_digit());
+    numbers.any(may_wrap) && ours.iter().any(|our| walk(entry.name, our.name).1)
+}
+
+/// Compares two names and says whether a number that may wrap was met on the way. This is `_dl_cache_libcmp` of
+/// `elf/dl-cache.c`, with its numbers that wrap at 32 bits and its signedness of char, since the loader's binary search
+/// goes by just that.
+fn walk(left: &[u8], right: &[u8]) -> (Ordering, bool) {
+    let (mut left, mut right, mut wraps) = (left, right, false);
     loop {
         let ordering = match (left.first(), right.first()) {
-            (None, None) => return Ordering::Equal,
+            (None, None) => return (Ordering::Equal, wraps),
             (Some(a), Some(b)) if a.is_ascii_digit() && b.is_ascii_digit() => {
-                let difference = number(&mut left).wrapping_sub(number(&mut right));
-                difference.cmp(&0)
+                let (a, b) = (digits(&mut left), digits(&mut right));
+                wraps |= may_wrap(a) || may_wrap(b);
+                number(a).wrapping_sub(number(b)).cmp(&0)
             }
             (Some(a), _) if a.is_ascii_digit() => Ordering::Greater,
             (_, Some(b)) if b.is_ascii_digit() => Ordering::Less,
@@ -264,16 +278,24 @@ fn compare(left: &[u8], right: &[u8]) -> Ordering {
             }
         };
         if ordering != Ordering::Equal {
-            return ordering;
+            return (ordering, wraps);
         }
     }
 }
 
-fn number(text: &mut &[u8]) -> i32 {
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (number, rest) = text.split_at(digits);
+fn digits<'a>(text: &mut &'a [u8]) -> &'a [u8] {
+    let (digits, rest) = text.split_at(text.iter().take_while(|byte| byte.is_ascii_digit()).count());
     *text = rest;
-    number.iter().fold(0i32, |value, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
+    digits
+}
+
+/// Nine digits always fit in 31 bits.
+fn may_wrap(digits: &[u8]) -> bool {
+    digits.len() > 9
+}
+
+fn number(digits: &[u8]) -> i32 {
+    digits.iter().fold(0i32, |value, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
 }
 
 fn character(byte: Option<&u8>) -> c_char {

@@ -134,6 +134,23 @@ fn ours_come_first_and_once() {
     assert_eq!(again.to_bytes(), bytes);
 }
 
+/// In the loader's arithmetic 2147483649 is less than 1, and 1 less than 2147483649.
+#[test]
+fn a_name_that_hides_ours_makes_way() {
+    let theirs = ["libcudb.so.3000000000", "libcuda.so.2147483649", "libcud.so.2147483649"];
+    let entries = theirs.map(|name| Entry::new(name, Path::new("/lib/image")));
+    let mut cache = Cache { entries: entries.to_vec(), ..Cache::default() };
+    assert_eq!(Cache::parse(&cache.to_bytes()).unwrap(), cache);
+    let ours = [Entry::new("libcuda.so.1", Path::new("/driver/libcuda.so.1"))];
+    cache.merge(&ours);
+    let bytes = cache.to_bytes();
+    let mut again = Cache::parse(&bytes).unwrap();
+    let names: Vec<_> = again.libraries().map(|(name, _)| name).collect();
+    assert_eq!(names, ["libcudb.so.3000000000", "libcuda.so.1", "libcud.so.2147483649"]);
+    again.merge(&ours);
+    assert_eq!(again.to_bytes(), bytes);
+}
+
 #[test]
 fn malformed_caches_are_named() {
     let good = sample().to_bytes();
