@@ -43,7 +43,7 @@ impl<'a> Cache<'a> {
             return Err(Error::ByteOrder);
         }
         let count = table.u32(COUNT, 20)?;
-        // Offsets of strings count from the table, those of the extensions from the file.
+        // Offsets of libraries' strings count from the table, all those of the extensions from the file.
         let mut strings = Strings { table, spent: 0 };
         let mut cache = Self { entries: Vec::new(), hwcaps: Vec::new(), generator: b"" };
         match table.u32("the place of the extensions", 32)? {
@@ -85,7 +85,10 @@ impl<'a> Cache<'a> {
                 strings.spend(data.len())?;
                 self.generator = data;
             } else if tag == GLIBC_HWCAPS as usize {
-                let names = data.chunks_exact(4).map(|at| strings.at(File(at).u32("a subdirectory", 0)?));
+                // As the loader counts them. ldconfig counts from the table: behind the older format its names are
+                // lost on the loader, which then takes no library of such a subdirectory, and so it stays.
+                let names =
+                    data.chunks_exact(4).map(|at| strings.string(file, File(at).u32("a subdirectory", 0)?));
                 self.hwcaps = names.collect::<Result<_, _>>()?;
             }
         }
@@ -143,7 +146,11 @@ struct Strings<'a> {
 
 impl<'a> Strings<'a> {
     fn at(&mut self, offset: usize) -> Result<&'a [u8], Error> {
-        let rest = self.table.0.get(offset..).ok_or(Error::Truncated { what: "a string", offset })?;
+        self.string(self.table, offset)
+    }
+
+    fn string(&mut self, base: File<'a>, offset: usize) -> Result<&'a [u8], Error> {
+        let rest = base.0.get(offset..).ok_or(Error::Truncated { what: "a string", offset })?;
         let rest = &rest[..rest.len().min(STRING_LIMIT)];
         let length = rest.iter().position(|&byte| byte == 0).ok_or(Error::Unterminated { offset })?;
         self.spend(length + 1)?;
