@@ -148,13 +148,19 @@ impl<'a> Cache<'a> {
     }
 
     /// Puts `ours` before all entries of the same name, in the order given, and drops the copies of them that an
-    /// earlier merge left. Every other entry stays, but for a name that could hide one of ours from the loader's search:
+    /// earlier merge left. Every other entry stays, but for names that could hide one of ours from the loader's search:
     /// numbers of 32 bits and more wrap there, and three of them may stand in a circle. No library has such a name.
     ///
     /// The loader takes the first entry that fits, so ours win even over `glibc-hwcaps` variants of the same name
     /// (`search_cache` in `elf/dl-cache.c`).
     pub fn merge(&mut self, ours: &[Entry<'a>]) {
-        self.entries.retain(|entry| !ours.contains(entry) && !hides(entry, ours));
+        self.entries.retain(|entry| !ours.contains(entry));
+        let count = self.entries.len();
+        self.entries.retain(|entry| !hides(entry, ours));
+        if self.entries.len() < count {
+            // What is gone may have been all that kept its neighbours in order.
+            self.entries.dedup_by(|entry, last| compare(last.name, entry.name) == Ordering::Less);
+        }
         for entry in ours.iter().rev() {
             let before = |other: &Entry<'_>| compare(other.name, entry.name) == Ordering::Greater;
             let at = self.entries.partition_point(before);

@@ -134,21 +134,29 @@ fn ours_come_first_and_once() {
     assert_eq!(again.to_bytes(), bytes);
 }
 
-/// In the loader's arithmetic 2147483649 is less than 1, and 1 less than 2147483649.
+/// In the loader's arithmetic 2147483649 is less than 1 and 1 less than 2147483649; and 5 is more than 2147483654, which
+/// is more than 7.
 #[test]
-fn a_name_that_hides_ours_makes_way() {
-    let theirs = ["libcudb.so.3000000000", "libcuda.so.2147483649", "libcud.so.2147483649"];
-    let entries = theirs.map(|name| Entry::new(name, Path::new("/lib/image")));
-    let mut cache = Cache { entries: entries.to_vec(), ..Cache::default() };
-    assert_eq!(Cache::parse(&cache.to_bytes()).unwrap(), cache);
-    let ours = [Entry::new("libcuda.so.1", Path::new("/driver/libcuda.so.1"))];
-    cache.merge(&ours);
-    let bytes = cache.to_bytes();
-    let mut again = Cache::parse(&bytes).unwrap();
-    let names: Vec<_> = again.libraries().map(|(name, _)| name).collect();
-    assert_eq!(names, ["libcudb.so.3000000000", "libcuda.so.1", "libcud.so.2147483649"]);
-    again.merge(&ours);
-    assert_eq!(again.to_bytes(), bytes);
+fn names_that_hide_ours_make_way() {
+    for (theirs, merged) in [
+        (
+            ["libcudb.so.3000000000", "libcuda.so.2147483649", "libcud.so.2147483649"],
+            &["libcudb.so.3000000000", "libcuda.so.1", "libcud.so.2147483649"][..],
+        ),
+        (["libcuda.so.5", "libcuda.so.2147483654", "libcuda.so.7"], &["libcuda.so.5", "libcuda.so.1"]),
+    ] {
+        let entries = theirs.map(|name| Entry::new(name, Path::new("/lib/image")));
+        let mut cache = Cache { entries: entries.to_vec(), ..Cache::default() };
+        assert_eq!(Cache::parse(&cache.to_bytes()).unwrap(), cache);
+        let ours = [Entry::new("libcuda.so.1", Path::new("/driver/libcuda.so.1"))];
+        cache.merge(&ours);
+        let bytes = cache.to_bytes();
+        let mut again = Cache::parse(&bytes).unwrap();
+        let names: Vec<_> = again.libraries().map(|(name, _)| name).collect();
+        assert_eq!(names, merged);
+        again.merge(&ours);
+        assert_eq!(again.to_bytes(), bytes);
+    }
 }
 
 #[test]
