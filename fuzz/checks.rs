@@ -29,7 +29,9 @@ pub fn library_cache(bytes: &[u8]) {
     let plain = || libraries.iter().filter(|(name, _)| !may_wrap(name));
     ours.extend(plain().take(4).map(|(name, _)| (*name, Path::new("/driver/other"))));
     ours.extend(plain().next_back());
-    let entries: Vec<_> = ours.iter().map(|(name, path)| Entry::new(name, path)).collect();
+    let mut entries: Vec<_> = ours.iter().map(|(name, path)| Entry::new(name, path)).collect();
+    entries
+        .push(Entry::new("libcuda.so.2147483649", Path::new("/usr/local/cuda/compat/libcuda.so.2147483649")));
     let mut merged = cache.clone();
     merged.merge(&entries);
 

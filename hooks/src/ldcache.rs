@@ -148,19 +148,19 @@ impl<'a> Cache<'a> {
     }
 
     /// Puts `ours` before all entries of the same name, in the order given, and drops the copies of them that an
-    /// earlier merge left. Every other entry stays, but for names that could hide one of ours from the loader's search:
-    /// numbers of 32 bits and more wrap there, and three of them may stand in a circle. No library has such a name.
+    /// earlier merge left. Every other entry stays.
     ///
     /// The loader takes the first entry that fits, so ours win even over `glibc-hwcaps` variants of the same name
     /// (`search_cache` in `elf/dl-cache.c`).
+    ///
+    /// But the numbers in names wrap there at 32 bits, and three that do may stand in a circle in which the search loses
+    /// its way. So of ours, which an image may have named, none with such a number is entered, and of the others those
+    /// are dropped that could hide one of ours. No library is called so.
     pub fn merge(&mut self, ours: &[Entry<'a>]) {
-        self.entries.retain(|entry| !ours.contains(entry));
-        let count = self.entries.len();
-        self.entries.retain(|entry| !hides(entry, ours));
-        if self.entries.len() < count {
-            // What is gone may have been all that kept its neighbours in order.
-            self.entries.dedup_by(|entry, last| compare(last.name, entry.name) == Ordering::Less);
-        }
+        let ours: Vec<_> = ours.iter().filter(|entry| !has_long_number(entry.name)).copied().collect();
+        self.entries.retain(|entry| !ours.contains(entry) && !hides(entry, &ours));
+        // In a circle, what is gone may have been all that kept its neighbours in order.
+        self.entries.dedup_by(|entry, last| compare(last.name, entry.name) == Ordering::Less);
         for entry in ours.iter().rev() {
             let before = |other: &Entry<'_>| compare(other.name, entry.name) == Ordering::Greater;
             let at = self.entries.partition_point(before);
@@ -258,8 +258,11 @@ fn compare(left: &[u8], right: &[u8]) -> Ordering {
 
 /// Whether the place of an entry among `ours` hangs on a number that may wrap.
 fn hides(entry: &Entry<'_>, ours: &[Entry<'_>]) -> bool {
-    let mut numbers = entry.name.split(|byte| !byte.is_ascii_digit());
-    numbers.any(may_wrap) && ours.iter().any(|our| walk(entry.name, our.name).1)
+    has_long_number(entry.name) && ours.iter().any(|our| walk(entry.name, our.name).1)
+}
+
+fn has_long_number(name: &[u8]) -> bool {
+    name.split(|byte| !byte.is_ascii_digit()).any(may_wrap)
 }
 
 /// Compares two names and says whether a number that may wrap was met on the way. This is `_dl_cache_libcmp` of

@@ -148,7 +148,10 @@ fn names_that_hide_ours_make_way() {
         let entries = theirs.map(|name| Entry::new(name, Path::new("/lib/image")));
         let mut cache = Cache { entries: entries.to_vec(), ..Cache::default() };
         assert_eq!(Cache::parse(&cache.to_bytes()).unwrap(), cache);
-        let ours = [Entry::new("libcuda.so.1", Path::new("/driver/libcuda.so.1"))];
+        let ours = [
+            Entry::new("libcuda.so.1", Path::new("/driver/libcuda.so.1")),
+            Entry::new("libcuda.so.2147483649", Path::new("/usr/local/cuda/compat/libcuda.so.2147483649")),
+        ];
         cache.merge(&ours);
         let bytes = cache.to_bytes();
         let mut again = Cache::parse(&bytes).unwrap();
