@@ -75,6 +75,25 @@ other() {
   mv /etc/cdi/.other.tmp /etc/cdi/other.json
 }
 
+# bundles: one for runc itself, and one with what CDI's specification makes of GPU 0 in it.
+bundles() {
+  local spec=/var/run/cdi/divvy.json hook mounts='' nodes='' node
+  local base='{"destination":"/proc","type":"proc","source":"proc"},{"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["mode=755"]}'
+  hook=$(sed -n 's/.*{"hookName":"createContainer",\(.*\]\)}.*/{\1}/p' $spec)
+  mounts=$(sed -n '/^"containerEdits"/,$s/.*{"hostPath":"\(.*\)","containerPath":"\(.*\)","type":"bind","options":\(\[[^]]*\]\)}.*/,{"source":"\1","destination":"\2","type":"bind","options":\3}/p' $spec)
+  for node in nvidia0 nvidiactl nvidia-uvm nvidia-uvm-tools nvidia-modeset; do
+    nodes+=",{\"path\":\"/dev/$node\",\"type\":\"c\",\"major\":$((16#$(stat -c %t /dev/$node))),\"minor\":$((16#$(stat -c %T /dev/$node))),\"fileMode\":438}"
+  done
+  [ -n "$hook" ] && [ "$(wc -l <<<"$mounts")" -gt 20 ] || { echo "error: hook and mounts were not found in the spec" >&2; exit 1; }
+  config() { # config DIR MOUNTS NODES HOOKS
+    mkdir -p "$1/rootfs"
+    tar -x -C "$1/rootfs" -f /images/bb.tar
+    echo "{\"ociVersion\":\"1.0.2\",\"process\":{\"user\":{\"uid\":0,\"gid\":0},\"args\":[\"/bin/true\"],\"cwd\":\"/\"},\"root\":{\"path\":\"rootfs\"},\"mounts\":[$base$2],\"hooks\":{\"createContainer\":[$4]},\"linux\":{\"namespaces\":[{\"type\":\"pid\"},{\"type\":\"mount\"},{\"type\":\"ipc\"},{\"type\":\"uts\"}],\"devices\":[${3#,}],\"resources\":{\"devices\":[{\"allow\":true,\"access\":\"rwm\"}]}}}" >"$1/config.json"
+  }
+  config without '' '' ''
+  config with "$mounts" "$nodes" "$hook"
+}
+
 echo "container start, medians:"
 divvy --quiet generate --host sim:h100x8 --output /var/run/cdi/divvy.json 2>/dev/null
 for engine in "${engines[@]}"; do
@@ -85,6 +104,13 @@ for engine in "${engines[@]}"; do
   done
   ratio "$engine" "with a GPU" "$engine.gpu" "without" "$engine.none"
 done
+# A fresh root each time would be measured with the disk that it is made on: this is a container's second start.
+bundles
+for ((i = 0; i < RUNS * 2 + 1; i++)); do
+  timed runc.none runc run --bundle without bench-without
+  timed runc.gpu runc run --bundle with bench-with
+done
+ratio "runc itself" "with a GPU" runc.gpu "without" runc.none
 rm /var/run/cdi/divvy.json
 
 # In blocks: each change of the spec directory is read once by Docker, which is not what is measured.

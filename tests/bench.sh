@@ -63,7 +63,10 @@ calls() { strace -f -o "$work/calls" "$@" >/dev/null 2>&1; grep -c ' = ' "$work/
 echo "sizes in bytes: divvy $(stat -c %s "$bin/divvy"), divvy-hook $(stat -c %s "$bin/divvy-hook"), spec of 8 GPUs $(stat -c %s "$work/divvy.json")"
 echo "NVML in one generate: $(tr '\n' ' ' <"$work/nvml.log")"
 
-# A root like an image's: 60 of this machine's libraries, a cache of them, and the driver's as an engine mounts them.
+# A root like an image's: 60 of this machine's libraries, a cache of them, and the driver's as an engine mounts them. It is
+# in memory: what a disk takes to make a file would drown the rest.
+mkdir "$work/bundle"
+mount -t tmpfs tmpfs "$work/bundle"
 root=$work/bundle/rootfs
 inside=$root/${lib#"$work/host"}
 mkdir -p "$inside" "$root/etc"
@@ -71,8 +74,8 @@ find "${lib#"$work/host"}" -maxdepth 1 -type f -name 'lib*.so.*' | sort | head -
 echo "${lib#"$work/host"}" >"$root/etc/ld.so.conf"
 ldconfig -r "$root"
 libraries=$(ldconfig -r "$root" -p | grep -c ' => ')
-find "$lib" -maxdepth 1 -type f -exec cp -t "$inside" {} +
-cp -a "$root" "$work/fresh"
+(cd "$lib" && find . -type f -exec cp --parents -t "$inside" {} +)
+cp -a "$root" "$work/bundle/fresh"
 printf '{"root":{"path":"rootfs"}}' >"$work/bundle/config.json"
 printf '{"ociVersion":"1.0.2","id":"bench","status":"creating","pid":1,"bundle":"%s"}' "$work/bundle" >"$work/state"
 mapfile -t args < <("$bin/divvy" generate --host sim:h100x8 --format yaml | sed -n "/args:/,/env:/s/^ *- '\(.*\)'$/\1/p" | tail -n +2)
@@ -101,7 +104,7 @@ a() { hook; }
 b() { ldconfig -r "$root"; }
 pair "divvy-hook, next starts" "ldconfig -r, same root"
 # The first start, on a fresh root; ldconfig makes the SONAMEs' links and the cache, and no others.
-before() { rm -rf "$root"; cp -a "$work/fresh" "$root"; }
+before() { rm -rf "$root"; cp -a "$work/bundle/fresh" "$root"; }
 before; hook
 echo "a first start: $libraries libraries of the image, $(grep -c '^--library' <(printf '%s\n' "${args[@]}")) of the driver, $(find "$root" -newer "$work/state" -type l | wc -l) links made"
 pair "divvy-hook, first start" "ldconfig -r, same root"
