@@ -20,7 +20,8 @@ use crate::rootfs::{self, Change, Root};
 use loader::{CACHE, Libraries};
 
 /// Directories in /dev in which the driver's nodes lie.
-const DEVICE_DIRECTORIES: [&str; 4] = ["/dri", "/nvidia-caps", "/nvidia-caps-imex-channels", "/infiniband"];
+const DEVICE_DIRECTORIES: [&str; 4] =
+    ["/dev/dri", "/dev/nvidia-caps", "/dev/nvidia-caps-imex-channels", "/dev/infiniband"];
 
 /// What could not be done.
 #[derive(Debug, Error)]
@@ -78,16 +79,9 @@ pub enum Note {
         /// Why it is unusable.
         why: String,
     },
-    /// A link for a device could not be made. Programs find the device by its own name.
-    DeviceLink {
-        /// The link, in the container.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// The directories that device nodes lie in could not be opened to all users of the container.
-    DeviceDirectory {
-        /// The directory, in the container.
+    /// A link to a device could not be made, or the directory of one not opened to all users.
+    Device {
+        /// The link or directory, in the container.
         path: PathBuf,
         /// Why.
         why: String,
@@ -112,8 +106,7 @@ impl fmt::Display for Note {
                 write!(f, "left {path:?} alone: a volume is mounted at or above it")
             }
             Self::CacheReplaced { why } => write!(f, "replaced {CACHE:?} of the image: {why}"),
-            Self::DeviceLink { path, why } => write!(f, "cannot link {path:?}: {why}"),
-            Self::DeviceDirectory { path, why } => write!(f, "cannot open {path:?} to all users: {why}"),
+            Self::Device { path, why } => write!(f, "left {path:?} as it is: {why}"),
             Self::Compat { why } => {
                 write!(f, "the image's {:?} is not used: {why}", compat::DIRECTORY)
             }
@@ -211,39 +204,38 @@ impl Pass<'_> {
     /// start depends on either.
     fn devices(&mut self, links: &[Link]) {
         let is_there = |link: &&Link| {
-            let found = self.root.device_minor(&destination(link));
-            found.is_ok_and(|minor| minor.is_some())
+            let minor = self.root.device_minor(&destination(link));
+            minor.is_ok_and(|minor| minor.is_some())
         };
-        let wanted: Vec<&Link> = links.iter().filter(is_there).collect();
+        let links: Vec<&Link> = links.iter().filter(is_there).collect();
+        let closed = DEVICE_DIRECTORIES.map(Path::new).into_iter();
+        let closed: Vec<&Path> =
+            closed.filter(|path| self.root.is_closed(path).is_ok_and(|closed| closed)).collect();
+        let mut wanted = links.iter().map(|link| link.path.as_path()).chain(closed.iter().copied());
+        let Some(first) = wanted.next() else { return };
         let devices = match self.root.devices() {
             Ok(devices) => devices,
-            Err(error) => {
-                // A user who put the host's /dev there has no need of links.
-                let first = wanted.first().map(|link| link.path.clone());
-                self.report.notes.extend(first.map(|path| Note::DeviceLink { path, why: why(&error) }));
-                return;
-            }
+            Err(error) => return self.no_device(first, &error),
         };
-        for link in wanted {
-            let below = link.path.strip_prefix("/dev").unwrap_or(&link.path);
-            match devices.symlink(&link.target, &Path::new("/").join(below)) {
-                Ok(Change::Made) => self.report.written.push(link.path.clone()),
-                Ok(Change::Unchanged) => {}
-                Err(error) => {
-                    self.report.notes.push(Note::DeviceLink { path: link.path.clone(), why: why(&error) });
-                }
-            }
+        let below = |path: &Path| Path::new("/").join(path.strip_prefix("/dev").unwrap_or(path));
+        for link in links {
+            self.device(&link.path, devices.symlink(&link.target, &below(&link.path)));
         }
-        for directory in DEVICE_DIRECTORIES {
-            let path = || Path::new("/dev").join(directory.trim_start_matches('/'));
-            match devices.open_to_all(Path::new(directory)) {
-                Ok(Change::Made) => self.report.written.push(path()),
-                Ok(Change::Unchanged) => {}
-                Err(error) => {
-                    self.report.notes.push(Note::DeviceDirectory { path: path(), why: why(&error) });
-                }
-            }
+        for path in closed {
+            self.device(path, devices.open_to_all(&below(path)));
         }
+    }
+
+    fn device(&mut self, path: &Path, done: Result<Change, rootfs::Error>) {
+        match done {
+            Ok(Change::Made) => self.report.written.push(path.to_owned()),
+            Ok(Change::Unchanged) => {}
+            Err(error) => self.no_device(path, &error),
+        }
+    }
+
+    fn no_device(&mut self, path: &Path, error: &rootfs::Error) {
+        self.report.notes.push(Note::Device { path: path.to_owned(), why: why(error) });
     }
 
     fn put(&mut self, path: &Path, present: &[u8], wanted: &[u8]) -> Result<(), rootfs::Error> {

@@ -2,7 +2,8 @@
 //!
 //! No `ldconfig` runs: the image's is hostile, the host's may not know the image's format, and either costs more than
 //! this. The format is glibc's `sysdeps/generic/dl-cache.h`, what the loader makes of it `elf/dl-cache.c`, what
-//! ldconfig writes `elf/cache.c`. Only the format of glibc 2.2 and later is read, on its own or behind the older one.
+//! ldconfig writes `elf/cache.c`. All that glibc's loader reads is read: the format of 2.2 and later, alone or behind
+//! the older one, and the older one alone. Written is the newer one, which every such loader reads.
 //! A cache comes from the image: every offset is checked, and no cache makes this panic, hang or grow.
 
 mod read;
@@ -42,7 +43,7 @@ const GLIBC_HWCAPS: u32 = 1;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// Neither of glibc's formats.
-    #[error("it is not a library cache of glibc 2.2 or later")]
+    #[error("it is not a library cache of glibc's")]
     Magic,
     /// Written for a machine of the other byte order, or marked invalid.
     #[error("its byte order is not this machine's")]
@@ -147,12 +148,19 @@ impl<'a> Cache<'a> {
     }
 
     /// Puts `ours` before all entries of the same name, in the order given, and drops the copies of them that an
-    /// earlier merge left. Every other entry stays.
+    /// earlier merge left. Every other entry stays, but for names that could hide one of ours from the loader's search:
+    /// numbers of 32 bits and more wrap there, and three of them may stand in a circle. No library has such a name.
     ///
     /// The loader takes the first entry that fits, so ours win even over `glibc-hwcaps` variants of the same name
     /// (`search_cache` in `elf/dl-cache.c`).
     pub fn merge(&mut self, ours: &[Entry<'a>]) {
         self.entries.retain(|entry| !ours.contains(entry));
+        let count = self.entries.len();
+        self.entries.retain(|entry| !hides(entry, ours));
+        if self.entries.len() < count {
+            // What is gone may have been all that kept its neighbours in order.
+            self.entries.dedup_by(|entry, last| compare(last.name, entry.name) == Ordering::Less);
+        }
         for entry in ours.iter().rev() {
             let before = |other: &Entry<'_>| compare(other.name, entry.name) == Ordering::Greater;
             let at = self.entries.partition_point(before);
@@ -243,16 +251,29 @@ fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// The order of names in a cache, which the file holds descending: `_dl_cache_libcmp` of `elf/dl-cache.c`, with its
-/// numbers that wrap at 32 bits and its signedness of char, since the loader's binary search goes by just that.
+/// The order of names in a cache, which the file holds descending.
 fn compare(left: &[u8], right: &[u8]) -> Ordering {
-    let (mut left, mut right) = (left, right);
+    walk(left, right).0
+}
+
+/// Whether the place of an entry among `ours` hangs on a number that may wrap.
+fn hides(entry: &Entry<'_>, ours: &[Entry<'_>]) -> bool {
+    let mut numbers = entry.name.split(|byte| !byte.is_ascii_digit());
+    numbers.any(may_wrap) && ours.iter().any(|our| walk(entry.name, our.name).1)
+}
+
+/// Compares two names and says whether a number that may wrap was met on the way. This is `_dl_cache_libcmp` of
+/// `elf/dl-cache.c`, with its numbers that wrap at 32 bits and its signedness of char, since the loader's binary search
+/// goes by just that.
+fn walk(left: &[u8], right: &[u8]) -> (Ordering, bool) {
+    let (mut left, mut right, mut wraps) = (left, right, false);
     loop {
         let ordering = match (left.first(), right.first()) {
-            (None, None) => return Ordering::Equal,
+            (None, None) => return (Ordering::Equal, wraps),
             (Some(a), Some(b)) if a.is_ascii_digit() && b.is_ascii_digit() => {
-                let difference = number(&mut left).wrapping_sub(number(&mut right));
-                difference.cmp(&0)
+                let (a, b) = (digits(&mut left), digits(&mut right));
+                wraps |= may_wrap(a) || may_wrap(b);
+                number(a).wrapping_sub(number(b)).cmp(&0)
             }
             (Some(a), _) if a.is_ascii_digit() => Ordering::Greater,
             (_, Some(b)) if b.is_ascii_digit() => Ordering::Less,
@@ -263,16 +284,24 @@ fn compare(left: &[u8], right: &[u8]) -> Ordering {
             }
         };
         if ordering != Ordering::Equal {
-            return ordering;
+            return (ordering, wraps);
         }
     }
 }
 
-fn number(text: &mut &[u8]) -> i32 {
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (number, rest) = text.split_at(digits);
+fn digits<'a>(text: &mut &'a [u8]) -> &'a [u8] {
+    let (digits, rest) = text.split_at(text.iter().take_while(|byte| byte.is_ascii_digit()).count());
     *text = rest;
-    number.iter().fold(0i32, |value, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
+    digits
+}
+
+/// Nine digits always fit in 31 bits.
+fn may_wrap(digits: &[u8]) -> bool {
+    digits.len() > 9
+}
+
+fn number(digits: &[u8]) -> i32 {
+    digits.iter().fold(0i32, |value, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
 }
 
 fn character(byte: Option<&u8>) -> c_char {

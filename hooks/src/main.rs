@@ -92,7 +92,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 /// Writes a line for whoever started the container. Engines may have closed standard error; that is no reason to fail.
 fn say(kind: &str, what: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{kind}: divvy-hook: {what}");
+    // In one call: runtimes start hooks of several containers at once.
+    let _ = std::io::stderr().write_all(format!("{kind}: divvy-hook: {what}\n").as_bytes());
 }
 
 fn hint(hint: Option<&str>) {

@@ -11,12 +11,14 @@ mod proc;
 mod resolve;
 mod write;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -101,6 +103,8 @@ impl Error {
 pub struct Root {
     handle: OwnedFd,
     owner: (u32, u32),
+    /// The directory that was written in last: most links lie in one.
+    last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
 }
 
 /// Whether something had to be done.
@@ -125,7 +129,7 @@ impl Root {
         if (ours.st_dev, ours.st_ino) == (host.st_dev, host.st_ino) {
             return Err(Error::HostRoot { path: path.to_owned() });
         }
-        Ok(Self { handle, owner: (ours.st_uid, ours.st_gid) })
+        Ok(Self { handle, owner: (ours.st_uid, ours.st_gid), last: RefCell::default() })
     }
 
     /// User and group that own the root directory, as numbers of this process's user namespace.

@@ -17,6 +17,10 @@ pub enum Need {
     Gpu,
     /// strace, which counts system calls.
     Strace,
+    /// A mount namespace of one's own, as root or by a user namespace.
+    Mounts,
+    /// Rust's musl target, for which the hook is built where it is installed.
+    Musl,
     /// An x86_64 machine, with ldconfig: layouts are of such hosts.
     X86_64,
 }
@@ -28,6 +32,8 @@ impl Need {
             Self::Root => "root",
             Self::Gpu => "gpu",
             Self::Strace => "strace",
+            Self::Mounts => "mounts",
+            Self::Musl => "musl",
             Self::X86_64 => "x86_64",
         }
     }
@@ -37,15 +43,33 @@ impl Need {
             Self::Root => nix::unistd::geteuid().is_root(),
             Self::Gpu => Path::new("/proc/driver/nvidia/version").exists(),
             Self::Strace => Command::new("strace").arg("true").output().is_ok_and(|run| run.status.success()),
+            Self::Mounts => unshare_works(),
+            Self::Musl => has_musl(),
             Self::X86_64 => cfg!(target_arch = "x86_64") && Path::new("/sbin/ldconfig").exists(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
             Self::Gpu => "needs a GPU and its driver",
             Self::Strace => "needs strace, and to be allowed to trace",
+            Self::Mounts => "needs root or user namespaces, to mount in a namespace of its own",
+            Self::Musl => "needs Rust's musl target",
             Self::X86_64 => "needs an x86_64 machine with ldconfig",
         })
     }
+}
+
+fn unshare_works() -> bool {
+    let user: &[&str] = if nix::unistd::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+    let tried =
+        Command::new("unshare").args(user).args(["--mount", "mount", "-t", "tmpfs", "none", "/tmp"]).output();
+    tried.is_ok_and(|output| output.status.success())
+}
+
+/// Whether Rust's musl target is installed.
+pub fn has_musl() -> bool {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let asked = Command::new("rustc").args(["--print", "target-libdir", "--target", &target]).output();
+    asked.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir())
 }
 
 /// A test that runs only where its needs are met.

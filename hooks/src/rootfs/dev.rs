@@ -2,6 +2,7 @@
 //! put the host's there instead (`-v /dev:/dev`), or a volume, and both can be tmpfs too. What tells them apart is where
 //! else they are mounted: when a hook runs, the host's mounts are still in sight.
 
+use std::cell::RefCell;
 use std::fs::{Permissions, read_link, set_permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -27,6 +28,15 @@ impl Root {
     pub fn device_minor(&self, path: &Path) -> Result<Option<u64>, Error> {
         let found = self.look(path, Mounts::Cross)?.map(|(_, stat)| stat);
         Ok(found.filter(|stat| kind(stat) == SFlag::S_IFCHR).map(|stat| minor(stat.st_rdev)))
+    }
+
+    /// Whether `path` leads to a directory that not every user may enter.
+    ///
+    /// # Errors
+    /// Anything but its absence.
+    pub fn is_closed(&self, path: &Path) -> Result<bool, Error> {
+        let found = self.look(path, Mounts::Cross)?;
+        Ok(found.is_some_and(|(_, stat)| kind(&stat) == SFlag::S_IFDIR && stat.st_mode & ENTER != ENTER))
     }
 
     /// Lets every user into the directory `path`, if there is one.
@@ -61,6 +71,6 @@ impl Root {
         if !is_mounted_there_alone(&number, &place).map_err(|errno| failed("read", dev, errno))? {
             return Err(foreign());
         }
-        Ok(Self { handle, owner: self.owner })
+        Ok(Self { handle, owner: self.owner, last: RefCell::default() })
     }
 }

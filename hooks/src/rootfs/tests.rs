@@ -149,7 +149,7 @@ fn only_regular_files_of_bounded_size_are_read() {
 fn other_mounts_are_seen_and_neither_read_nor_written() {
     // Not a container's root: the host's, reached by a handle that the check in `open` would have refused.
     let handle = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
-    let root = Root { handle, owner: (0, 0) };
+    let root = Root { handle, owner: (0, 0), last: RefCell::default() };
     assert!(root.is_file(Path::new("/proc/version")).unwrap());
     assert!(!root.is_file(Path::new("/proc/self/root/etc/passwd")).unwrap_or_default(), "a magic link");
     let read = root.read(Path::new("/proc/version"), 1 << 20);

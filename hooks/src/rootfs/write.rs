@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -38,12 +39,15 @@ impl Root {
     /// [`Error::Directory`]; [`Error::ForeignMount`]; what the calls said.
     pub fn symlink(&self, target: &str, path: &Path) -> Result<Change, Error> {
         let place = self.place(path)?;
-        if let Some(present) = place.in_the_way()?
-            && readlinkat(&present, "").is_ok_and(|present| present == target)
-        {
+        let present = match symlinkat(target, &*place.directory, place.name) {
+            Ok(()) => return Ok(Change::Made),
+            Err(Errno::EEXIST) => place.in_the_way()?,
+            Err(errno) => return Err(failed("symlinkat", path, errno)),
+        };
+        if present.is_some_and(|present| readlinkat(&present, "").is_ok_and(|present| present == target)) {
             return Ok(Change::Unchanged);
         }
-        let create = |name: &OsStr| symlinkat(target, &place.directory, name);
+        let create = |name: &OsStr| symlinkat(target, &*place.directory, name);
         let (temporary, ()) = place.create("symlinkat", create)?;
         place.rename_here(&temporary)?;
         Ok(Change::Made)
@@ -82,7 +86,7 @@ impl Root {
     pub fn replace(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
         let place = self.place(path)?;
         place.in_the_way()?;
-        let new = |name: &OsStr| create(&place.directory, name, FILE_MODE);
+        let new = |name: &OsStr| create(&*place.directory, name, FILE_MODE);
         let (temporary, handle) = place.create("openat2", new)?;
         if let Err((call, errno)) = write(handle, content) {
             place.discard(&temporary);
@@ -95,10 +99,15 @@ impl Root {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(failed("openat2", path, Errno::EINVAL));
         };
-        let directory = self.directory(parent, MOST_LINKS).map_err(|error| match error {
-            Error::ForeignMount { .. } => Error::ForeignMount { path: path.to_owned() },
-            error => error,
-        })?;
+        let last = self.last.borrow().as_ref().filter(|(last, _)| last == parent).map(|(_, at)| Rc::clone(at));
+        let directory = match last {
+            Some(directory) => directory,
+            None => Rc::new(self.directory(parent, MOST_LINKS).map_err(|error| match error {
+                Error::ForeignMount { .. } => Error::ForeignMount { path: path.to_owned() },
+                error => error,
+            })?),
+        };
+        *self.last.borrow_mut() = Some((parent.to_owned(), Rc::clone(&directory)));
         Ok(Place { directory, name, path })
     }
 
@@ -135,7 +144,7 @@ fn split(path: &Path) -> Option<(&Path, &OsStr)> {
 
 /// A name in a directory that is held open.
 struct Place<'a> {
-    directory: OwnedFd,
+    directory: Rc<OwnedFd>,
     name: &'a OsStr,
     /// What both come from, for messages.
     path: &'a Path,
@@ -144,7 +153,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// The file or link that a rename would replace, if there is one and it may be replaced.
     fn in_the_way(&self) -> Result<Option<OwnedFd>, Error> {
-        let present = match find(&self.directory, self.name, OFlag::O_NOFOLLOW, Mounts::Stay) {
+        let present = match find(&*self.directory, self.name, OFlag::O_NOFOLLOW, Mounts::Stay) {
             Ok(present) => present,
             Err(Errno::ENOENT) => return Ok(None),
             Err(Errno::EXDEV) => return Err(self.foreign_mount()),
@@ -184,7 +193,7 @@ impl Place<'_> {
 
     /// Whether a temporary name is that of a hook which was killed: none takes so long.
     fn is_stale(&self, name: &OsStr) -> bool {
-        let found = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let found = fstatat(&*self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         found.is_ok_and(|found| {
             let age = now.saturating_sub(found.st_mtime.try_into().unwrap_or_default());
@@ -193,7 +202,7 @@ impl Place<'_> {
     }
 
     fn rename_here(&self, temporary: &OsStr) -> Result<(), Error> {
-        renameat(&self.directory, temporary, &self.directory, self.name).map_err(|errno| {
+        renameat(&*self.directory, temporary, &*self.directory, self.name).map_err(|errno| {
             self.discard(temporary);
             match errno {
                 // Mounted there since it was looked at.
@@ -205,7 +214,7 @@ impl Place<'_> {
 
     fn discard(&self, temporary: &OsStr) {
         // The failure that led here is the one to report.
-        let _ = unlinkat(&self.directory, temporary, UnlinkatFlags::NoRemoveDir);
+        let _ = unlinkat(&*self.directory, temporary, UnlinkatFlags::NoRemoveDir);
     }
 
     fn foreign_mount(&self) -> Error {

@@ -1,0 +1,245 @@
+//! Attacks on the static hook, each with what it copies, and what comes of it. docs/attacks.md is this table.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
+
+#[path = "../common/built.rs"]
+mod built;
+mod caller;
+#[path = "../common/mod.rs"]
+mod common;
+mod files;
+mod ground;
+mod hostile_library;
+mod links;
+mod mounts;
+#[allow(dead_code, reason = "other tests have other needs")]
+#[path = "../../../tests/support/needs.rs"]
+mod needs;
+mod page;
+mod races;
+mod sentinel;
+
+use ground::Outcome::{self, Done, Left, Refused, Replaced};
+use ground::Outcomes;
+use libtest_mimic::{Arguments, Trial};
+use needs::Need;
+
+/// Outcomes with their places, none for everywhere else.
+type Expected = &'static [(Outcome, &'static [&'static str])];
+
+/// A row of the page.
+struct Attack {
+    /// What it is, and its test's name.
+    name: &'static str,
+    /// The vulnerability, or the weakness of another hook, that it copies.
+    copies: &'static str,
+    /// What comes of its attempts, with the places where it does.
+    happens: Expected,
+    /// Whether all of that must come of them: a race goes this way or that.
+    exactly: bool,
+    needs: &'static [Need],
+    run: fn() -> Outcomes,
+}
+
+const fn attack(
+    name: &'static str,
+    copies: &'static str,
+    happens: Expected,
+    run: fn() -> Outcomes,
+) -> Attack {
+    Attack { name, copies, happens, exactly: true, needs: &[], run }
+}
+
+const fn race(name: &'static str, copies: &'static str, happens: Expected, run: fn() -> Outcomes) -> Attack {
+    Attack { exactly: false, ..attack(name, copies, happens, run) }
+}
+
+const fn mount(name: &'static str, copies: &'static str, happens: Expected, run: fn() -> Outcomes) -> Attack {
+    Attack { needs: &[Need::Mounts], ..attack(name, copies, happens, run) }
+}
+
+const fn device(
+    name: &'static str,
+    copies: &'static str,
+    happens: Expected,
+    run: fn() -> Outcomes,
+) -> Attack {
+    Attack { needs: &[Need::Root], ..attack(name, copies, happens, run) }
+}
+
+// What is copied.
+const LINKS: &str = "CVE-2024-0134, CVE-2025-23267";
+const LINKS_OF_IMAGES: &str = "CVE-2024-0134, CVE-2025-23267; nvidia-cdi-hook chmod";
+const RACES: &str = "CVE-2026-24260; like CVE-2024-0132, CVE-2025-23359";
+const ENVIRONMENT: &str = "CVE-2025-23266";
+const DESCRIPTORS: &str = "CVE-2024-21626";
+const LIKE_DESCRIPTORS: &str = "like CVE-2024-21626";
+const NONE: &str = "–";
+
+// Places, parted by blanks.
+const EVERYWHERE: &[&str] = &[];
+const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libcuda.so.580.126.09";
+const ABOVE_LIBRARY: &str = "/usr /usr/lib /usr/lib/x86_64-linux-gnu";
+const BESIDE_LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/libcuda.so.1 /usr/lib/x86_64-linux-gnu/libcuda.so";
+const ETC: &str = "/etc /etc/ld.so.conf.d";
+const CACHE: &str = "/etc/ld.so.cache";
+const PART: &str = "/etc/ld.so.conf.d/00-divvy.conf";
+const CONFIG: &str = "/etc/ld.so.conf";
+const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
+const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
+
+const DONE: (Outcome, &'static [&'static str]) = (Done, EVERYWHERE);
+const NO_LIBRARY: Expected = &[DONE, (Left, &[ABOVE_LIBRARY, LIBRARY])];
+const NO_FILE: Expected =
+    &[DONE, (Replaced, &[CACHE]), (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
+const BAD_FILE: Expected =
+    &[DONE, (Replaced, &[CACHE]), (Left, &[MUSL]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
+const ONLY_DONE: Expected = &[DONE];
+const REFUSED: Expected = &[(Refused(1), EVERYWHERE)];
+const USAGE: Expected = &[(Refused(2), EVERYWHERE)];
+const ANY: Expected = &[DONE, (Replaced, EVERYWHERE), (Left, EVERYWHERE), (Refused(1), EVERYWHERE)];
+
+const ATTACKS: &[Attack] = &[
+    attack("absolute links", LINKS_OF_IMAGES, NO_LIBRARY, links::absolute),
+    attack("links that climb", LINKS, NO_LIBRARY, links::climbing),
+    attack("links that climb behind a directory", LINKS, NO_LIBRARY, links::through_a_directory),
+    attack("dangling links", LINKS, NO_LIBRARY, links::dangling),
+    attack(
+        "endless links",
+        LINKS,
+        &[DONE, (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])],
+        links::endless,
+    ),
+    attack("a link to the root, named by the engine", NONE, ONLY_DONE, links::to_the_root),
+    race("links swapped in the run", RACES, ANY, races::swapped_links),
+    race("directories moved out of the root in the run", RACES, ANY, races::moved_directories),
+    race("the same under a path with `..`", RACES, ANY, races::moved_from_under_a_climb),
+    attack("FIFOs", NONE, NO_FILE, files::fifos),
+    attack("sockets", NONE, NO_FILE, files::sockets),
+    device(
+        "character devices",
+        NONE,
+        &[
+            DONE,
+            (Replaced, &[CACHE]),
+            (Left, &[LIBRARY, "/dev/dri/card1"]),
+            (Refused(1), &[ABOVE_LIBRARY, ETC]),
+        ],
+        files::character_devices,
+    ),
+    device("block devices", NONE, NO_FILE, files::block_devices),
+    attack(
+        "directories in the place of files",
+        NONE,
+        &[DONE, (Refused(1), &[CACHE, PART, BESIDE_LIBRARY])],
+        files::directories,
+    ),
+    attack(
+        "hard links to the host's files",
+        NONE,
+        &[DONE, (Replaced, &[CACHE]), (Left, &[MUSL])],
+        files::hard_links,
+    ),
+    attack("files of 1 TiB", NONE, BAD_FILE, files::enormous),
+    attack("empty files", NONE, &[DONE, (Left, &[MUSL]), (Refused(1), &[ABOVE_LIBRARY, ETC])], files::empty),
+    attack("malformed files", NONE, BAD_FILE, files::malformed),
+    attack("truncated caches", NONE, &[(Replaced, EVERYWHERE)], files::truncated_cache),
+    mount(
+        "volumes over directories (`-v /etc:/etc`)",
+        NONE,
+        &[DONE, (Left, &["/lib", ETC, ABOVE_LIBRARY])],
+        mounts::volumes,
+    ),
+    mount(
+        "directories of the root over others",
+        NONE,
+        &[DONE, (Left, &[ETC, ABOVE_LIBRARY])],
+        mounts::volumes_of_the_root_itself,
+    ),
+    mount(
+        "volumes over files",
+        NONE,
+        &[DONE, (Left, &[CACHE, PART, BESIDE_LIBRARY])],
+        mounts::volumes_of_files,
+    ),
+    mount(
+        "empty file systems over directories",
+        NONE,
+        &[DONE, (Left, &[ETC, ABOVE_LIBRARY])],
+        mounts::empty_file_systems,
+    ),
+    mount(
+        "links into a volume (`-v /tmp:/tmp`)",
+        LINKS,
+        &[DONE, (Left, &["/lib", MUSL, CACHE, PART, ETC, ABOVE_LIBRARY])],
+        mounts::links_into_a_volume,
+    ),
+    mount(
+        "links into the host's root (`-v /:/mnt`)",
+        LINKS,
+        &[DONE, (Left, &["/lib", MUSL, CACHE, PART, ETC, ABOVE_LIBRARY])],
+        mounts::links_into_the_hosts_root,
+    ),
+    mount(
+        "links to `/proc/self/root`, `cwd` and `fd`",
+        LIKE_DESCRIPTORS,
+        &[DONE, (Left, &[CACHE, PART, ETC, LIBRARY, ABOVE_LIBRARY])],
+        mounts::links_into_proc,
+    ),
+    mount(
+        "links to `/proc/1/root`, which is another's",
+        LIKE_DESCRIPTORS,
+        &[
+            DONE,
+            (Left, &[CACHE, PART, "/etc/ld.so.conf.d"]),
+            (Refused(1), &["/etc", CONFIG, "/lib", MUSL, "/lib64", GLIBC, LIBRARY, ABOVE_LIBRARY]),
+        ],
+        mounts::links_to_another_process,
+    ),
+    mount("a false `/proc`", LIKE_DESCRIPTORS, NO_LIBRARY, mounts::a_false_proc),
+    mount(
+        "descriptors of the host's, inherited",
+        DESCRIPTORS,
+        &[DONE, (Left, &[CACHE, PART, ETC, LIBRARY, ABOVE_LIBRARY])],
+        mounts::inherited_descriptors,
+    ),
+    device("links in the container's own `/dev`", LINKS, ONLY_DONE, mounts::a_dev_full_of_links),
+    device("the host's `/dev`", NONE, &[(Left, EVERYWHERE)], mounts::the_hosts_dev),
+    attack("LD_PRELOAD, LD_AUDIT, LD_LIBRARY_PATH, GCONV_PATH", ENVIRONMENT, ONLY_DONE, caller::environment),
+    attack("paths with `..`, `.` or `//` in arguments", NONE, USAGE, caller::paths_that_are_not_plain),
+    attack("control characters in arguments", NONE, USAGE, caller::control_characters),
+    attack("overlong arguments", NONE, &[(Refused(1), EVERYWHERE)], caller::overlong_words),
+    attack("link targets that climb", LINKS, ONLY_DONE, caller::link_targets_that_climb),
+    attack("the host's root as the container's", NONE, REFUSED, caller::the_hosts_root),
+    attack("states that are nested, long, or name no root", NONE, REFUSED, caller::odd_states),
+    attack("configurations that are nested", NONE, ONLY_DONE, caller::nested_configurations),
+    attack("configurations that are long, or name no root", NONE, REFUSED, caller::odd_configurations),
+];
+
+fn main() {
+    let trials = ATTACKS.iter().map(|attack| needs::trial(attack.name, attack.needs, || attack.check()));
+    let mut trials: Vec<Trial> = trials.collect();
+    trials.push(needs::trial("the page has this table", &[], page::compare));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+impl Attack {
+    fn check(&self) {
+        let (happened, expected) = ((self.run)(), self.expected());
+        let holds = if self.exactly { happened == expected } else { happened.is_subset(&expected) };
+        let more: Vec<_> = happened.difference(&expected).collect();
+        let less: Vec<_> = expected.difference(&happened).collect();
+        assert!(holds, "{}: {more:?} is not in the table, and {less:?} did not happen", self.name);
+    }
+
+    fn expected(&self) -> Outcomes {
+        let mut expected = Outcomes::new();
+        for (outcome, groups) in self.happens {
+            let places = groups.iter().flat_map(|places| places.split(' '));
+            expected.extend(places.map(|place| (*outcome, place.to_owned())));
+            if groups.is_empty() {
+                expected.insert((*outcome, String::new()));
+            }
+        }
+        expected
+    }
+}
