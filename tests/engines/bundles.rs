@@ -1,6 +1,6 @@
-//! What a program meets in images of every kind that loads libraries in its own way, on runc and crun themselves, of root's
-//! and of a user's: trees made of Debian's packages (tests/machine/bundles.sh). The table of docs/images.md has a row for
-//! each tree and a column for each runtime.
+//! What a program meets in images of every kind that loads libraries in its own way, on runc and crun themselves, of
+//! root's and of a user's: trees made of Debian's packages (tests/machine/bundles.sh). The table of docs/images.md has
+//! a row for each tree and a column for each runtime.
 
 use crate::bundle::{RUNTIMES, Run, Runtime};
 use crate::ground::{Ground, suite};

@@ -1,7 +1,7 @@
-//! An image whose environment would have a hook load its library: LD_PRELOAD=/proc/self/cwd/poc.so, where a runtime starts
-//! a hook in the image and hands it that environment (CVE-2025-23266). The library leaves a trace wherever it is
-//! loaded (tests/machine/poc.c): each trial shows that it was in the container's own program, and that no hook of divvy's
-//! did. That a program without divvy-hook's precautions would have is shown too, beside the runtimes and under them.
+//! An image whose environment would have a hook load its library: LD_PRELOAD=/proc/self/cwd/poc.so, where a runtime
+//! starts a hook in the image and hands it that environment (CVE-2025-23266). The library leaves a trace wherever it is
+//! loaded (tests/machine/poc.c): each trial shows that the container's own program did, and that no hook of divvy's did.
+//! That a program without divvy-hook's precautions would have is shown too, beside the runtimes and under them.
 
 use std::sync::OnceLock;
 
@@ -19,6 +19,7 @@ const PREPARE: &str = "set -e
     mkdir /poc.d/bin
     for name; do
         cp /usr/bin/true /poc.d/bin/$name
+        cp /usr/bin/true /poc.d/bin/host-$name
         cp /usr/bin/true /poc.d/bin/forced-$name
     done
     cp /usr/bin/true /poc.d/bin/nobody
@@ -28,11 +29,12 @@ const PREPARE: &str = "set -e
     rm pwned nobody";
 
 /// The rows of docs/images.md.
-const ROWS: [&str; 5] = [
+const ROWS: [&str; 6] = [
     "divvy-hook, as in the spec",
     "divvy-hook, no `env` of its own",
     "divvy-hook, the variable in its `env`",
     "a dynamic program, no `env` of its own",
+    "the same, the library on the host",
     "a dynamic program, the variable in its `env`",
 ];
 
@@ -77,7 +79,7 @@ pub fn image_environment(ground: &Ground, engine: &Engine) {
 }
 
 /// On a runtime, by the configuration's: with the hook as the spec has it, with its own environment taken away, and with
-/// that of an image in its place, as a runtime would have it that mixes them up; and the latter two with another program.
+/// the image's in its place, as a runtime would have it that mixes them up; and the latter two with another program.
 pub fn bundle_environment(ground: &Ground, runtime: &Runtime) {
     prepare(ground);
     let mut config = runtime.with_device(ground, &["probe", "load", "libcuda.so.1"], "0:1");
@@ -99,13 +101,18 @@ pub fn bundle_environment(ground: &Ground, runtime: &Runtime) {
         hook.extend(env.map(|env| ("env".to_owned(), env.clone())));
         config
     };
-    let names = [runtime.name.to_owned(), format!("forced-{}", runtime.name)];
+    let names = ["", "host-", "forced-"].map(|prefix| format!("{prefix}{}", runtime.name));
+    let mut of_host = with(None, Some(program(&names[1])));
+    let variables = of_host["process"]["env"].as_array_mut().expect("a list");
+    variables.retain(|variable| variable.as_str().is_some_and(|text| !text.starts_with("LD_PRELOAD=")));
+    variables.push("LD_PRELOAD=/proc/self/cwd/poc.so:/poc.d/poc.so".into());
     let configs = [
         config.clone(),
         with(None, None),
         with(Some(&forced), None),
         with(None, Some(program(&names[0]))),
-        with(Some(&forced), Some(program(&names[1]))),
+        of_host,
+        with(Some(&forced), Some(program(&names[2]))),
     ];
     let (runs, _) = runtime.run(ground, "poc", &configs, "");
     for run in &runs {
@@ -117,9 +124,10 @@ pub fn bundle_environment(ground: &Ground, runtime: &Runtime) {
         assert!(!has_changed(run, "pwned"), "the hook left a trace in the image: {run:?}");
     }
     assert!(!was_loaded(ground, "divvy-hook"), "the hook loaded the image's library");
-    let [inherits, forced] = names.map(|name| was_loaded(ground, &name));
+    let [inherits, of_host, forced] = names.map(|name| was_loaded(ground, &name));
     assert!(forced, "nothing is shown: not even a dynamic program loaded it");
-    let said = [false, false, false, inherits, forced].map(|is| if is { "**yes**" } else { "no" }.to_owned());
+    let said = [false, false, false, inherits, of_host, forced]
+        .map(|is| if is { "**yes**" } else { "no" }.to_owned());
     documented(runtime, &ROWS.into_iter().zip(said).collect::<Vec<_>>());
 }
 

@@ -1,5 +1,5 @@
-//! The tables of docs/engines.md, a row for each thing that a spec can ask for, a column for each engine, a table for each
-//! Debian suite; and that of docs/images.md. Trials measure cells of a column, and they must be as the page has it.
+//! The tables of docs/engines.md, a row for each thing that a spec can ask for, a column for each engine, a table for
+//! each Debian suite; and those of docs/images.md. Trials measure cells of a column, and they must be as the page has it.
 
 use std::fmt::Write;
 use std::path::Path;

@@ -13,8 +13,8 @@
 #   compat          a CUDA image: /usr/local/cuda/compat has a newer libcuda, made for the simulated driver among others
 #   compat-other    the same, not made for this driver, and in the image's own cache
 #   compat-older    an older libcuda
-# All with glibc and a cache have a library of their own in a directory that only their configuration names, and musl-path
-# one in a directory of its path file. Made once, and again when this script or a program of it changes.
+# All with glibc and a cache have a library of their own in a directory that only their configuration names, and
+# musl-path has one in a directory of its path file. Made once, and again when this script or a program of it changes.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 

@@ -5,8 +5,8 @@
 #   bb      one static busybox: no loader, no cache, no libraries
 #   hostile-cache, hostile-etc   bare, where /etc/ld.so.cache or /etc itself is a link that leads elsewhere
 #   poc     busybox with glibc's loader, and the library and environment of CVE-2025-23266 (poc.c)
-# An image's *.changes are lines for `import --change`. Each holds the test program `probe`. Made once, and again when this
-# script or a program of it changes.
+# An image's *.changes are lines for `import --change`. Each holds the test program `probe`. Made once, and again when
+# this script or a program of it changes.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 
@@ -75,7 +75,8 @@ mkdir -m 777 poc/hostile
 cp poc.so poc/hostile/poc.so
 ldconfig -r poc
 pack poc poc
-printf '%s\n' 'ENV LD_PRELOAD=/proc/self/cwd/poc.so' 'ENV LD_LIBRARY_PATH=/proc/self/cwd' 'WORKDIR /hostile' >out/poc.changes
+printf '%s\n' 'ENV LD_PRELOAD=/proc/self/cwd/poc.so' 'ENV LD_LIBRARY_PATH=/proc/self/cwd' 'WORKDIR /hostile' \
+    >out/poc.changes
 
 rm -rf root/etc/ld.so.cache root/etc/ld.so.conf root/etc/ld.so.conf.d
 pack root bare

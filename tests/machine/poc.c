@@ -1,6 +1,6 @@
-/* poc: what the image of CVE-2025-23266 has a hook load. Loaded into any program, it adds that program's path to `pwned`
- * in the working directory, and makes a file of its name in /poc.d: the host's, if the program runs before the root is the
- * container's.
+/* poc: what the image of CVE-2025-23266 has a hook load. Loaded into any program, it adds that program's path to
+ * `pwned` in the working directory, and makes a file of its name in /poc.d: the host's, if the program runs before the
+ * root is the container's.
  */
 #include <fcntl.h>
 #include <limits.h>
