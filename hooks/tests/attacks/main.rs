@@ -87,7 +87,7 @@ const CONFIG: &str = "/etc/ld.so.conf";
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
 const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
 
-const DONE: (Outcome, &'static [&'static str]) = (Done, EVERYWHERE);
+const DONE: (Outcome, &[&str]) = (Done, EVERYWHERE);
 const NO_LIBRARY: Expected = &[DONE, (Left, &[ABOVE_LIBRARY, LIBRARY])];
 const NO_FILE: Expected =
     &[DONE, (Replaced, &[CACHE]), (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
