@@ -16,8 +16,8 @@ use std::process::Command;
 
 use built::Libc;
 use common::{Bundle, CUDA, DIR, Outcome, feed};
-use libtest_mimic::{Arguments, Trial};
-use needs::Need;
+use libtest_mimic::Arguments;
+use needs::{Need, trial};
 
 /// On a root like any, in KiB.
 const MOST_RESIDENT: u64 = 4 << 10;
@@ -29,17 +29,15 @@ const MOST_GNU: u64 = 2_000_000;
 const MOST_MUSL: u64 = 1_000_000;
 
 fn main() {
-    let cases: [(&'static str, &'static [Need], fn()); 7] = [
-        ("it runs no other program and opens no socket", &[Need::Strace], no_program_and_no_socket),
-        ("a run takes less than 4 MiB", &[], a_run_takes_little),
-        ("a hostile cache takes less than 96 MiB", &[], a_hostile_cache_takes_bounded_memory),
-        ("the hook of glibc is static and small", &[], gnu_is_static_and_small),
-        ("the hook of musl is static and small", &[Need::Musl], musl_is_static_and_small),
-        ("a dynamic program is told from a static one", &[], dynamic_programs_are_told),
-        ("calls can be taken away", &[], calls_can_be_taken_away),
+    let trials = vec![
+        trial("it runs no other program and opens no socket", &[Need::Strace], no_program_and_no_socket),
+        trial("a run takes less than 4 MiB", &[], a_run_takes_little),
+        trial("a hostile cache takes less than 96 MiB", &[], a_hostile_cache_takes_bounded_memory),
+        trial("the hook of glibc is static and small", &[], gnu_is_static_and_small),
+        trial("the hook of musl is static and small", &[Need::Musl], musl_is_static_and_small),
+        trial("a dynamic program is told from a static one", &[], dynamic_programs_are_told),
+        trial("calls can be taken away", &[], calls_can_be_taken_away),
     ];
-    let trials: Vec<Trial> =
-        cases.into_iter().map(|(name, needs, case)| needs::trial(name, needs, case)).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 

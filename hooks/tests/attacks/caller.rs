@@ -35,6 +35,27 @@ pub fn environment() -> Outcomes {
     outcomes
 }
 
+/// A file that took the number of a closed stream would get the messages.
+pub fn closed_streams() -> Outcomes {
+    let mut outcomes = BTreeSet::new();
+    for closed in ["2>&-", ">&-", ">&- 2>&-"] {
+        let ground = Ground::new(format!("a stream is closed, {closed}"));
+        // This is warned of.
+        ground.bundle.file("/etc/ld.so.cache", b"malformed");
+        outcomes.extend(ground.start_with(|| {
+            let mut command = Command::new("sh");
+            let hook = ground.hook();
+            command
+                .args(["-c", &format!("exec \"$@\" {closed}"), "sh"])
+                .arg(hook.get_program())
+                .args(hook.get_args());
+            command
+        }));
+        assert_eq!(ground.caches().len(), 1, "{closed}: a message is in the cache");
+    }
+    outcomes
+}
+
 /// Paths that mean another place than they say.
 pub fn paths_that_are_not_plain() -> Outcomes {
     refused_words(&[

@@ -3,7 +3,11 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 
-use crate::ground::{Ground, Outcomes, components};
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+
+use crate::ground::{Ground, Outcomes, WRITTEN, components};
 
 pub fn absolute() -> Outcomes {
     everywhere(|ground, path| ground.link(path, ground.host(path)))
@@ -37,6 +41,11 @@ pub fn dangling() -> Outcomes {
     outcomes
 }
 
+/// A directory for each name would have to be made, a thousand deep.
+pub fn dangling_deep() -> Outcomes {
+    everywhere(|ground, path| ground.link(path, format!("{}{path}", "/nowhere".repeat(500))))
+}
+
 /// To itself, to another that leads back, and through more links than the kernel follows.
 pub fn endless() -> Outcomes {
     let mut outcomes = everywhere(|ground, path| ground.link(path, path));
@@ -63,6 +72,38 @@ pub fn to_the_root() -> Outcomes {
         ground.beside("by-link").display()
     );
     ground.run(ground.hook(), state.as_bytes())
+}
+
+/// The names under which files are written before they are renamed can be foretold.
+pub fn temporary_names() -> Outcomes {
+    at_temporary_names(0)
+}
+
+/// Such names, old enough for a hook that was killed.
+pub fn stale_temporary_names() -> Outcomes {
+    at_temporary_names(1)
+}
+
+/// Links to what is written, on the host, last changed at `seconds` (since 1970), or just now.
+fn at_temporary_names(seconds: i64) -> Outcomes {
+    let mut outcomes = BTreeSet::new();
+    for path in WRITTEN {
+        let ground = Ground::at(path, "links under temporary names");
+        // Something is in the place, so that it must be renamed over.
+        ground.link(path, ground.host("/dangling"));
+        let (directory, name) = path.rsplit_once('/').unwrap();
+        for number in 0..64 {
+            let temporary = format!("{directory}/.{name}.divvy-{number}");
+            ground.link(&temporary, ground.host(path));
+            if seconds > 0 {
+                let time = TimeSpec::new(seconds, 0);
+                let place = ground.bundle.path(&temporary);
+                utimensat(AT_FDCWD, &place, &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
+            }
+        }
+        outcomes.extend(ground.start());
+    }
+    outcomes
 }
 
 fn everywhere(make: impl Fn(&Ground, &str)) -> Outcomes {

@@ -87,7 +87,7 @@ const CONFIG: &str = "/etc/ld.so.conf";
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
 const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
 
-const DONE: (Outcome, &'static [&'static str]) = (Done, EVERYWHERE);
+const DONE: (Outcome, &[&str]) = (Done, EVERYWHERE);
 const NO_LIBRARY: Expected = &[DONE, (Left, &[ABOVE_LIBRARY, LIBRARY])];
 const NO_FILE: Expected =
     &[DONE, (Replaced, &[CACHE]), (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
@@ -103,6 +103,19 @@ const ATTACKS: &[Attack] = &[
     attack("links that climb", LINKS, NO_LIBRARY, links::climbing),
     attack("links that climb behind a directory", LINKS, NO_LIBRARY, links::through_a_directory),
     attack("dangling links", LINKS, NO_LIBRARY, links::dangling),
+    attack(
+        "dangling links, hundreds of directories deep",
+        LINKS,
+        &[DONE, (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])],
+        links::dangling_deep,
+    ),
+    attack(
+        "links at temporary names",
+        LINKS,
+        &[DONE, (Refused(1), &[CACHE, CONFIG, PART, BESIDE_LIBRARY])],
+        links::temporary_names,
+    ),
+    attack("old links at temporary names", LINKS, ONLY_DONE, links::stale_temporary_names),
     attack(
         "endless links",
         LINKS,
@@ -205,6 +218,7 @@ const ATTACKS: &[Attack] = &[
     device("links in the container's own `/dev`", LINKS, ONLY_DONE, mounts::a_dev_full_of_links),
     device("the host's `/dev`", NONE, &[(Left, EVERYWHERE)], mounts::the_hosts_dev),
     attack("LD_PRELOAD, LD_AUDIT, LD_LIBRARY_PATH, GCONV_PATH", ENVIRONMENT, ONLY_DONE, caller::environment),
+    attack("closed standard streams", NONE, &[DONE, (Replaced, EVERYWHERE)], caller::closed_streams),
     attack("paths with `..`, `.` or `//` in arguments", NONE, USAGE, caller::paths_that_are_not_plain),
     attack("control characters in arguments", NONE, USAGE, caller::control_characters),
     attack("overlong arguments", NONE, &[(Refused(1), EVERYWHERE)], caller::overlong_words),

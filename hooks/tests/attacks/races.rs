@@ -105,6 +105,7 @@ fn race(ground: &Ground, one: &Path, other: &Path, prepare: impl Fn()) -> (Outco
         forget(ground, other);
     }
     sentinel.assert_same(&Sentinel::of(&ground.beside("")), &ground.attempt);
+    assert!(!places.is_empty(), "{}: no hook came through", ground.attempt);
     assert!(changes >= CHANGES, "{}: only {changes} changes", ground.attempt);
     println!("{}: {ROUNDS} hooks, {changes} changes, {} places, {outcomes:?}", ground.attempt, places.len());
     (outcomes, places.len())

@@ -2,6 +2,7 @@
 //! reading.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,16 @@ struct Entry {
     /// How many names it has.
     names: u64,
     /// What is in a file, or what a link says.
-    content: Vec<u8>,
+    content: Content,
+}
+
+#[derive(PartialEq, Eq)]
+struct Content(Vec<u8>);
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
 }
 
 impl Sentinel {
@@ -51,7 +61,7 @@ impl Sentinel {
         for path in all {
             let (before, after) = (self.0.get(path), after.0.get(path));
             let same = before.zip(after).is_some_and(|(before, after)| before.is_same(after));
-            assert!(same, "{attack}: {} of the host: {before:?}, and then {after:?}", path.display());
+            assert!(same, "{attack}: {} of the host was touched: {before:?}, then {after:?}", path.display());
         }
     }
 }
@@ -87,7 +97,7 @@ impl Entry {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
             names: metadata.nlink(),
-            content,
+            content: Content(content),
         }
     }
 }
