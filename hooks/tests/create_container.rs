@@ -161,6 +161,57 @@ fn cruns_state_is_enough_without_a_config() {
     assert_eq!(bundle.lookup("libcuda.so.1").len(), 1);
 }
 
+/// Engines may have read a spec before the last `divvy generate`, or one that lies elsewhere.
+#[test]
+fn a_spec_of_another_plan_is_refused() {
+    let bundle = Bundle::new();
+    let plan = bundle.outside().join("plan.json");
+    fs::write(&plan, r#"{"generation":"0100","devices":[]}"#).unwrap();
+    let before = bundle.inventory();
+    let library = format!("--library={DIR}/{CUDA}=libcuda.so.1");
+    let start = |generation: &str| {
+        let plan = format!("--plan={}", plan.display());
+        run(["create-container", generation, &plan, &library], bundle.state().as_bytes())
+    };
+    let outcome = start("--generation=00ff");
+    assert_eq!(outcome.status, 6);
+    let said = format!(
+        "error: divvy-hook: the spec is of generation 00ff, and {plan:?} of 0100\nhint: run `divvy generate`, remove specs \
+         of divvy's that it does not name, and start the container again\n"
+    );
+    assert_eq!(outcome.stderr, said);
+    assert_eq!(bundle.inventory(), before);
+    assert_eq!(start("--generation=0100").status, 0);
+    fs::remove_file(&plan).unwrap();
+    assert_eq!(start("--generation=00ff").status, 0, "after a reboot there is no plan");
+}
+
+/// The module was loaded anew, of another version, and nobody ran `divvy generate`.
+#[test]
+fn a_spec_of_another_driver_is_refused() {
+    let bundle = Bundle::new();
+    let start = |spec: &str| {
+        let script = format!(
+            "mount -t tmpfs tmpfs /sys/module && mkdir /sys/module/nvidia &&
+             echo 580.126.09 >/sys/module/nvidia/version &&
+             exec {} create-container --driver={spec} --library={DIR}/{CUDA}=libcuda.so.1",
+            env!("CARGO_BIN_EXE_divvy-hook")
+        );
+        let mut command = Command::new("unshare");
+        feed(command.args(["--map-root-user", "--mount", "sh", "-c", &script]), bundle.state().as_bytes())
+    };
+    let same = start("580.126.09");
+    if same.stderr.starts_with("unshare: ") {
+        return skip("no user namespace can be made here");
+    }
+    assert_eq!((same.status, same.stderr.as_str()), (0, ""));
+    let other = start("580.95.05");
+    assert_eq!(other.status, 6);
+    let said = "error: divvy-hook: the spec is of driver 580.95.05, and 580.126.09 is loaded\nhint: run `divvy generate` \
+                and start the container again\n";
+    assert_eq!(other.stderr, said);
+}
+
 #[test]
 fn what_it_inherits_does_not_matter() {
     let bundle = Bundle::new();

@@ -7,7 +7,7 @@ use crate::engine::{Engine, EngineTrial};
 use crate::ground::Ground;
 
 /// Name and function of each trial.
-pub const TRIALS: [EngineTrial; 19] = [
+pub const TRIALS: [EngineTrial; 20] = [
     ("mig_device", mig_device),
     ("whole_gpu", whole_gpu),
     ("by_uuid", by_uuid),
@@ -24,6 +24,7 @@ pub const TRIALS: [EngineTrial; 19] = [
     ("libraries_load", libraries_load),
     ("static_image", static_image),
     ("restart", restart),
+    ("stale_spec", stale_spec),
     ("read_only_root", read_only_root),
     ("unprivileged_user", unprivileged_user),
     ("exec", exec),
@@ -271,6 +272,15 @@ fn restart(ground: &Ground, engine: &Engine) {
     assert_loads(&tail(starts[0].ok(), 2));
     assert_eq!(starts[1].ok(), starts[0].ok());
     assert_eq!(starts[2].ok(), starts[0].ok());
+}
+
+/// A plan was made since, as the state directory of this spec says: a name could mean another device now.
+fn stale_spec(ground: &Ground, engine: &Engine) {
+    let output = engine.container(ground, &["stale-0"]).sh("echo started");
+    assert!(output.status != 0 && !output.stdout.contains("started"), "{output:?}");
+    // crun shows the status alone.
+    let said = ["the spec is of generation", "exit code: 6"];
+    assert!(said.iter().any(|said| output.stderr.contains(said)), "{output:?}");
 }
 
 fn tail(text: &str, lines: usize) -> String {

@@ -267,6 +267,16 @@ rename = true
 T
          divvy --quiet generate --host sim:a100-lab --config /etc/divvy/shares.toml \\
              --state-dir /run/shares --output /etc/cdi/shares.json
+         cat >/etc/divvy/stale.toml <<'T'
+whole_names = \"no\"
+[[gpu]]
+match = [\"5\"]
+mode = \"time-slice\"
+name = \"stale\"
+T
+         divvy --quiet generate --host sim:a100-lab --config /etc/divvy/stale.toml \\
+             --state-dir /run/stale --output /etc/cdi/stale.json
+         cp /run/shares/plan.json /run/stale/plan.json
          divvy --quiet sim hgx-h100 /fabric
          cp -a /fabric/etc/cufile.json /etc/
          mkdir -p /run/udev && cp -a /fabric/run/udev/data /run/udev/
