@@ -3,12 +3,15 @@
 //! A spec is written by the administrator, yet it lives longer than the hook that came with it: whatever does not
 //! parse is refused by name, and nothing is guessed.
 
+mod version;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
+pub use version::{CudaVersion, DriverVersion};
 
 /// PATH_MAX (limits.h), in bytes.
 const LONGEST_PATH: usize = 4096;
@@ -80,7 +83,7 @@ pub struct Command {
 /// The phases, by the names that OCI gives them.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Phase {
-    /// Link the driver's libraries and enter them in the library cache
+    /// Make the driver findable in the container: links, library cache, settings
     CreateContainer(CreateContainer),
 }
 
@@ -111,19 +114,6 @@ pub struct CreateContainer {
     /// Tell EGL which of the host's GPUs are in the container
     #[arg(long)]
     pub application_profile: bool,
-}
-
-/// The version of an NVIDIA driver, as `580.126.09`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DriverVersion(String);
-
-/// A version of CUDA, as `13.0`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CudaVersion {
-    /// `13`
-    pub major: u32,
-    /// `0`
-    pub minor: u32,
 }
 
 /// A driver library that the spec mounts into the container.
@@ -180,57 +170,6 @@ impl CreateContainer {
             .chain(device_links)
             .collect()
     }
-}
-
-impl DriverVersion {
-    /// Its numbers, which tell which of two is newer.
-    pub fn numbers(&self) -> Vec<u32> {
-        self.0.split('.').map(|number| number.parse().unwrap_or_default()).collect()
-    }
-
-    /// Its first number: drivers of one branch differ in mended faults.
-    pub fn branch(&self) -> u32 {
-        self.numbers()[0]
-    }
-}
-
-impl FromStr for DriverVersion {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self, Error> {
-        if word.split('.').all(|part| number(part).is_some()) {
-            Ok(Self(word.to_owned()))
-        } else {
-            Err(Error::Version { word: word.to_owned() })
-        }
-    }
-}
-
-impl std::fmt::Display for DriverVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for CudaVersion {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self, Error> {
-        let parts = word.split_once('.').and_then(|(major, minor)| Some((number(major)?, number(minor)?)));
-        let (major, minor) = parts.ok_or_else(|| Error::Version { word: word.to_owned() })?;
-        Ok(Self { major, minor })
-    }
-}
-
-impl std::fmt::Display for CudaVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-/// Digits alone: Rust's numbers may have a sign.
-fn number(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl Library {
@@ -359,126 +298,4 @@ fn plain_name(name: &str, refused: &[char]) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DIR: &str = "/usr/lib/x86_64-linux-gnu";
-
-    fn parse(words: &[String]) -> CreateContainer {
-        let line = std::iter::once("divvy-hook".to_owned()).chain(words.iter().cloned());
-        match Command::parse_words(line).unwrap().phase {
-            Phase::CreateContainer(request) => request,
-        }
-    }
-
-    #[test]
-    fn the_hook_reads_what_the_generator_writes() {
-        let request = CreateContainer {
-            libraries: vec![
-                Library::new(format!("{DIR}/libcuda.so.580.126.09"), "libcuda.so.1").unwrap(),
-                Library::new(
-                    format!("{DIR}/libnvidia-glcore.so.580.126.09"),
-                    "libnvidia-glcore.so.580.126.09",
-                )
-                .unwrap(),
-                Library::new("/opt/a=b c/libx.so", "libx.so").unwrap(),
-                Library::new("/opt/a=b/liby.so.1.2", "liby.so.1").unwrap(),
-            ],
-            links: vec![
-                Link::new("libcuda.so.1", format!("{DIR}/libcuda.so")).unwrap(),
-                Link::new("-odd", "/a").unwrap(),
-            ],
-            device_links: vec![Link::new("../card0", "/dev/dri/by-path/pci-0=card").unwrap()],
-            driver: Some("580.126.09".parse().unwrap()),
-            cuda: Some("13.0".parse().unwrap()),
-            generation: Some("00ff00ff00ff00ff".into()),
-            plan: Some("/run/divvy/plan.json".into()),
-            application_profile: true,
-        };
-        let words = request.to_args();
-        assert_eq!(
-            words,
-            [
-                "create-container",
-                "--generation=00ff00ff00ff00ff",
-                "--plan=/run/divvy/plan.json",
-                "--driver=580.126.09",
-                "--cuda=13.0",
-                "--application-profile",
-                "--library=/usr/lib/x86_64-linux-gnu/libcuda.so.580.126.09=libcuda.so.1",
-                "--library=/usr/lib/x86_64-linux-gnu/libnvidia-glcore.so.580.126.09",
-                "--library=/opt/a=b c/libx.so",
-                "--library=/opt/a=b/liby.so.1.2=liby.so.1",
-                "--link=libcuda.so.1=/usr/lib/x86_64-linux-gnu/libcuda.so",
-                "--link=-odd=/a",
-                "--device-link=../card0=/dev/dri/by-path/pci-0=card",
-            ]
-        );
-        assert_eq!(parse(&words), request);
-        assert_eq!(parse(&["create-container".to_owned()]), CreateContainer::default());
-    }
-
-    #[test]
-    fn odd_libraries_are_refused() {
-        for (word, error) in [
-            ("", r#""" is not an absolute path"#),
-            ("libcuda.so.1", r#""libcuda.so.1" is not an absolute path"#),
-            ("lib/libcuda.so.1=libcuda.so", r#""lib/libcuda.so.1" is not an absolute path"#),
-            ("/", r#""/" does not name a file without .. on the way"#),
-            ("/lib/", r#""/lib/" does not name a file without .. on the way"#),
-            ("/lib//libx.so", r#""/lib//libx.so" does not name a file without .. on the way"#),
-            ("/lib/./libx.so", r#""/lib/./libx.so" does not name a file without .. on the way"#),
-            ("/lib/../libx.so", r#""/lib/../libx.so" does not name a file without .. on the way"#),
-            ("/lib/..", r#""/lib/.." does not name a file without .. on the way"#),
-            ("/lib/libx.so=", r#""" leaves out a name"#),
-            ("/lib/libx.so=..", r#"".." leaves out a name"#),
-            ("/lib/libx.so=a\0b", r#""a\0b" holds a control character or is not UTF-8"#),
-            ("/lib/lib\nx.so", r#""/lib/lib\nx.so" holds a control character or is not UTF-8"#),
-            ("/lib/libx.so=a=b", r#""libx.so=a" may not hold '='"#),
-        ] {
-            assert_eq!(word.parse::<Library>().unwrap_err().to_string(), error, "{word:?}");
-        }
-        let slash = Library::new("/lib/libx.so.2", "a/libx.so").unwrap_err();
-        assert_eq!(slash.to_string(), r#""a/libx.so" may not hold '/'"#);
-        let equals = Library::new("/lib/libx=.so", "libx.so").unwrap_err();
-        assert_eq!(equals.to_string(), r#""libx=.so" may not hold '='"#);
-    }
-
-    #[test]
-    fn odd_links_are_refused() {
-        for (word, error) in [
-            ("", r#""" is not of the form TARGET=PATH"#),
-            ("libcuda.so", r#""libcuda.so" is not of the form TARGET=PATH"#),
-            ("=/lib/libcuda.so", r#""" leaves out a name"#),
-            ("libcuda.so.1=", r#""" is not an absolute path"#),
-            ("libcuda.so.1=libcuda.so", r#""libcuda.so" is not an absolute path"#),
-            ("a=/lib/../libcuda.so", r#""/lib/../libcuda.so" does not name a file without .. on the way"#),
-            ("a=/", r#""/" does not name a file without .. on the way"#),
-        ] {
-            assert_eq!(word.parse::<Link>().unwrap_err().to_string(), error, "{word:?}");
-        }
-    }
-
-    #[test]
-    fn odd_versions_are_refused() {
-        for word in ["", ".", "580.", ".1", "580.x", "580.+1", "580 1", "99999999999.1", "580\n.1"] {
-            assert!(word.parse::<DriverVersion>().is_err(), "{word:?}");
-            assert!(word.parse::<CudaVersion>().is_err(), "{word:?}");
-        }
-        assert!("13".parse::<CudaVersion>().is_err() && "13.0.1".parse::<CudaVersion>().is_err());
-        let version: DriverVersion = "580.126.09".parse().unwrap();
-        assert_eq!((version.numbers(), version.branch()), (vec![580, 126, 9], 580));
-        assert_eq!("580".parse::<DriverVersion>().unwrap().branch(), 580);
-    }
-
-    #[test]
-    fn a_flag_of_a_newer_spec_is_refused() {
-        use clap::error::ErrorKind::{InvalidSubcommand, UnknownArgument};
-        for (words, kind) in [
-            (&["divvy-hook", "create-container", "--cuda-compat=580"][..], UnknownArgument),
-            (&["divvy-hook", "create-runtime"][..], InvalidSubcommand),
-        ] {
-            assert_eq!(Command::parse_words(words).unwrap_err().kind(), kind, "{words:?}");
-        }
-    }
-}
+mod tests;

@@ -332,6 +332,11 @@ pub fn user_namespace(ground: &Ground, engine: &Engine) {
     }
     assert_loads(loaded.ok());
     assert_eq!(container.sh("stat -c %u:%g /etc/ld.so.cache").ok(), "0:0");
+    if !engine.rootful {
+        // The user who started it is nobody in there.
+        let unmapped = engine.container(ground, &["0:1"]).option("--userns=nomap");
+        assert_loads(unmapped.sh(LOAD).ok());
+    }
 }
 
 fn exec(ground: &Ground, engine: &Engine) {

@@ -99,7 +99,8 @@ impl Root {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(failed("openat2", path, Errno::EINVAL));
         };
-        let last = self.last.borrow().as_ref().filter(|(last, _)| last == parent).map(|(_, at)| Rc::clone(at));
+        let last =
+            self.last.borrow().as_ref().filter(|(last, _)| last == parent).map(|(_, at)| Rc::clone(at));
         let directory = match last {
             Some(directory) => directory,
             None => Rc::new(self.directory(parent, MOST_LINKS).map_err(|error| match error {
