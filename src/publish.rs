@@ -122,6 +122,13 @@ fn make_directory(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Where the plan of a state directory lies, for the hook to compare a spec with: not through a link that may lead
+/// elsewhere later. None if it has a name that cannot stand in a spec.
+pub fn plan_path(state_dir: &Path) -> Option<PathBuf> {
+    let dir = fs::canonicalize(state_dir).or_else(|_| std::path::absolute(state_dir)).ok()?;
+    Some(dir.join(PLAN)).filter(|path| hooks::args::is_plain_path(path))
+}
+
 /// The plan before this one; none where there is none. One that cannot be read costs the memory of names, not the run.
 pub fn earlier(state_dir: &Path) -> Earlier {
     let path = state_dir.join(PLAN);

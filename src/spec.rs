@@ -11,7 +11,7 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, Library, Link};
 
 use crate::discover::files::join_root;
-use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Purpose, SideClass};
+use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Host, Purpose, SideClass};
 use crate::plan::names::Part;
 use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
 
@@ -33,6 +33,18 @@ pub struct Paths<'a> {
     pub dev_root: &'a Path,
     /// The hook's program, absolute.
     pub hook: &'a Path,
+    /// Where the plan will be found when a container starts, if it is kept.
+    pub plan: Option<&'a Path>,
+}
+
+/// What the hook does besides what every run of it does.
+#[derive(Debug, Default)]
+struct Work<'a> {
+    libraries: Vec<&'a DriverLibrary>,
+    links: Vec<&'a DriverLink>,
+    by_path: Vec<(String, PathBuf)>,
+    /// What draws asks which of the host's GPUs it may use.
+    draws: bool,
 }
 
 /// A spec and the file that it belongs into.
@@ -45,7 +57,7 @@ pub struct Built {
 }
 
 /// Builds and validates the specs: those of the class `gpu` first, if it has devices, then the others by class.
-pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Built>> {
+pub fn build(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
     let mut classes: Vec<&str> =
         plan.devices.iter().flat_map(|device| &device.classes).map(String::as_str).collect();
     classes.sort_by_key(|class| (*class != GPU_CLASS, *class));
@@ -65,17 +77,18 @@ pub fn build(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<
             let part =
                 if purpose == Purpose::Compute && !drawing.is_empty() { Part::Compute } else { Part::Main };
             let all = if all_draws == (purpose == Purpose::Graphics) { &whole[..] } else { &[] };
-            let spec = build_spec(class, devices, all, &common(purpose, plan, files, paths)?, files, paths)?;
+            let common = common(purpose, plan, host, paths)?;
+            let spec = build_spec(class, devices, all, &common, &host.driver_files, paths)?;
             built.push(Built { spec, part });
         }
     }
-    built.extend(side(plan, files, paths)?);
+    built.extend(side(plan, host, paths)?);
     Ok(built)
 }
 
 /// The specs of side kinds. They bring their nodes, and no driver: who asks for one has a GPU besides, or manages the
 /// driver, and then gets its files here. The hook tells whose spec it is, and of which plan.
-fn side(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Built>> {
+fn side(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
     let mut built = Vec::new();
     for devices in plan.side.chunk_by(|a, b| a.kind == b.kind) {
         let Some(first) = devices.first() else { continue };
@@ -93,7 +106,7 @@ fn side(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Built
             ContainerEdits {
                 device_nodes: Vec::new(),
                 additional_gids: Vec::new(),
-                ..common(Purpose::Compute, plan, files, paths)?
+                ..common(Purpose::Compute, plan, host, paths)?
             }
         } else {
             ContainerEdits {
@@ -103,7 +116,7 @@ fn side(plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<Vec<Built
                     .iter()
                     .map(|file| mount(file, &MOUNT_OPTIONS, paths))
                     .collect::<Result<_>>()?,
-                hooks: vec![create_container_hook(plan, &[], &[], &[], paths)?],
+                hooks: vec![create_container_hook(plan, host, &Work::default(), paths)?],
                 ..ContainerEdits::default()
             }
         };
@@ -211,7 +224,8 @@ fn mount(file: &DriverFile, options: &[&str], paths: &Paths<'_>) -> Result<Mount
 }
 
 /// What every container with a device of one spec gets.
-fn common(purpose: Purpose, plan: &Plan, files: &DriverFiles, paths: &Paths<'_>) -> Result<ContainerEdits> {
+fn common(purpose: Purpose, plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<ContainerEdits> {
+    let files = &host.driver_files;
     let wanted = |of: Purpose| of == Purpose::Compute || of == purpose;
     let libraries: Vec<&DriverLibrary> =
         files.libraries.iter().filter(|library| wanted(library.purpose)).collect();
@@ -222,13 +236,16 @@ fn common(purpose: Purpose, plan: &Plan, files: &DriverFiles, paths: &Paths<'_>)
     };
     let mounted = libraries.iter().map(|library| as_file(library));
     let mounted = mounted.chain(files.files.iter().filter(|file| wanted(file.purpose)).cloned());
+    let mounts = mounted.map(|file| mount(&file, &MOUNT_OPTIONS, paths)).collect::<Result<_>>()?;
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
-    let by_path = if purpose == Purpose::Graphics { by_path(plan) } else { Vec::new() };
+    let draws = purpose == Purpose::Graphics;
+    let by_path = if draws { by_path(plan) } else { Vec::new() };
+    let work = Work { libraries, links, by_path, draws };
     Ok(ContainerEdits {
         env: vec![VISIBLE_DEVICES.into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
-        mounts: mounted.map(|file| mount(&file, &MOUNT_OPTIONS, paths)).collect::<Result<_>>()?,
-        hooks: vec![create_container_hook(plan, &libraries, &links, &by_path, paths)?],
+        mounts,
+        hooks: vec![create_container_hook(plan, host, &work, paths)?],
         additional_gids: groups(&plan.control_nodes),
     })
 }
@@ -253,23 +270,20 @@ fn by_path(plan: &Plan) -> Vec<(String, PathBuf)> {
 
 /// The one spec-level hook. Its environment must not be empty: a runtime may hand the image's environment to a
 /// hook without one (CVE-2025-23266).
-fn create_container_hook(
-    plan: &Plan,
-    libraries: &[&DriverLibrary],
-    links: &[&DriverLink],
-    by_path: &[(String, PathBuf)],
-    paths: &Paths<'_>,
-) -> Result<Hook> {
+fn create_container_hook(plan: &Plan, host: &Host, work: &Work<'_>, paths: &Paths<'_>) -> Result<Hook> {
     let name = paths.hook.file_name().context("the hook's path has no file name")?;
     let library = |library: &&DriverLibrary| Library::new(&library.path, &library.soname);
+    let links = work.links.iter().map(|link| Link::new(&link.target, &link.path));
+    let device_links = work.by_path.iter().map(|(target, path)| Link::new(target, path));
     let request = CreateContainer {
-        libraries: libraries.iter().map(library).collect::<Result<_, _>>()?,
-        links: links.iter().map(|link| Link::new(&link.target, &link.path)).collect::<Result<_, _>>()?,
-        device_links: by_path
-            .iter()
-            .map(|(target, path)| Link::new(target, path))
-            .collect::<Result<_, _>>()?,
+        driver: host.driver_version.parse().ok(),
+        cuda: host.cuda_version.as_deref().and_then(|version| version.parse().ok()),
         generation: Some(plan.generation.clone()),
+        plan: paths.plan.map(Path::to_owned),
+        application_profile: work.draws,
+        libraries: work.libraries.iter().map(library).collect::<Result<_, _>>()?,
+        links: links.collect::<Result<_, _>>()?,
+        device_links: device_links.collect::<Result<_, _>>()?,
     };
     Ok(Hook {
         hook_name: HookName::CreateContainer,

@@ -36,14 +36,17 @@ lib=$(dirname "$(find "$work/host/usr/lib" -name 'libcuda.so.1')")
 cp --remove-destination target/debug/libnvidia_ml.so "$lib/libnvidia-ml.so.1"
 generate=("$bin/divvy" generate --driver-root "$work/host" --output "$work/divvy.json" --quiet)
 
-# pair NAME-A NAME-B: runs the functions a and b in turn and prints the medians and their ratio.
+# pair NAME-A NAME-B: runs the functions a and b in turn, each after the function before, whose time does not count, and
+# prints the medians and their ratio.
 RUNS=41
+before() { :; }
 median() { sort -n "$1" | sed -n "$((RUNS / 2 + 1))p"; }
 pair() {
-  local i t0 t1 t2
+  local i t0 t1 t2 t3
   for ((i = 0; i < RUNS; i++)); do
-    t0=${EPOCHREALTIME/./}; a >/dev/null 2>&1; t1=${EPOCHREALTIME/./}; b >/dev/null 2>&1; t2=${EPOCHREALTIME/./}
-    echo $((t1 - t0)) >>"$work/a"; echo $((t2 - t1)) >>"$work/b"
+    before; t0=${EPOCHREALTIME/./}; a >/dev/null 2>&1; t1=${EPOCHREALTIME/./}
+    before; t2=${EPOCHREALTIME/./}; b >/dev/null 2>&1; t3=${EPOCHREALTIME/./}
+    echo $((t1 - t0)) >>"$work/a"; echo $((t3 - t2)) >>"$work/b"
   done
   awk -v a="$(median "$work/a")" -v b="$(median "$work/b")" -v na="$1" -v nb="$2" \
     'BEGIN { printf "%-26s %6d us   %-22s %6d us   ratio %.2f\n", na, a, nb, b, a / b }'
@@ -60,15 +63,16 @@ calls() { strace -f -o "$work/calls" "$@" >/dev/null 2>&1; grep -c ' = ' "$work/
 echo "sizes in bytes: divvy $(stat -c %s "$bin/divvy"), divvy-hook $(stat -c %s "$bin/divvy-hook"), spec of 8 GPUs $(stat -c %s "$work/divvy.json")"
 echo "NVML in one generate: $(tr '\n' ' ' <"$work/nvml.log")"
 
-# A root like an image's: this machine's libraries, the driver's, and a cache of the former.
+# A root like an image's: 60 of this machine's libraries, a cache of them, and the driver's as an engine mounts them.
 root=$work/bundle/rootfs
 inside=$root/${lib#"$work/host"}
 mkdir -p "$inside" "$root/etc"
-find "${lib#"$work/host"}" -maxdepth 1 -name '*.so.*' -exec cp -a -t "$inside" {} +
+find "${lib#"$work/host"}" -maxdepth 1 -type f -name 'lib*.so.*' | sort | head -n 60 | xargs cp -t "$inside"
 echo "${lib#"$work/host"}" >"$root/etc/ld.so.conf"
 ldconfig -r "$root"
-cp -a "$lib/." "$inside/"
-find "$inside" -type l -lname 'lib*nvidia*' -delete
+libraries=$(ldconfig -r "$root" -p | grep -c ' => ')
+find "$lib" -maxdepth 1 -type f -exec cp -t "$inside" {} +
+cp -a "$root" "$work/fresh"
 printf '{"root":{"path":"rootfs"}}' >"$work/bundle/config.json"
 printf '{"ociVersion":"1.0.2","id":"bench","status":"creating","pid":1,"bundle":"%s"}' "$work/bundle" >"$work/state"
 mapfile -t args < <("$bin/divvy" generate --host sim:h100x8 --format yaml | sed -n "/args:/,/env:/s/^ *- '\(.*\)'$/\1/p" | tail -n +2)
@@ -92,9 +96,18 @@ devices=$(grep -c '^{"name":"shared-' "$work/divvy.json")
 [ "$devices" = 960 ] || { echo "error: $devices devices in place of 960" >&2; exit 1; }
 pair "generate, 16 GPUs x 60" "ldconfig -p"
 echo "spec of $devices shares: $(stat -c %s "$work/divvy.json") bytes"
+# Every start but a container's first finds the work done.
 a() { hook; }
 b() { ldconfig -r "$root"; }
 pair "divvy-hook, next starts" "ldconfig -r, same root"
+# The first start, on a fresh root; ldconfig makes the SONAMEs' links and the cache, and no others.
+before() { rm -rf "$root"; cp -a "$work/fresh" "$root"; }
+before; hook
+echo "a first start: $libraries libraries of the image, $(grep -c '^--library' <(printf '%s\n' "${args[@]}")) of the driver, $(find "$root" -newer "$work/state" -type l | wc -l) links made"
+pair "divvy-hook, first start" "ldconfig -r, same root"
+b() { for _ in 1 2 3 4 5 6 7; do /bin/true; done; }
+pair "divvy-hook, first start" "7 times /bin/true"
+before() { :; }
 
 # Time over devices, 16 GPUs: medians of 21 runs each, taken in turns so that a slow second falls on all alike.
 RUNS=21

@@ -8,7 +8,7 @@ export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
 mkdir -p "$DIVVY_BUILD"
 log=$DIVVY_BUILD/test.log
 export DIVVY_TEST_SUMMARY=$DIVVY_BUILD/engines.summary
-rm -f "$DIVVY_TEST_SUMMARY" "$DIVVY_BUILD/engines.md"
+rm -f "$DIVVY_TEST_SUMMARY" "$DIVVY_BUILD"/{engines,images}.md
 
 tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" dev && cargo build --quiet --locked -p mock-nvml -p cri-run || {
   echo "error: the tests could not be set up: see above" >&2

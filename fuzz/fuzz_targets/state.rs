@@ -1,8 +1,6 @@
-//! The OCI state on the hook's standard input.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+#[path = "../checks.rs"]
+mod checks;
 
-fuzz_target!(|bytes: &[u8]| {
-    let _ = hooks::state::Container::read(bytes);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::state(bytes));

@@ -54,6 +54,12 @@ pub enum Error {
         /// What was given.
         path: PathBuf,
     },
+    /// Not numbers with dots between.
+    #[error("{word:?} is not a version like 580.126.09 or 13.0")]
+    Version {
+        /// What was given.
+        word: String,
+    },
     /// A link without `=`.
     #[error("{word:?} is not of the form TARGET=PATH")]
     Form {
@@ -90,9 +96,34 @@ pub struct CreateContainer {
     /// A link below /dev, to be made where the device that it names is there
     #[arg(long = "device-link", value_name = "TARGET=PATH", value_parser = device_link)]
     pub device_links: Vec<Link>,
-    /// The plan that the spec was made from; this phase needs nothing of it
+    /// The driver that the spec was made for: another one running is an error
+    #[arg(long, value_name = "VERSION")]
+    pub driver: Option<DriverVersion>,
+    /// The newest CUDA version that the driver serves
+    #[arg(long, value_name = "VERSION")]
+    pub cuda: Option<CudaVersion>,
+    /// The plan that the spec was made from
     #[arg(long, value_name = "ID")]
     pub generation: Option<String>,
+    /// A file on the host that says which plan is in force: another one there is an error
+    #[arg(long, value_name = "PATH", value_parser = host_path)]
+    pub plan: Option<PathBuf>,
+    /// Tell EGL which of the host's GPUs are in the container
+    #[arg(long)]
+    pub application_profile: bool,
+}
+
+/// The version of an NVIDIA driver, as `580.126.09`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverVersion(String);
+
+/// A version of CUDA, as `13.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CudaVersion {
+    /// `13`
+    pub major: u32,
+    /// `0`
+    pub minor: u32,
 }
 
 /// A driver library that the spec mounts into the container.
@@ -134,13 +165,72 @@ impl CreateContainer {
         let links = self.links.iter().map(|link| format!("--link={link}"));
         let device_links = self.device_links.iter().map(|link| format!("--device-link={link}"));
         let generation = self.generation.iter().map(|id| format!("--generation={id}"));
+        let plan = self.plan.iter().map(|path| format!("--plan={}", path.display()));
+        let driver = self.driver.iter().map(|version| format!("--driver={version}"));
+        let cuda = self.cuda.iter().map(|version| format!("--cuda={version}"));
+        let profile = self.application_profile.then(|| "--application-profile".to_owned());
         std::iter::once("create-container".to_owned())
             .chain(generation)
+            .chain(plan)
+            .chain(driver)
+            .chain(cuda)
+            .chain(profile)
             .chain(libraries)
             .chain(links)
             .chain(device_links)
             .collect()
     }
+}
+
+impl DriverVersion {
+    /// Its numbers, which tell which of two is newer.
+    pub fn numbers(&self) -> Vec<u32> {
+        self.0.split('.').map(|number| number.parse().unwrap_or_default()).collect()
+    }
+
+    /// Its first number: drivers of one branch differ in mended faults.
+    pub fn branch(&self) -> u32 {
+        self.numbers()[0]
+    }
+}
+
+impl FromStr for DriverVersion {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        if word.split('.').all(|part| number(part).is_some()) {
+            Ok(Self(word.to_owned()))
+        } else {
+            Err(Error::Version { word: word.to_owned() })
+        }
+    }
+}
+
+impl std::fmt::Display for DriverVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for CudaVersion {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        let parts = word.split_once('.').and_then(|(major, minor)| Some((number(major)?, number(minor)?)));
+        let (major, minor) = parts.ok_or_else(|| Error::Version { word: word.to_owned() })?;
+        Ok(Self { major, minor })
+    }
+}
+
+impl std::fmt::Display for CudaVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Digits alone: Rust's numbers may have a sign.
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl Library {
@@ -228,6 +318,12 @@ fn device_link(word: &str) -> Result<Link, Error> {
     }
 }
 
+/// A file of the host's, of which this command line holds the one.
+fn host_path(word: &str) -> Result<PathBuf, Error> {
+    plain_path(Path::new(word))?;
+    Ok(word.into())
+}
+
 /// Whether a path could stand in a command line of this hook's.
 pub fn is_plain_path(path: &Path) -> bool {
     path.as_os_str().len() <= LONGEST_PATH && plain_path(path).is_ok()
@@ -293,7 +389,11 @@ mod tests {
                 Link::new("-odd", "/a").unwrap(),
             ],
             device_links: vec![Link::new("../card0", "/dev/dri/by-path/pci-0=card").unwrap()],
+            driver: Some("580.126.09".parse().unwrap()),
+            cuda: Some("13.0".parse().unwrap()),
             generation: Some("00ff00ff00ff00ff".into()),
+            plan: Some("/run/divvy/plan.json".into()),
+            application_profile: true,
         };
         let words = request.to_args();
         assert_eq!(
@@ -301,6 +401,10 @@ mod tests {
             [
                 "create-container",
                 "--generation=00ff00ff00ff00ff",
+                "--plan=/run/divvy/plan.json",
+                "--driver=580.126.09",
+                "--cuda=13.0",
+                "--application-profile",
                 "--library=/usr/lib/x86_64-linux-gnu/libcuda.so.580.126.09=libcuda.so.1",
                 "--library=/usr/lib/x86_64-linux-gnu/libnvidia-glcore.so.580.126.09",
                 "--library=/opt/a=b c/libx.so",
@@ -353,6 +457,18 @@ mod tests {
         ] {
             assert_eq!(word.parse::<Link>().unwrap_err().to_string(), error, "{word:?}");
         }
+    }
+
+    #[test]
+    fn odd_versions_are_refused() {
+        for word in ["", ".", "580.", ".1", "580.x", "580.+1", "580 1", "99999999999.1", "580\n.1"] {
+            assert!(word.parse::<DriverVersion>().is_err(), "{word:?}");
+            assert!(word.parse::<CudaVersion>().is_err(), "{word:?}");
+        }
+        assert!("13".parse::<CudaVersion>().is_err() && "13.0.1".parse::<CudaVersion>().is_err());
+        let version: DriverVersion = "580.126.09".parse().unwrap();
+        assert_eq!((version.numbers(), version.branch()), (vec![580, 126, 9], 580));
+        assert_eq!("580".parse::<DriverVersion>().unwrap().branch(), 580);
     }
 
     #[test]

@@ -6,34 +6,22 @@
 //! engines drop when the container starts; any other failure stops the container's start, since a
 //! program that finds half a driver fails later and in stranger ways. It talks to no daemon.
 
-use std::collections::BTreeSet;
+mod compat;
+mod loader;
+mod profile;
+
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::args::{self, CreateContainer, Library, Link};
-use crate::ldcache::{self, Cache, Entry};
+use crate::args::{CreateContainer, Library, Link};
 use crate::rootfs::{self, Change, Root};
+use loader::{CACHE, Libraries};
 
-const CACHE: &str = "/etc/ld.so.cache";
-const CONFIG: &str = "/etc/ld.so.conf";
-/// Sorts before an image's own, and keeps the driver in the cache when the user runs ldconfig in the container.
-const CONFIG_PART: &str = "/etc/ld.so.conf.d/00-divvy.conf";
-const CONFIG_INCLUDE: &[u8] = b"include /etc/ld.so.conf.d/*.conf\n";
-/// Far more than our own file can come to, in bytes.
-const CONFIG_LIMIT: usize = 1 << 20;
-/// More directories than two specs bring.
-const CONFIG_LINES: usize = 64;
-
-#[cfg(target_arch = "x86_64")]
-const GLIBC_LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
-#[cfg(target_arch = "x86_64")]
-const MUSL_LOADER: &str = "/lib/ld-musl-x86_64.so.1";
-#[cfg(target_arch = "aarch64")]
-const GLIBC_LOADER: &str = "/lib/ld-linux-aarch64.so.1";
-#[cfg(target_arch = "aarch64")]
-const MUSL_LOADER: &str = "/lib/ld-musl-aarch64.so.1";
+/// Directories in /dev in which the driver's nodes lie.
+const DEVICE_DIRECTORIES: [&str; 4] =
+    ["/dev/dri", "/dev/nvidia-caps", "/dev/nvidia-caps-imex-channels", "/dev/infiniband"];
 
 /// What could not be done.
 #[derive(Debug, Error)]
@@ -91,15 +79,23 @@ pub enum Note {
         /// Why it is unusable.
         why: String,
     },
-    /// A link for a device could not be made. Programs find the device by its own name.
-    DeviceLink {
-        /// The link, in the container.
+    /// A link to a device could not be made, or the directory of one not opened to all users.
+    Device {
+        /// The link or directory, in the container.
         path: PathBuf,
         /// Why.
         why: String,
     },
-    /// The image has musl's loader and not glibc's, which knows neither cache nor configuration of this form.
-    Musl,
+    /// The image's libraries for CUDA forward compatibility are not used.
+    Compat {
+        /// Why.
+        why: String,
+    },
+    /// EGL is not told which GPUs are there.
+    Profile {
+        /// Why.
+        why: String,
+    },
 }
 
 impl fmt::Display for Note {
@@ -110,8 +106,11 @@ impl fmt::Display for Note {
                 write!(f, "left {path:?} alone: a volume is mounted at or above it")
             }
             Self::CacheReplaced { why } => write!(f, "replaced {CACHE:?} of the image: {why}"),
-            Self::DeviceLink { path, why } => write!(f, "cannot link {path:?}: {why}"),
-            Self::Musl => write!(f, "the image's loader is musl's, so there is no library cache to write"),
+            Self::Device { path, why } => write!(f, "left {path:?} as it is: {why}"),
+            Self::Compat { why } => {
+                write!(f, "the image's {:?} is not used: {why}", compat::DIRECTORY)
+            }
+            Self::Profile { why } => write!(f, "EGL is not told which GPUs there are: {why}"),
         }
     }
 }
@@ -121,35 +120,56 @@ impl fmt::Display for Note {
 /// # Errors
 /// At the first thing that cannot be done, [`rootfs::Error::ForeignMount`] excepted: that is noted.
 pub fn run(root: &Root, request: &CreateContainer) -> Result<Report, Error> {
-    let mut pass = Pass { root, report: Report::default() };
-    let mut places = Vec::new();
+    let generation = request.generation.clone();
+    let mut pass = Pass { root, generation, report: Report::default() };
+    let mut libraries = Libraries::default();
+    pass.compat(request, &mut libraries);
+    let of_image = libraries.places.len();
     for library in &request.libraries {
         if let Some(place) = pass.library(library)? {
-            places.push((library.soname.as_str(), place));
+            libraries.places.push((library.soname.clone(), place));
         }
     }
     for link in &request.links {
         pass.link(&link.target, &link.path)?;
     }
-    pass.device_links(&request.device_links);
-    let loads_by_cache =
-        pass.loads_by_cache().map_err(|source| Error::Loader { path: CACHE.into(), source })?;
-    if !loads_by_cache {
-        pass.report.notes.push(Note::Musl);
-    } else if !places.is_empty() {
-        pass.loader(Path::new(CACHE), |pass| pass.cache(&places))?;
-        pass.loader(Path::new(CONFIG_PART), |pass| pass.config_part(request))?;
-        pass.loader(Path::new(CONFIG), Pass::config)?;
+    pass.devices(&request.device_links);
+    if libraries.places.len() > of_image {
+        for directory in request.libraries.iter().map(Library::directory) {
+            if !libraries.directories.iter().any(|listed| listed == directory) {
+                libraries.directories.push(directory.to_owned());
+            }
+        }
+        loader::tell(&mut pass, &libraries).map_err(|(path, source)| Error::Loader { path, source })?;
+    }
+    if request.application_profile
+        && let Err(error) = profile::write(&mut pass)
+    {
+        pass.report.notes.push(Note::Profile { why: why(&error) });
     }
     Ok(pass.report)
 }
 
 struct Pass<'a> {
     root: &'a Root,
+    generation: Option<String>,
     report: Report,
 }
 
 impl Pass<'_> {
+    /// Libraries of the image that go before the driver's. Without them a program that needs them says so itself.
+    fn compat(&mut self, request: &CreateContainer, libraries: &mut Libraries) {
+        let Some(driver) = &request.driver else { return };
+        let found = compat::find(self.root, driver, request.cuda);
+        let found =
+            found.unwrap_or_else(|error| compat::Compat { odd: Some(why(&error)), ..Default::default() });
+        self.report.notes.extend(found.odd.map(|why| Note::Compat { why }));
+        if !found.libraries.is_empty() {
+            libraries.directories.push(compat::DIRECTORY.into());
+            libraries.places.extend(found.libraries);
+        }
+    }
+
     /// Links a library's soname to it. Gives the path that the cache shall name: the link, as ldconfig has it, which
     /// stays the same from driver to driver; or the file itself where no link can be made.
     fn library(&mut self, library: &Library) -> Result<Option<PathBuf>, Error> {
@@ -180,109 +200,42 @@ impl Pass<'_> {
         Ok(true)
     }
 
-    /// Links to devices that this container has. Nothing in a start depends on one.
-    fn device_links(&mut self, links: &[Link]) {
+    /// Links to devices that this container has, and the way to all its devices open to every user of it. Nothing in a
+    /// start depends on either.
+    fn devices(&mut self, links: &[Link]) {
         let is_there = |link: &&Link| {
-            let found = self.root.is_device(&destination(link));
-            found.unwrap_or(false)
+            let minor = self.root.device_minor(&destination(link));
+            minor.is_ok_and(|minor| minor.is_some())
         };
-        let wanted: Vec<&Link> = links.iter().filter(is_there).collect();
-        let Some(first) = wanted.first() else { return };
+        let links: Vec<&Link> = links.iter().filter(is_there).collect();
+        let closed = DEVICE_DIRECTORIES.map(Path::new).into_iter();
+        let closed: Vec<&Path> =
+            closed.filter(|path| self.root.is_closed(path).is_ok_and(|closed| closed)).collect();
+        let mut wanted = links.iter().map(|link| link.path.as_path()).chain(closed.iter().copied());
+        let Some(first) = wanted.next() else { return };
         let devices = match self.root.devices() {
             Ok(devices) => devices,
-            Err(error) => return self.no_device_link(&first.path, &error),
+            Err(error) => return self.no_device(first, &error),
         };
-        for link in wanted {
-            let below = link.path.strip_prefix("/dev").unwrap_or(&link.path);
-            match devices.symlink(&link.target, &Path::new("/").join(below)) {
-                Ok(Change::Made) => self.report.written.push(link.path.clone()),
-                Ok(Change::Unchanged) => {}
-                Err(error) => self.no_device_link(&link.path, &error),
-            }
+        let below = |path: &Path| Path::new("/").join(path.strip_prefix("/dev").unwrap_or(path));
+        for link in links {
+            self.device(&link.path, devices.symlink(&link.target, &below(&link.path)));
+        }
+        for path in closed {
+            self.device(path, devices.open_to_all(&below(path)));
         }
     }
 
-    fn no_device_link(&mut self, path: &Path, error: &rootfs::Error) {
-        self.report.notes.push(Note::DeviceLink { path: path.to_owned(), why: error.to_string() });
-    }
-
-    fn loads_by_cache(&self) -> Result<bool, rootfs::Error> {
-        // Debian's package musl and Alpine's gcompat put one beside the other.
-        Ok(self.root.is_file(Path::new(GLIBC_LOADER))? || !self.root.is_file(Path::new(MUSL_LOADER))?)
-    }
-
-    /// Runs one step on one of the loader's files.
-    fn loader(
-        &mut self,
-        path: &Path,
-        step: impl FnOnce(&mut Self) -> Result<(), rootfs::Error>,
-    ) -> Result<(), Error> {
-        match step(self) {
-            Err(rootfs::Error::ForeignMount { path }) => {
-                self.report.notes.push(Note::ForeignMount { path });
-                Ok(())
-            }
-            result => result.map_err(|source| Error::Loader { path: path.to_owned(), source }),
+    fn device(&mut self, path: &Path, done: Result<Change, rootfs::Error>) {
+        match done {
+            Ok(Change::Made) => self.report.written.push(path.to_owned()),
+            Ok(Change::Unchanged) => {}
+            Err(error) => self.no_device(path, &error),
         }
     }
 
-    fn cache(&mut self, places: &[(&str, PathBuf)]) -> Result<(), rootfs::Error> {
-        let path = Path::new(CACHE);
-        let (present, unread) = match self.root.read(path, ldcache::LIMIT) {
-            Ok(present) => (present, None),
-            // The rename tells whether a directory is in the way.
-            Err(error @ (rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. })) => {
-                (None, Some(error.to_string()))
-            }
-            Err(error) => return Err(error),
-        };
-        let present = present.unwrap_or_default();
-        let mut why = unread;
-        let mut cache = Cache::default();
-        if !present.is_empty() {
-            match Cache::parse(&present) {
-                Ok(parsed) => cache = parsed,
-                Err(error) => why = Some(error.to_string()),
-            }
-        }
-        let ours: Vec<_> = places.iter().map(|(soname, place)| Entry::new(soname, place)).collect();
-        cache.merge(&ours);
-        let mut wanted = cache.to_bytes();
-        // What the next start would not read again, it would replace.
-        if wanted.len() > ldcache::LIMIT {
-            why = Some(format!("with the driver's libraries it is longer than {} bytes", ldcache::LIMIT));
-            cache = Cache::default();
-            cache.merge(&ours);
-            wanted = cache.to_bytes();
-        }
-        self.put(path, &present, &wanted)?;
-        self.report.notes.extend(why.map(|why| Note::CacheReplaced { why }));
-        Ok(())
-    }
-
-    /// Keeps the directories of an earlier run: a container may have devices of two specs, and each has a run.
-    fn config_part(&mut self, request: &CreateContainer) -> Result<(), rootfs::Error> {
-        let path = Path::new(CONFIG_PART);
-        let present = match self.root.read(path, CONFIG_LIMIT) {
-            Ok(present) => present.unwrap_or_default(),
-            Err(rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. }) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let earlier = String::from_utf8(present.clone()).unwrap_or_default();
-        let earlier: BTreeSet<&Path> = earlier.lines().map(Path::new).collect();
-        // More, or something else, is nothing that this hook wrote.
-        let is_ours = earlier.len() <= CONFIG_LINES && earlier.iter().all(|line| args::is_plain_path(line));
-        let mut directories = if is_ours { earlier } else { BTreeSet::new() };
-        directories.extend(request.libraries.iter().map(Library::directory));
-        let lines: String =
-            directories.iter().map(|directory| format!("{}\n", directory.display())).collect();
-        self.put(path, &present, lines.as_bytes())
-    }
-
-    /// Only where the image has none: one that does not include the directory is the image's decision.
-    fn config(&mut self) -> Result<(), rootfs::Error> {
-        let path = Path::new(CONFIG);
-        if self.root.exists(path)? { Ok(()) } else { self.put(path, b"", CONFIG_INCLUDE) }
+    fn no_device(&mut self, path: &Path, error: &rootfs::Error) {
+        self.report.notes.push(Note::Device { path: path.to_owned(), why: why(error) });
     }
 
     fn put(&mut self, path: &Path, present: &[u8], wanted: &[u8]) -> Result<(), rootfs::Error> {
@@ -291,6 +244,14 @@ impl Pass<'_> {
             self.report.written.push(path.to_owned());
         }
         Ok(())
+    }
+}
+
+/// An error and its cause, in one line.
+fn why(error: &rootfs::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }
 

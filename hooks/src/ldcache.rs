@@ -2,7 +2,8 @@
 //!
 //! No `ldconfig` runs: the image's is hostile, the host's may not know the image's format, and either costs more than
 //! this. The format is glibc's `sysdeps/generic/dl-cache.h`, what the loader makes of it `elf/dl-cache.c`, what
-//! ldconfig writes `elf/cache.c`. Only the format of glibc 2.2 and later is read, on its own or behind the older one.
+//! ldconfig writes `elf/cache.c`. All that glibc's loader reads is read: the format of 2.2 and later, alone or behind
+//! the older one, and the older one alone. Written is the newer one, which every such loader reads.
 //! A cache comes from the image: every offset is checked, and no cache makes this panic, hang or grow.
 
 mod read;
@@ -42,7 +43,7 @@ const GLIBC_HWCAPS: u32 = 1;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// Neither of glibc's formats.
-    #[error("it is not a library cache of glibc 2.2 or later")]
+    #[error("it is not a library cache of glibc's")]
     Magic,
     /// Written for a machine of the other byte order, or marked invalid.
     #[error("its byte order is not this machine's")]
@@ -136,13 +137,30 @@ impl<'a> Cache<'a> {
         self.entries.iter().filter(matches).map(|entry| Path::new(OsStr::from_bytes(entry.path)))
     }
 
+    /// The paths of all libraries, of whatever kind of machine.
+    pub fn paths(&self) -> impl Iterator<Item = &'a Path> {
+        self.entries.iter().map(|entry| Path::new(OsStr::from_bytes(entry.path)))
+    }
+
+    /// Takes out every entry whose path `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&Path) -> bool) {
+        self.entries.retain(|entry| keep(Path::new(OsStr::from_bytes(entry.path))));
+    }
+
     /// Puts `ours` before all entries of the same name, in the order given, and drops the copies of them that an
     /// earlier merge left. Every other entry stays.
     ///
     /// The loader takes the first entry that fits, so ours win even over `glibc-hwcaps` variants of the same name
     /// (`search_cache` in `elf/dl-cache.c`).
+    ///
+    /// But the numbers in names wrap there at 32 bits, and three that do may stand in a circle in which the search loses
+    /// its way. So of ours, which an image may have named, none with such a number is entered, and of the others those
+    /// are dropped that could hide one of ours. No library is called so.
     pub fn merge(&mut self, ours: &[Entry<'a>]) {
-        self.entries.retain(|entry| !ours.contains(entry));
+        let ours: Vec<_> = ours.iter().filter(|entry| !has_long_number(entry.name)).copied().collect();
+        self.entries.retain(|entry| !ours.contains(entry) && !hides(entry, &ours));
+        // In a circle, what is gone may have been all that kept its neighbours in order.
+        self.entries.dedup_by(|entry, last| compare(last.name, entry.name) == Ordering::Less);
         for entry in ours.iter().rev() {
             let before = |other: &Entry<'_>| compare(other.name, entry.name) == Ordering::Greater;
             let at = self.entries.partition_point(before);
@@ -233,16 +251,32 @@ fn offset(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// The order of names in a cache, which the file holds descending: `_dl_cache_libcmp` of `elf/dl-cache.c`, with its
-/// numbers that wrap at 32 bits and its signedness of char, since the loader's binary search goes by just that.
+/// The order of names in a cache, which the file holds descending.
 fn compare(left: &[u8], right: &[u8]) -> Ordering {
-    let (mut left, mut right) = (left, right);
+    walk(left, right).0
+}
+
+/// Whether the place of an entry among `ours` hangs on a number that may wrap.
+fn hides(entry: &Entry<'_>, ours: &[Entry<'_>]) -> bool {
+    has_long_number(entry.name) && ours.iter().any(|our| walk(entry.name, our.name).1)
+}
+
+fn has_long_number(name: &[u8]) -> bool {
+    name.split(|byte| !byte.is_ascii_digit()).any(may_wrap)
+}
+
+/// Compares two names and says whether a number that may wrap was met on the way. This is `_dl_cache_libcmp` of
+/// `elf/dl-cache.c`, with its numbers that wrap at 32 bits and its signedness of char, since the loader's binary search
+/// goes by just that.
+fn walk(left: &[u8], right: &[u8]) -> (Ordering, bool) {
+    let (mut left, mut right, mut wraps) = (left, right, false);
     loop {
         let ordering = match (left.first(), right.first()) {
-            (None, None) => return Ordering::Equal,
+            (None, None) => return (Ordering::Equal, wraps),
             (Some(a), Some(b)) if a.is_ascii_digit() && b.is_ascii_digit() => {
-                let difference = number(&mut left).wrapping_sub(number(&mut right));
-                difference.cmp(&0)
+                let (a, b) = (digits(&mut left), digits(&mut right));
+                wraps |= may_wrap(a) || may_wrap(b);
+                number(a).wrapping_sub(number(b)).cmp(&0)
             }
             (Some(a), _) if a.is_ascii_digit() => Ordering::Greater,
             (_, Some(b)) if b.is_ascii_digit() => Ordering::Less,
@@ -253,16 +287,24 @@ fn compare(left: &[u8], right: &[u8]) -> Ordering {
             }
         };
         if ordering != Ordering::Equal {
-            return ordering;
+            return (ordering, wraps);
         }
     }
 }
 
-fn number(text: &mut &[u8]) -> i32 {
-    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (number, rest) = text.split_at(digits);
+fn digits<'a>(text: &mut &'a [u8]) -> &'a [u8] {
+    let (digits, rest) = text.split_at(text.iter().take_while(|byte| byte.is_ascii_digit()).count());
     *text = rest;
-    number.iter().fold(0i32, |value, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
+    digits
+}
+
+/// Nine digits always fit in 31 bits.
+fn may_wrap(digits: &[u8]) -> bool {
+    digits.len() > 9
+}
+
+fn number(digits: &[u8]) -> i32 {
+    digits.iter().fold(0i32, |value, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
 }
 
 fn character(byte: Option<&u8>) -> c_char {

@@ -5,13 +5,19 @@
 //! [`rootfs`]. The modules in the order of the flow:
 //!
 //! - [`args`]: the hook's command line, written into the CDI spec and read back when the container starts
+//! - [`stale`]: whether the spec is of the driver and plan that the host has now
 //! - [`state`]: what the engine says on standard input, and where the container's root is
 //! - [`rootfs`]: reading and writing below that root, and nowhere else
+//! - [`device_files`]: the driver's libraries kept from making device nodes
 //! - [`ldcache`]: glibc's `ld.so.cache`, as pure functions on bytes
+//! - [`elf_note`]: for which drivers an image's own libcuda is made, as its ELF note says
 //! - [`create_container`]: the one pass over the root before the container's first program runs
 
 pub mod args;
 pub mod create_container;
+pub mod device_files;
+pub mod elf_note;
 pub mod ldcache;
 pub mod rootfs;
+pub mod stale;
 pub mod state;

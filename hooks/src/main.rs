@@ -1,7 +1,7 @@
 //! `divvy-hook`: the OCI hook that a CDI spec of divvy names. An engine runs it as root, in the middle of starting a
 //! container whose image may be hostile; so it cleans itself first, then reads what it is told, then gives up what it
 //! does not need, and only then touches the container. It exits 0 when all is done, 2 when the command line or standard
-//! input is not an engine's, 1 for anything else.
+//! input is not an engine's, 6 when the spec is not of this machine as it is now, 1 for anything else.
 
 mod process;
 
@@ -13,9 +13,10 @@ use clap::error::ErrorKind;
 use hooks::args::{Command, Phase};
 use hooks::rootfs::Root;
 use hooks::state::Container;
-use hooks::{create_container, state};
+use hooks::{create_container, device_files, stale, state};
 
 const USAGE: u8 = 2;
+const STALE: u8 = 6;
 
 fn main() -> ExitCode {
     if let Err(error) = process::clean() {
@@ -36,25 +37,33 @@ fn main() -> ExitCode {
 }
 
 fn run(phase: Phase) -> anyhow::Result<()> {
-    process::keep(process::UNTIL_ROOT_IS_KNOWN)?;
+    let Phase::CreateContainer(request) = phase;
+    let params = device_files::params_without_modification();
+    let to_mount: &[_] = if params.is_some() { process::TO_MOUNT } else { &[] };
+    process::keep(&[process::FOR_FILES, process::TO_BE_THE_OWNER, to_mount])?;
     let container = Container::read(std::io::stdin().lock())?;
+    stale::check(&request)?;
     let root = Root::open(&container.root()?)?;
     process::create_files_as(root.owner());
-    process::keep(process::FOR_FILES)?;
-    match phase {
-        Phase::CreateContainer(request) => {
-            let report = create_container::run(&root, &request)?;
-            report.notes.iter().for_each(|note| say("warning", note));
+    if let Some(params) = params {
+        process::keep(&[process::FOR_FILES, process::TO_MOUNT])?;
+        if let Err(error) = device_files::switch_off(&root, &params) {
+            let error = anyhow::Error::new(error);
+            say("warning", format_args!("the driver may make device nodes in this container: {error:#}"));
         }
     }
+    process::keep(&[process::FOR_FILES])?;
+    let report = create_container::run(&root, &request)?;
+    report.notes.iter().for_each(|note| say("warning", note));
     Ok(())
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     say("error", format_args!("{error:#}"));
+    let stale = error.downcast_ref().map(stale::Error::hint);
     let of_pass = error.downcast_ref().and_then(create_container::Error::hint);
-    hint(of_pass.or_else(|| error.downcast_ref().and_then(state::Error::hint)));
-    ExitCode::FAILURE
+    hint(stale.or(of_pass).or_else(|| error.downcast_ref().and_then(state::Error::hint)));
+    if stale.is_some() { ExitCode::from(STALE) } else { ExitCode::FAILURE }
 }
 
 /// Ends a run whose command line is not one to act on, or asks for help.
@@ -65,8 +74,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    say("error", text.trim_start_matches("error: ").trim_end());
-    if matches!(error.kind(), ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand) {
+    let text = text.trim_start_matches("error: ").trim_end();
+    // A newer spec may have hooks that this release knows nothing of; what it knows it does all the same.
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        say("warning", format_args!("nothing is done: {text}"));
+        hint(Some("the spec is newer than this hook: install both from one release"));
+        return ExitCode::SUCCESS;
+    }
+    say("error", text);
+    if error.kind() == ErrorKind::UnknownArgument {
         hint(Some(
             "the spec is newer than this hook: install both from one release, or run `divvy generate` again",
         ));
@@ -76,7 +92,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 /// Writes a line for whoever started the container. Engines may have closed standard error; that is no reason to fail.
 fn say(kind: &str, what: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{kind}: divvy-hook: {what}");
+    // In one call: runtimes start hooks of several containers at once.
+    let _ = std::io::stderr().write_all(format!("{kind}: divvy-hook: {what}\n").as_bytes());
 }
 
 fn hint(hint: Option<&str>) {

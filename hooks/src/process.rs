@@ -5,22 +5,25 @@
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability};
+use nix::libc;
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, close, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, alarm, close, setfsgid, setfsuid};
 use thiserror::Error;
 
 /// An image may have its files belong to anyone and its directories closed to root.
 pub const FOR_FILES: &[Capability] =
     &[Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH, Capability::CAP_FOWNER];
-/// The same, and those that [`create_files_as`] needs.
-pub const UNTIL_ROOT_IS_KNOWN: &[Capability] = &[
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_DAC_READ_SEARCH,
-    Capability::CAP_FOWNER,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-];
+/// What [`create_files_as`] needs besides.
+pub const TO_BE_THE_OWNER: &[Capability] = &[Capability::CAP_SETGID, Capability::CAP_SETUID];
+/// What a mount in the container needs besides.
+pub const TO_MOUNT: &[Capability] = &[Capability::CAP_SYS_ADMIN];
+
+/// A run takes a few milliseconds. What hangs, on a file system that does not answer or an engine that does not close
+/// its pipe, must not keep a container's start hanging too.
+const DEADLINE_SECONDS: libc::c_uint = 30;
+const LATE: &[u8] = b"error: divvy-hook: not done after 30 seconds\n";
 
 /// What could not be given up.
 #[derive(Debug, Error)]
@@ -35,7 +38,7 @@ pub enum Error {
     #[error("cannot clear the environment")]
     Environment,
     /// A setting of the process.
-    #[error("prctl failed")]
+    #[error("cannot change a setting of this process")]
     Process {
         /// What the system said.
         source: nix::errno::Errno,
@@ -48,8 +51,8 @@ pub enum Error {
     },
 }
 
-/// Closes what was inherited beside the standard streams, clears the environment and sets the umask to 022. A process
-/// that shares the pid namespace must not reach the host's files through this one, whose root is still the host's: so
+/// Closes what was inherited beside the standard streams, clears the environment and the signal mask, sets the umask to
+/// 022 and a deadline. A process that shares the pid namespace must not reach the host's files through this one, whose root is still the host's: so
 /// it cannot be traced, nor looked into below /proc.
 ///
 /// # Errors
@@ -60,7 +63,27 @@ pub fn clean() -> Result<(), Error> {
     #[expect(unsafe_code)]
     unsafe { nix::env::clearenv() }.map_err(|_| Error::Environment)?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    set_deadline().map_err(|source| Error::Process { source })?;
     set_no_new_privs().and_then(|()| set_dumpable(false)).map_err(|source| Error::Process { source })
+}
+
+/// Ends this process with status 1 when the time is over, whatever it waits for then.
+fn set_deadline() -> nix::Result<()> {
+    extern "C" fn late(_: libc::c_int) {
+        // SAFETY: write(2) and _exit(2) are async-signal-safe (signal-safety(7)); the bytes are a constant's.
+        #[expect(unsafe_code)]
+        unsafe {
+            libc::write(libc::STDERR_FILENO, LATE.as_ptr().cast(), LATE.len());
+            libc::_exit(1)
+        }
+    }
+    let action = SigAction::new(SigHandler::Handler(late), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does what is async-signal-safe, and never returns.
+    #[expect(unsafe_code)]
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    SigSet::empty().thread_set_mask()?;
+    alarm::set(DEADLINE_SECONDS);
+    Ok(())
 }
 
 /// An engine's leaked descriptor of a directory is a way out of the container (CVE-2024-21626).
@@ -75,13 +98,13 @@ fn close_inherited() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Drops all capabilities but these, of which a rootless caller may lack some or all. The bounding set goes whole:
+/// Drops all capabilities but those of these lists, of which a rootless caller may lack some or all. The bounding set goes whole:
 /// nothing is ever executed.
 ///
 /// # Errors
 /// When one that is held does not go.
-pub fn keep(wanted: &[Capability]) -> Result<(), Error> {
-    drop_others(wanted).map_err(|source| Error::Capabilities { source })
+pub fn keep(wanted: &[&[Capability]]) -> Result<(), Error> {
+    drop_others(&wanted.concat()).map_err(|source| Error::Capabilities { source })
 }
 
 fn drop_others(wanted: &[Capability]) -> Result<(), CapsError> {

@@ -6,26 +6,26 @@
 //! What NVIDIA's hooks taught: CVE-2024-0134, CVE-2025-23267 (links followed out of the root).
 
 mod dev;
+mod mounts;
+mod proc;
+mod resolve;
 mod write;
 
-use std::ffi::OsStr;
-use std::fs::File;
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
+use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 use thiserror::Error;
 
-/// openat2(2) fails with EAGAIN when something, anywhere on the machine, is renamed or mounted at the same moment. Where
-/// that goes on it is waited for, a second in all, so that one container's renames cannot fail another's start.
-const ATTEMPTS: usize = 16;
-const SLOW_ATTEMPTS: usize = 1000;
-const PAUSE: Duration = Duration::from_millis(1);
+use resolve::{Mounts, find, place};
 
 /// What went wrong below a container's root. Paths are those in the container.
 #[derive(Debug, Error)]
@@ -87,7 +87,6 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         let Self::Call { source, .. } = self else { return None };
         match source {
-            Errno::ENOSYS => Some("this needs openat2(2), which Linux has since 5.6"),
             Errno::EROFS => {
                 Some("the driver's libraries can only be linked in a root that is writable before the start")
             }
@@ -104,6 +103,8 @@ impl Error {
 pub struct Root {
     handle: OwnedFd,
     owner: (u32, u32),
+    /// The directory that was written in last: most links lie in one.
+    last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
 }
 
 /// Whether something had to be done.
@@ -128,7 +129,7 @@ impl Root {
         if (ours.st_dev, ours.st_ino) == (host.st_dev, host.st_ino) {
             return Err(Error::HostRoot { path: path.to_owned() });
         }
-        Ok(Self { handle, owner: (ours.st_uid, ours.st_gid) })
+        Ok(Self { handle, owner: (ours.st_uid, ours.st_gid), last: RefCell::default() })
     }
 
     /// User and group that own the root directory, as numbers of this process's user namespace.
@@ -141,7 +142,7 @@ impl Root {
     /// # Errors
     /// Anything but its absence.
     pub fn is_file(&self, path: &Path) -> Result<bool, Error> {
-        let found = self.look(path, anywhere())?;
+        let found = self.look(path, Mounts::Cross)?;
         Ok(found.is_some_and(|(_, stat)| kind(&stat) == SFlag::S_IFREG))
     }
 
@@ -150,7 +151,16 @@ impl Root {
     /// # Errors
     /// Anything but its absence.
     pub fn exists(&self, path: &Path) -> Result<bool, Error> {
-        self.look(path, anywhere()).map(|found| found.is_some())
+        self.look(path, Mounts::Cross).map(|found| found.is_some())
+    }
+
+    /// Whether `path` leads to nothing, or to a file without content.
+    ///
+    /// # Errors
+    /// What the calls said.
+    pub fn is_empty_or_missing(&self, path: &Path) -> Result<bool, Error> {
+        let found = self.look(path, Mounts::Cross)?;
+        Ok(found.is_none_or(|(_, stat)| kind(&stat) == SFlag::S_IFREG && stat.st_size == 0))
     }
 
     /// The content of the regular file that `path` leads to, or `None` if there is nothing. Only on the root's own file
@@ -160,31 +170,50 @@ impl Root {
     /// # Errors
     /// [`Error::ForeignMount`]; [`Error::NotRegular`]; [`Error::TooLarge`] above `limit` bytes; what the calls said.
     pub fn read(&self, path: &Path, limit: usize) -> Result<Option<Vec<u8>>, Error> {
-        // Looked at before it is opened: opening a device of the image can do harm of its own, or never return.
-        let Some((_, seen)) = self.look(path, own_file_system())? else { return Ok(None) };
-        if kind(&seen) != SFlag::S_IFREG {
-            return Err(Error::NotRegular { path: path.to_owned() });
-        }
-        let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC);
-        let handle = self.openat2(path, how.resolve(own_file_system()))?;
-        let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
-        if (stat.st_dev, stat.st_ino) != (seen.st_dev, seen.st_ino) {
-            return Err(Error::NotRegular { path: path.to_owned() });
-        }
+        let Some((file, size)) = self.file(path)? else { return Ok(None) };
         let too_large = || Error::TooLarge { path: path.to_owned(), limit };
-        let size = usize::try_from(stat.st_size).ok().filter(|&size| size <= limit).ok_or_else(too_large)?;
+        let size = usize::try_from(size).ok().filter(|&size| size <= limit).ok_or_else(too_large)?;
         let mut bytes = Vec::with_capacity(size + 1);
-        File::from(handle)
-            .take(limit as u64 + 1)
+        file.take(limit as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| failed("read", path, errno_of(&error)))?;
         if bytes.len() > limit { Err(too_large()) } else { Ok(Some(bytes)) }
     }
 
+    /// The regular file that `path` leads to, open for reading, and its size in bytes; or `None` if there is nothing.
+    /// Only on the root's own file system, as with [`Self::read`].
+    ///
+    /// # Errors
+    /// [`Error::ForeignMount`]; [`Error::NotRegular`]; what the calls said.
+    pub fn file(&self, path: &Path) -> Result<Option<(File, u64)>, Error> {
+        let Some((handle, stat)) = self.look(path, Mounts::Stay)? else { return Ok(None) };
+        if kind(&stat) != SFlag::S_IFREG {
+            return Err(Error::NotRegular { path: path.to_owned() });
+        }
+        // It is this very file that is opened: to open a device of the image instead could do harm of its own.
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(place(&handle));
+        let file = file.map_err(|error| failed("open", path, errno_of(&error)))?;
+        Ok(Some((file, u64::try_from(stat.st_size).unwrap_or_default())))
+    }
+
+    /// The names in the directory that `path` leads to, in no order and `limit` of them at most; none if there is no
+    /// directory. Only on the root's own file system, as with [`Self::read`].
+    ///
+    /// # Errors
+    /// [`Error::ForeignMount`]; what the calls said.
+    pub fn names(&self, path: &Path, limit: usize) -> Result<Vec<OsString>, Error> {
+        let Some((handle, stat)) = self.look(path, Mounts::Stay)? else { return Ok(Vec::new()) };
+        if kind(&stat) != SFlag::S_IFDIR {
+            return Ok(Vec::new());
+        }
+        let names = fs::read_dir(place(&handle))
+            .and_then(|entries| entries.take(limit).map(|entry| Ok(entry?.file_name())).collect());
+        names.map_err(|error| failed("getdents", path, errno_of(&error)))
+    }
+
     /// What `path` leads to, without opening it.
-    fn look(&self, path: &Path, resolve: ResolveFlag) -> Result<Option<(OwnedFd, FileStat)>, Error> {
-        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
-        match self.openat2(path, how) {
+    fn look(&self, path: &Path, mounts: Mounts) -> Result<Option<(OwnedFd, FileStat)>, Error> {
+        match self.find(path, OFlag::empty(), mounts) {
             Ok(handle) => {
                 let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
                 Ok(Some((handle, stat)))
@@ -194,35 +223,12 @@ impl Root {
         }
     }
 
-    fn openat2(&self, path: &Path, how: OpenHow) -> Result<OwnedFd, Error> {
-        open_in(&self.handle, path.as_os_str(), how).map_err(|errno| match errno {
+    fn find(&self, path: &Path, flags: OFlag, mounts: Mounts) -> Result<OwnedFd, Error> {
+        find(&self.handle, path.as_os_str(), flags, mounts).map_err(|errno| match errno {
             Errno::EXDEV => Error::ForeignMount { path: path.to_owned() },
             errno => failed("openat2", path, errno),
         })
     }
-}
-
-fn open_in(directory: impl AsFd, name: &OsStr, how: OpenHow) -> Result<OwnedFd, Errno> {
-    let mut result = Err(Errno::EAGAIN);
-    for attempt in 0..ATTEMPTS + SLOW_ATTEMPTS {
-        if attempt >= ATTEMPTS {
-            thread::sleep(PAUSE);
-        }
-        result = openat2(&directory, name, how);
-        if !matches!(result, Err(Errno::EAGAIN | Errno::EINTR)) {
-            break;
-        }
-    }
-    result
-}
-
-/// Finding out what is there crosses mounts; what is read or written is the root's own.
-fn anywhere() -> ResolveFlag {
-    ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS
-}
-
-fn own_file_system() -> ResolveFlag {
-    anywhere() | ResolveFlag::RESOLVE_NO_XDEV
 }
 
 fn kind(stat: &FileStat) -> SFlag {

@@ -145,8 +145,12 @@ fn is_elsewhere(bundle: &Path) -> bool {
     std::env::current_dir().is_ok_and(|directory| directory != bundle)
 }
 
-/// The container's root directory as the content of its bundle's `config.json` says it.
-fn root_in_config(bundle: &Path, config: &[u8]) -> Result<PathBuf, Error> {
+/// The container's root directory as the content of the `config.json` of `bundle` says it: `root.path` (OCI runtime
+/// specification, "Root"), which counts from the bundle if it is relative.
+///
+/// # Errors
+/// When it is no JSON object, or names no root.
+pub fn root_in_config(bundle: &Path, config: &[u8]) -> Result<PathBuf, Error> {
     let config: Config = serde_json::from_slice(config).map_err(|source| Error::Config { source })?;
     match config.root {
         Some(root) if !root.path.as_os_str().is_empty() => Ok(bundle.join(root.path)),

@@ -53,11 +53,11 @@ fn what_is_written_of_a_real_cache_prints_the_same() {
     assert_eq!(ldconfig_print(&path), ldconfig_print(Path::new("/etc/ld.so.cache")));
 }
 
-/// `ldconfig -c compat` puts the older format in front, as glibc before 2.32 did by default.
+/// `ldconfig -c compat` puts the older format in front, as glibc before 2.32 did by default; `-c old` writes it alone.
 #[test]
 fn caches_that_ldconfig_writes_are_read_whatever_the_format() {
     let libraries = library("libc.so.6").parent().unwrap().to_owned();
-    for format in ["new", "compat"] {
+    for format in ["new", "compat", "old"] {
         let bundle = Bundle::new();
         fs::create_dir(bundle.path("/etc")).unwrap();
         let cache = bundle.path("/etc/ld.so.cache");

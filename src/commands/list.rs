@@ -66,8 +66,8 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
 fn unreadable_names(args: &ListArgs, host: &Host, plan: &Plan) -> Result<Vec<String>> {
     let roots = args.machine.roots()?;
     let hook = Path::new("/usr/bin/divvy-hook");
-    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook };
-    let built = spec::build(plan, &host.driver_files, &paths)?;
+    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook, plan: None };
+    let built = spec::build(plan, host, &paths)?;
     Ok(engines::unreadable(&host.engines, &built)
         .into_iter()
         .map(|(what, hint)| format!("{what}: {hint}"))

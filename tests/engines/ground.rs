@@ -39,6 +39,8 @@ pub enum Need {
     Containerd,
     /// The mock libnvidia-ml.so.1.
     Mock,
+    /// The trees of tests/machine/bundles.sh.
+    Bundles,
 }
 
 impl Need {
@@ -54,6 +56,7 @@ impl Need {
             Self::Rootless => "rootless",
             Self::Containerd => "containerd",
             Self::Mock => "mock",
+            Self::Bundles => "bundles",
         }
     }
 
@@ -76,7 +79,8 @@ impl Unmet {
     pub fn is_required(&self) -> bool {
         let required = std::env::var("DIVVY_REQUIRE").unwrap_or_default();
         let demanded = |word: &str| required.split(',').any(|item| item.trim() == word);
-        let of_ours = matches!(self.need, Need::Build | Need::Machine | Need::Mock | Need::Rootless);
+        let of_ours =
+            matches!(self.need, Need::Build | Need::Machine | Need::Mock | Need::Rootless | Need::Bundles);
         demanded(self.need.word()) || of_ours && (demanded("docker") || demanded("podman"))
     }
 }
@@ -141,17 +145,16 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
     require_root()?;
     require_cgroup()?;
     require_build()?;
-    // The last line of a script's errors is its own; what comes before is from the tool that failed.
-    let machine = |why: String| {
-        let last = why.lines().last().unwrap_or_default().to_owned();
-        Unmet { need: Need::Machine, why: last }
-    };
+    let machine = |why: String| Unmet { need: Need::Machine, why: last_line(&why) };
     let (suite, cgroup) = (suite(), cgroup());
     if !build_dir().join("trees").join(&suite).exists() {
         eprintln!("unpacking Debian {suite} with the engines, once: about half a minute");
     }
     run_script("tree.sh", &[&suite]).map_err(machine)?;
     run_script("images.sh", &[]).map_err(machine)?;
+    if let Err(why) = run_script("bundles.sh", &[]) {
+        ground.unmet.push(Unmet { need: Need::Bundles, why: last_line(&why) });
+    }
     let minder = Minder::start().map_err(|error| machine(error.to_string()))?;
     *MINDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(minder);
     run_script("up.sh", &[&suite, NAME, &cgroup]).map_err(machine)?;
@@ -172,6 +175,11 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
         }
     }
     Ok(())
+}
+
+/// The last line of a script's errors is its own; what comes before is from the tool that failed.
+fn last_line(why: &str) -> String {
+    why.lines().last().unwrap_or_default().to_owned()
 }
 
 fn require_root() -> Result<(), Unmet> {
@@ -313,7 +321,11 @@ fn import_images(ground: &Ground, entry: &str, engine: &str) -> Result<(), Strin
     let script = format!(
         "for tar in /images/*.tar; do
              image=${{tar##*/}}
-             {engine} import --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD [\"/bin/sh\"]' $tar ${{image%.tar}}:latest >/dev/null || exit 1
+             set -- --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD [\"/bin/sh\"]'
+             if [ -e ${{tar%.tar}}.changes ]; then
+                 while read -r change; do set -- \"$@\" --change \"$change\"; done <${{tar%.tar}}.changes
+             fi
+             {engine} import \"$@\" $tar ${{image%.tar}}:latest >/dev/null || exit 1
          done"
     );
     ground.command(entry, &["sh", "-c", &script]).require()

@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 
 use crate::engine::{Container, ENGINES, Engine, MAPPED};
+use crate::environment;
 use crate::ground::{Ground, is_cgroup_v1, suite};
 use crate::table;
 
@@ -40,6 +41,7 @@ pub fn honours(ground: &Ground, engine: &Engine) {
         ("it goes before the user's", asked.variable_wins()),
         ("it is there in exec", asked.variable_in_exec()),
         ("createContainer hook", asked.hook()),
+        ("a hook without `env` loads what the image's names", asked.environment()),
         ("it may write to a root that will be read-only", asked.writing_hook()),
         ("runs of it for a device named twice", asked.runs(2).to_string()),
         ("a failing hook stops the start", asked.failing_hook()),
@@ -50,8 +52,16 @@ pub fn honours(ground: &Ground, engine: &Engine) {
         ("a spec renamed into place is seen at once", asked.replaced()),
         ("cdiVersion", asked.versions()),
     ];
-    // What cgroup v1 admits must be the same, so that one table serves for both.
-    table::compare(&suite(), engine.name, &cells, is_cgroup_v1());
+    let place = table::Place {
+        page: "engines.md",
+        heading: &format!("Debian {}", suite()),
+        columns: &ENGINES.map(|engine| engine.name),
+        rows: &cells.each_ref().map(|(row, _)| *row),
+        trials: "honours",
+        // What cgroup v1 admits must be the same, so that one table serves for both.
+        is_only_compared: is_cgroup_v1(),
+    };
+    place.compare(engine.name, &cells);
 }
 
 /// What a script in a container prints, or nothing where the container does not start.
@@ -174,6 +184,16 @@ impl<'a> Asked<'a> {
         let container = self.container(&["writes"]).option("--read-only");
         let script = "cat /usr/probe; echo x 2>/dev/null >/usr/x || echo read-only";
         honoured(says(&container, script), "written\nread-only")
+    }
+
+    fn environment(&self) -> String {
+        environment::prepare(self.ground);
+        let device = format!("--device=example.com/preload-{}=one", self.engine.name);
+        let said = says(&self.container(&[]).image("poc").option(&device), "true");
+        if said.is_none() {
+            return REFUSED.to_owned();
+        }
+        if environment::was_loaded(self.ground, self.engine.name) { "**yes**" } else { "no" }.to_owned()
     }
 
     fn failing_hook(&self) -> String {

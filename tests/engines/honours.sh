@@ -43,6 +43,9 @@ edits 0.5.0 probe hook "$(hook /usr/bin/true)" >probe-hook.json
 edits 0.5.0 probe writes "$(hook /srv/probe/writes)" >probe-writes.json
 edits 0.5.0 probe fails "$(hook /srv/probe/fails)" >probe-fails.json
 for engine in "$@"; do
+    # The program is a copy that tests/engines/environment.rs makes.
+    edits 0.5.0 "preload-$engine" one \
+        '"hooks":[{"hookName":"createContainer","path":"/poc.d/bin/'$engine'"}]' >"probe-preload-$engine.json"
     edits 0.5.0 "runs-$engine" one "$(hook /srv/probe/runs "$engine")" >"probe-runs-$engine.json"
 done
 edits 0.7.0 groups one '"additionalGids":[44]' >probe-groups.json

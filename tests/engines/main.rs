@@ -7,9 +7,11 @@
 //! - `graphics`: what draws
 //! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
+//! - `environment`: an image whose environment aims at hooks
 //! - `readme`, `compose`, `quadlet`: the examples in README.md, as they stand there
 //! - `remap`: a Docker whose containers have user namespaces
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
+//! - `bundle`, `bundles`: images of every kind on runc and crun themselves, as docs/images.md has it
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
 //! A trial whose needs are not met is skipped with the reason, and never passed. `DIVVY_REQUIRE=docker,podman`
@@ -24,9 +26,12 @@ use std::sync::{Mutex, PoisonError};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 mod beside;
+mod bundle;
+mod bundles;
 mod compose;
 mod containers;
 mod engine;
+mod environment;
 mod graphics;
 mod ground;
 mod honours;
@@ -66,9 +71,22 @@ fn main() -> ExitCode {
         for (name, trial) in containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS) {
             trials.push(on_engine(engine, name, *trial));
         }
+        trials.push(on_engine(engine, "image_environment", environment::image_environment));
         trials.push(on_engine(engine, "honours", honours::honours));
         if !engine.user_namespace.is_empty() {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
+        }
+    }
+    for runtime in &bundle::RUNTIMES {
+        let name = format!("{}bundles-{}/environment", ground::label(), runtime.name);
+        trials.push(Trial::ignorable_test(name, move || {
+            run(&[], |ground| environment::bundle_environment(ground, runtime))
+        }));
+        for tree in &bundles::TREES {
+            let name = format!("{}bundles-{}/{}", ground::label(), runtime.name, tree.name);
+            trials.push(Trial::ignorable_test(name, move || {
+                run(&[Need::Bundles], |ground| bundles::bundle(ground, runtime, tree))
+            }));
         }
     }
     for provider in &compose::PROVIDERS {

@@ -1,17 +1,32 @@
-//! The tables of docs/engines.md: a row for each thing that a spec can ask for, a column for each engine, a table for
-//! each Debian suite. Trials measure their engine's column, and it must be as the page has it.
+//! The tables of docs/engines.md, a row for each thing that a spec can ask for, a column for each engine, a table for each
+//! Debian suite; and that of docs/images.md. Trials measure cells of a column, and they must be as the page has it.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::engine::ENGINES;
-
 /// The row of versions. They move with the suite: they are written, and not compared.
 pub const VERSION: &str = "version";
 
-/// Columns of one run are written one after the other.
+/// Cells of one run are written one after the other.
 static DOCUMENT: Mutex<()> = Mutex::new(());
+
+/// Where a table is.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The page's name in docs.
+    pub page: &'a str,
+    /// The section's heading.
+    pub heading: &'a str,
+    /// The heads of its columns, in their order, whichever is done first.
+    pub columns: &'a [&'a str],
+    /// All its rows, in their order.
+    pub rows: &'a [&'a str],
+    /// The trials that write it, as `cargo test` knows them.
+    pub trials: &'a str,
+    /// Whether another run writes it, and this one only compares.
+    pub is_only_compared: bool,
+}
 
 /// One table: the heads of its columns, and rows of a name and as many cells.
 #[derive(Debug, Default)]
@@ -20,37 +35,78 @@ struct Table {
     rows: Vec<(String, Vec<String>)>,
 }
 
-/// Compares what an engine did with its column. What was measured is written too: into engines.md of the build directory,
-/// and with UPDATE_GOLDEN=1 into docs/engines.md itself, unless the run is only there `to_compare`.
-pub fn compare(suite: &str, engine: &str, cells: &[(&str, String)], to_compare: bool) {
-    let _alone = DOCUMENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let document = crate::ground::project_dir().join("docs/engines.md");
-    let text = read(&document).unwrap_or_else(|error| panic!("docs/engines.md: {error}"));
-    if !to_compare {
-        let measured = crate::ground::build_dir().join("engines.md");
-        let so_far = read(&measured).unwrap_or_else(|_| without_tables(&text));
-        write(&measured, &filled(&so_far, suite, engine, cells));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            return write(&document, &filled(&text, suite, engine, cells));
+impl Place<'_> {
+    /// Compares what was measured with these cells of the column. It is written too: into the page of that name in the
+    /// build directory, and with UPDATE_GOLDEN=1 into docs itself.
+    #[track_caller]
+    pub fn compare(&self, column: &str, cells: &[(&str, String)]) {
+        let _alone = DOCUMENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let document = crate::ground::project_dir().join("docs").join(self.page);
+        let text = read(&document).unwrap_or_else(|error| panic!("docs/{}: {error}", self.page));
+        if !self.is_only_compared {
+            let measured = crate::ground::build_dir().join(self.page);
+            // One of an earlier run may be of an earlier page.
+            let so_far = read(&measured).ok().filter(|page| page.contains(&self.title()));
+            let so_far = so_far.unwrap_or_else(|| without_tables(&text));
+            write(&measured, &self.filled(&so_far, column, cells));
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                return write(&document, &self.filled(&text, column, cells));
+            }
         }
-    }
-    let (_, section, _) = split(&text, suite);
-    let table = Table::parse(section);
-    let mut differences = String::new();
-    for (row, cell) in cells.iter().filter(|(row, _)| *row != VERSION) {
-        let documented = table.get(row, engine);
-        if documented != cell {
-            let _ = writeln!(differences, "  {row}\n    - {documented}\n    + {cell}");
+        let (_, section, _) = self.split(&text);
+        let table = Table::parse(section);
+        let mut differences = String::new();
+        for (row, cell) in cells.iter().filter(|(row, _)| *row != VERSION) {
+            let documented = table.get(row, column);
+            if documented != cell {
+                let _ = writeln!(differences, "  {row}\n    - {documented}\n    + {cell}");
+            }
         }
+        for (row, _) in table.rows.iter().filter(|(row, _)| !self.rows.contains(&row.as_str())) {
+            let _ = writeln!(differences, "  {row}\n    which is measured no more");
+        }
+        assert!(
+            differences.is_empty(),
+            "{column}, in docs/{} under \"{}\" (-) and as measured (+):\n{differences}\
+             UPDATE_GOLDEN=1 cargo test --test engines -- {}    writes the page anew",
+            self.page,
+            self.heading,
+            self.trials
+        );
     }
-    for (row, _) in table.rows.iter().filter(|(row, _)| !cells.iter().any(|(measured, _)| measured == row)) {
-        let _ = writeln!(differences, "  {row}\n    which is measured no more");
+
+    fn title(&self) -> String {
+        format!("\n## {}\n", self.heading)
     }
-    assert!(
-        differences.is_empty(),
-        "{engine} of Debian {suite}, in docs/engines.md (-) and as measured (+):\n{differences}\
-         UPDATE_GOLDEN=1 cargo test --test engines -- honours    writes the page anew"
-    );
+
+    /// The page before the section with its heading, the section, and the page after it.
+    fn split<'a>(&self, text: &'a str) -> (&'a str, &'a str, &'a str) {
+        let heading = self.title();
+        let Some(start) = text.find(&heading).map(|at| at + heading.len()) else {
+            panic!("docs/{} has no{heading}", self.page)
+        };
+        let end = text[start..].find("\n## ").map_or(text.len(), |at| start + at);
+        (&text[..start], &text[start..end], &text[end..])
+    }
+
+    /// The page with the cells in the column.
+    fn filled(&self, text: &str, column: &str, cells: &[(&str, String)]) -> String {
+        let (before, section, after) = self.split(text);
+        let old = Table::parse(section);
+        let mut table =
+            Table { columns: self.columns.iter().map(ToString::to_string).collect(), rows: Vec::new() };
+        for row in self.rows {
+            let measured = cells.iter().find(|(name, _)| name == row).map(|(_, cell)| cell.as_str());
+            let cell = |name: &String| match measured {
+                Some(cell) if name == column => cell.to_owned(),
+                _ => old.get(row, name).to_owned(),
+            };
+            table.rows.push(((*row).to_owned(), table.columns.iter().map(cell).collect()));
+        }
+        let prose = without_tables(section);
+        let gap = if prose.trim_end().is_empty() { "\n" } else { "\n\n" };
+        format!("{before}{}{gap}{}{after}", prose.trim_end(), table.render())
+    }
 }
 
 fn without_tables(text: &str) -> String {
@@ -63,31 +119,6 @@ fn read(path: &Path) -> std::io::Result<String> {
 
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-}
-
-/// The page before a suite's section with its heading, the section, and the page after it.
-fn split<'a>(text: &'a str, suite: &str) -> (&'a str, &'a str, &'a str) {
-    let heading = format!("\n## Debian {suite}\n");
-    let Some(start) = text.find(&heading).map(|at| at + heading.len()) else {
-        panic!("docs/engines.md has no{heading}")
-    };
-    let end = text[start..].find("\n## ").map_or(text.len(), |at| start + at);
-    (&text[..start], &text[start..end], &text[end..])
-}
-
-/// The page with the cells in the engine's column. Rows are those of the trial, in its order.
-fn filled(text: &str, suite: &str, engine: &str, cells: &[(&str, String)]) -> String {
-    let (before, section, after) = split(text, suite);
-    let old = Table::parse(section);
-    // In the order of the engines, whichever is done first.
-    let mut table = Table { columns: ENGINES.map(|engine| engine.name.to_owned()).into(), rows: Vec::new() };
-    for (row, cell) in cells {
-        let of_engine = |name: &String| if name == engine { cell } else { old.get(row, name) }.to_owned();
-        table.rows.push(((*row).to_owned(), table.columns.iter().map(of_engine).collect()));
-    }
-    let prose = without_tables(section);
-    let gap = if prose.trim_end().is_empty() { "\n" } else { "\n\n" };
-    format!("{before}{}{gap}{}{after}", prose.trim_end(), table.render())
 }
 
 impl Table {
@@ -108,7 +139,7 @@ impl Table {
         cells.zip(at).and_then(|(cells, at)| cells.get(at)).map_or("", String::as_str)
     }
 
-    /// Without the columns of engines that this suite has not.
+    /// Without columns that are empty: a suite may lack an engine.
     fn render(&self) -> String {
         let filled = |at: &usize| {
             self.rows.iter().any(|(_, cells)| cells.get(*at).is_some_and(|cell| !cell.is_empty()))

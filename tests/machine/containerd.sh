@@ -75,8 +75,13 @@ ctr version >/dev/null || { tail -n 20 /var/log/containerd.log >&2; exit 1; }
 images=
 import() { # import TAR NAME COMMAND
     images="$images localhost/$2"
-    [ -n "$(podman images --quiet "localhost/$2")" ] || podman import --quiet \
-        --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change "CMD $3" "$1" "$2:latest" >/dev/null
+    [ -z "$(podman images --quiet "localhost/$2")" ] || return 0
+    tar=$1 name=$2
+    set -- --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change "CMD $3"
+    if [ -e "${tar%.tar}.changes" ]; then
+        while read -r change; do set -- "$@" --change "$change"; done <"${tar%.tar}.changes"
+    fi
+    podman import --quiet "$@" "$tar" "$name:latest" >/dev/null
 }
 import /images/bb.tar pause '["/bin/sleep", "1000000"]'
 for tar in /images/*.tar; do

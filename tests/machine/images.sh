@@ -4,14 +4,16 @@
 #   bare    the same without the loader's cache and configuration
 #   bb      one static busybox: no loader, no cache, no libraries
 #   hostile-cache, hostile-etc   bare, where /etc/ld.so.cache or /etc itself is a link that leads elsewhere
-# Each holds the test program `probe`. Made once, and again when this script or probe.c changes.
+#   poc     busybox with glibc's loader, and the library and environment of CVE-2025-23266 (poc.c)
+# An image's *.changes are lines for `import --change`. Each holds the test program `probe`. Made once, and again when this
+# script or a program of it changes.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 
 [ $# = 0 ] || die "usage: images.sh"
 suite=trixie
 images=$BUILD/images
-stamp=$(cat "$0" "$HERE/probe.c" | sha256sum)
+stamp=$(cat "$0" "$HERE"/{probe,poc}.c | sha256sum)
 [ "$(cat "$images/.stamp" 2>/dev/null)" != "$stamp" ] || exit 0
 as_root "the files in an image belong to root" "$@"
 command -v mmdebstrap >/dev/null || die "mmdebstrap is missing: run install.sh"
@@ -61,6 +63,20 @@ accounts root
 ldconfig -r root
 pack root glibc
 
+# A hook has its working directory at the root, or where the runtime has the bundle, and the container in /hostile.
+cc -O2 -Wall -Werror -shared -fPIC -o poc.so "$HERE/poc.c"
+cp -a bb poc
+(cd root && cp -a --parents lib lib64 usr/lib64 usr/lib/*/{ld-linux*,libc.so.6,libdl.so.2} ../poc)
+mkdir -p poc/usr/bin poc/etc/ld.so.conf.d
+cp probe poc/usr/bin/probe
+rm poc/bin/probe
+cp poc.so poc/poc.so
+mkdir -m 777 poc/hostile
+cp poc.so poc/hostile/poc.so
+ldconfig -r poc
+pack poc poc
+printf '%s\n' 'ENV LD_PRELOAD=/proc/self/cwd/poc.so' 'ENV LD_LIBRARY_PATH=/proc/self/cwd' 'WORKDIR /hostile' >out/poc.changes
+
 rm -rf root/etc/ld.so.cache root/etc/ld.so.conf root/etc/ld.so.conf.d
 pack root bare
 
@@ -74,5 +90,5 @@ ln -s ../../../hostage.d root/etc
 pack root hostile-etc
 
 mkdir -p "$images"
-mv out/*.tar "$images/"
+mv out/* "$images/"
 echo "$stamp" >"$images/.stamp"

@@ -4,6 +4,7 @@
  *   probe read PATH...                opens each path to read
  *   probe mknod PATH MAJOR MINOR      makes a character device and opens it, as a container's root would
  *   probe load SONAME...              loads each library; prints "SONAME: the path it came from", or the error
+ *   probe VERB ... -- VERB ...        one after the other, where no shell is in the image
  *
  * A node without a driver opens with ENXIO where the device cgroup admits it and EPERM where it does not.
  * Exit status: 0 whatever the answers are, 2 for usage. Built static (-DSTATIC) it has no "load".
@@ -70,20 +71,32 @@ static void try_load(const char *soname)
 #endif
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
-    const char *verb = argc > 2 ? argv[1] : "";
+    const char *verb = argc > 1 ? argv[0] : "";
     if (strcmp(verb, "open") == 0 || strcmp(verb, "read") == 0) {
-        for (int i = 2; i < argc; i++)
+        for (int i = 1; i < argc; i++)
             try_open(argv[i], strcmp(verb, "open") == 0 ? O_RDWR : O_RDONLY);
-    } else if (strcmp(verb, "mknod") == 0 && argc == 5) {
-        try_mknod(argv[2], (unsigned)atoi(argv[3]), (unsigned)atoi(argv[4]));
+    } else if (strcmp(verb, "mknod") == 0 && argc == 4) {
+        try_mknod(argv[1], (unsigned)atoi(argv[2]), (unsigned)atoi(argv[3]));
     } else if (strcmp(verb, "load") == 0) {
-        for (int i = 2; i < argc; i++)
+        for (int i = 1; i < argc; i++)
             try_load(argv[i]);
     } else {
         fputs("usage: probe open PATH... | read PATH... | mknod PATH MAJOR MINOR | load SONAME...\n", stderr);
         return 2;
     }
     return 0;
+}
+
+int main(int argc, char **argv)
+{
+    int status = 0, start = 1;
+    for (int end = 1; end <= argc && status == 0; end++) {
+        if (end == argc || strcmp(argv[end], "--") == 0) {
+            status = run(end - start, argv + start);
+            start = end + 1;
+        }
+    }
+    return status;
 }

@@ -10,6 +10,10 @@ use super::{
 /// `PATH_MAX`: no name or path of a library is longer.
 const STRING_LIMIT: usize = 4096;
 
+const COUNT: &str = "the number of libraries";
+const LIST: &str = "the list of libraries";
+const LIBRARY: &str = "a library";
+
 impl<'a> Cache<'a> {
     /// Reads a cache. Sections of the extension directory that glibc does not know yet are left out: they might hold
     /// offsets that writing would have to move.
@@ -21,13 +25,25 @@ impl<'a> Cache<'a> {
             return Err(Error::TooLarge { limit: LIMIT });
         }
         let file = File(bytes);
-        let base = file.start()?;
-        let table = File(&bytes[base..]);
+        let cache = match file.table()? {
+            Table::New(at) => Self::parse_new(file, at)?,
+            Table::Old(count) => Self::parse_old(file, count)?,
+        };
+        let climbs = |pair: &[Entry<'_>]| compare(pair[0].name, pair[1].name) == Ordering::Less;
+        if let Some(index) = cache.entries.windows(2).position(climbs) {
+            return Err(Error::Unsorted { index: index + 1 });
+        }
+        Ok(cache)
+    }
+
+    /// The format of glibc 2.2 and later, from the byte `base` on.
+    fn parse_new(file: File<'a>, base: usize) -> Result<Self, Error> {
+        let table = File(&file.0[base..]);
         if !matches!(table.0.get(28).map(|flags| flags & 3), Some(0 | LITTLE_ENDIAN)) {
             return Err(Error::ByteOrder);
         }
-        let count = table.u32("the number of libraries", 20)?;
-        // Offsets of strings count from the table, those of the extensions from the file.
+        let count = table.u32(COUNT, 20)?;
+        // Offsets of libraries' strings count from the table, all those of the extensions from the file.
         let mut strings = Strings { table, spent: 0 };
         let mut cache = Self { entries: Vec::new(), hwcaps: Vec::new(), generator: b"" };
         match table.u32("the place of the extensions", 32)? {
@@ -35,15 +51,22 @@ impl<'a> Cache<'a> {
             at => cache.read_extensions(file, at, &mut strings)?,
         }
         // The whole list is there before anything is reserved for it.
-        let entries = table.slice("the list of libraries", HEADER, count.saturating_mul(ENTRY))?;
+        let entries = table.slice(LIST, HEADER, count.saturating_mul(ENTRY))?;
         strings.spend(HEADER + entries.len())?;
         let entries = entries.chunks_exact(ENTRY).map(|entry| strings.entry(File(entry)));
         cache.entries = entries.collect::<Result<_, _>>()?;
-        let climbs = |pair: &[Entry<'_>]| compare(pair[0].name, pair[1].name) == Ordering::Less;
-        if let Some(index) = cache.entries.windows(2).position(climbs) {
-            return Err(Error::Unsorted { index: index + 1 });
-        }
         Ok(cache)
+    }
+
+    /// The format before that, alone: `struct cache_file`. Its strings are counted from the end of the list, and a
+    /// library has neither kernel version nor `hwcap`.
+    fn parse_old(file: File<'a>, count: usize) -> Result<Self, Error> {
+        let size = count.saturating_mul(OLD_ENTRY);
+        let entries = file.slice(LIST, OLD_HEADER, size)?;
+        let mut strings = Strings { table: File(&file.0[OLD_HEADER + size..]), spent: 0 };
+        strings.spend(HEADER + count * ENTRY)?;
+        let entries = entries.chunks_exact(OLD_ENTRY).map(|entry| strings.old_entry(File(entry)));
+        Ok(Self { entries: entries.collect::<Result<_, _>>()?, hwcaps: Vec::new(), generator: b"" })
     }
 
     fn read_extensions(&mut self, file: File<'a>, at: usize, strings: &mut Strings<'a>) -> Result<(), Error> {
@@ -62,7 +85,10 @@ impl<'a> Cache<'a> {
                 strings.spend(data.len())?;
                 self.generator = data;
             } else if tag == GLIBC_HWCAPS as usize {
-                let names = data.chunks_exact(4).map(|at| strings.at(File(at).u32("a subdirectory", 0)?));
+                // As the loader counts them. ldconfig counts from the table: behind the older format its names are
+                // lost on the loader, which then takes no library of such a subdirectory, and so it stays.
+                let names =
+                    data.chunks_exact(4).map(|at| strings.string(file, File(at).u32("a subdirectory", 0)?));
                 self.hwcaps = names.collect::<Result<_, _>>()?;
             }
         }
@@ -70,25 +96,33 @@ impl<'a> Cache<'a> {
     }
 }
 
+/// The list of libraries that the loader goes by.
+enum Table {
+    /// The newer format, from this byte on.
+    New(usize),
+    /// The older format alone, with so many libraries.
+    Old(usize),
+}
+
 /// Bytes to read from at any offset.
 #[derive(Clone, Copy)]
 struct File<'a>(&'a [u8]);
 
 impl<'a> File<'a> {
-    /// Where the newer format begins: at once, or aligned to 8 bytes behind the older one.
-    fn start(self) -> Result<usize, Error> {
-        let at = if self.0.starts_with(OLD_MAGIC) {
-            let count = self.u32("the number of libraries", OLD_HEADER - 4)?;
-            let size = count.saturating_mul(OLD_ENTRY);
-            self.slice("the older list of libraries", OLD_HEADER, size)?;
-            (OLD_HEADER + size).next_multiple_of(8)
-        } else {
-            0
-        };
-        match self.0.get(at..) {
-            Some(rest) if rest.starts_with(MAGIC) => Ok(at),
-            _ => Err(Error::Magic),
+    /// Finds the newer format, at once or aligned to 8 bytes behind the older one, which the loader then does not look
+    /// at. Where its header is cut short, the loader goes by the older one.
+    fn table(self) -> Result<Table, Error> {
+        if self.0.starts_with(MAGIC) {
+            return Ok(Table::New(0));
         }
+        if !self.0.starts_with(OLD_MAGIC) {
+            return Err(Error::Magic);
+        }
+        let count = self.u32(COUNT, OLD_HEADER - 4)?;
+        let at = OLD_HEADER.saturating_add(count.saturating_mul(OLD_ENTRY)).next_multiple_of(8);
+        let is_there = |rest: &[u8]| rest.starts_with(MAGIC) && rest.len() >= HEADER;
+        let is_there = self.0.get(at..).is_some_and(is_there);
+        Ok(if is_there { Table::New(at) } else { Table::Old(count) })
     }
 
     fn slice(self, what: &'static str, offset: usize, size: usize) -> Result<&'a [u8], Error> {
@@ -112,7 +146,11 @@ struct Strings<'a> {
 
 impl<'a> Strings<'a> {
     fn at(&mut self, offset: usize) -> Result<&'a [u8], Error> {
-        let rest = self.table.0.get(offset..).ok_or(Error::Truncated { what: "a string", offset })?;
+        self.string(self.table, offset)
+    }
+
+    fn string(&mut self, base: File<'a>, offset: usize) -> Result<&'a [u8], Error> {
+        let rest = base.0.get(offset..).ok_or(Error::Truncated { what: "a string", offset })?;
         let rest = &rest[..rest.len().min(STRING_LIMIT)];
         let length = rest.iter().position(|&byte| byte == 0).ok_or(Error::Unterminated { offset })?;
         self.spend(length + 1)?;
@@ -125,14 +163,16 @@ impl<'a> Strings<'a> {
     }
 
     fn entry(&mut self, entry: File<'_>) -> Result<Entry<'a>, Error> {
-        const WHAT: &str = "a library";
-        let word = |at| entry.u32(WHAT, at);
-        Ok(Entry {
-            flags: word(0)? as u32,
-            name: self.at(word(4)?)?,
-            path: self.at(word(8)?)?,
-            osversion: word(12)? as u32,
-            hwcap: word(16)? as u64 | (word(20)? as u64) << 32,
-        })
+        let word = |at| entry.u32(LIBRARY, at);
+        let older = self.old_entry(entry)?;
+        let hwcap = word(16)? as u64 | (word(20)? as u64) << 32;
+        Ok(Entry { osversion: word(12)? as u32, hwcap, ..older })
+    }
+
+    /// What a library has in both formats, at the same place.
+    fn old_entry(&mut self, entry: File<'_>) -> Result<Entry<'a>, Error> {
+        let word = |at| entry.u32(LIBRARY, at);
+        let (flags, name, path) = (word(0)? as u32, self.at(word(4)?)?, self.at(word(8)?)?);
+        Ok(Entry { flags, name, path, osversion: 0, hwcap: 0 })
     }
 }

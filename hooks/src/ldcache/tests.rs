@@ -27,6 +27,21 @@ fn embedded(new: &[u8], old_entries: u32) -> Vec<u8> {
     bytes
 }
 
+/// The older format alone, as `ldconfig -c old` writes it, of entries that fit in it.
+fn old(cache: &Cache<'_>) -> Vec<u8> {
+    let mut strings = Vec::new();
+    let mut bytes = OLD_MAGIC.to_vec();
+    bytes.push(0);
+    bytes.extend((cache.entries.len() as u32).to_le_bytes());
+    for entry in &cache.entries {
+        let name = strings.len() as u32;
+        strings.extend([entry.name, b"\0", entry.path, b"\0"].concat());
+        let path = name + entry.name.len() as u32 + 1;
+        bytes.extend([entry.flags, name, path].map(u32::to_le_bytes).as_flattened());
+    }
+    [bytes, strings].concat()
+}
+
 fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
@@ -47,6 +62,22 @@ fn the_older_format_in_front_is_skipped() {
     for old_entries in [0, 1, 2, 523] {
         assert_eq!(Cache::parse(&embedded(&plain.to_bytes(), old_entries)).unwrap(), plain);
     }
+}
+
+#[test]
+fn the_older_format_alone_is_read() {
+    let entries = sample().entries.into_iter().map(|entry| Entry { osversion: 0, hwcap: 0, ..entry });
+    let plain = Cache { entries: entries.collect(), hwcaps: vec![], generator: b"" };
+    let bytes = old(&plain);
+    let cache = Cache::parse(&bytes).unwrap();
+    assert_eq!(cache, plain);
+    assert!(cache.to_bytes().starts_with(MAGIC));
+    // Behind it the header of a newer one of another byte order: the loader sees it once it is whole.
+    let mut newer = Cache::default().to_bytes();
+    newer[28] = 3;
+    let both = embedded(&newer[..HEADER], 0);
+    assert_eq!(Cache::parse(&both), Err(Error::ByteOrder));
+    assert_eq!(Cache::parse(&both[..both.len() - 1]).unwrap().entries, []);
 }
 
 #[test]
@@ -103,6 +134,34 @@ fn ours_come_first_and_once() {
     assert_eq!(again.to_bytes(), bytes);
 }
 
+/// In the loader's arithmetic 2147483649 is less than 1 and 1 less than 2147483649; and 5 is more than 2147483654, which
+/// is more than 7.
+#[test]
+fn names_that_hide_ours_make_way() {
+    for (theirs, merged) in [
+        (
+            ["libcudb.so.3000000000", "libcuda.so.2147483649", "libcud.so.2147483649"],
+            &["libcudb.so.3000000000", "libcuda.so.1", "libcud.so.2147483649"][..],
+        ),
+        (["libcuda.so.5", "libcuda.so.2147483654", "libcuda.so.7"], &["libcuda.so.5", "libcuda.so.1"]),
+    ] {
+        let entries = theirs.map(|name| Entry::new(name, Path::new("/lib/image")));
+        let mut cache = Cache { entries: entries.to_vec(), ..Cache::default() };
+        assert_eq!(Cache::parse(&cache.to_bytes()).unwrap(), cache);
+        let ours = [
+            Entry::new("libcuda.so.1", Path::new("/driver/libcuda.so.1")),
+            Entry::new("libcuda.so.2147483649", Path::new("/usr/local/cuda/compat/libcuda.so.2147483649")),
+        ];
+        cache.merge(&ours);
+        let bytes = cache.to_bytes();
+        let mut again = Cache::parse(&bytes).unwrap();
+        let names: Vec<_> = again.libraries().map(|(name, _)| name).collect();
+        assert_eq!(names, merged);
+        again.merge(&ours);
+        assert_eq!(again.to_bytes(), bytes);
+    }
+}
+
 #[test]
 fn malformed_caches_are_named() {
     let good = sample().to_bytes();
@@ -123,7 +182,8 @@ fn malformed_caches_are_named() {
         (vec![], Error::Magic),
         (b"\x7fELF".to_vec(), Error::Magic),
         (OLD_MAGIC.to_vec(), Error::Truncated { what: "the number of libraries", offset: 12 }),
-        (embedded(b"", 4), Error::Magic),
+        (embedded(b"", 4), Error::Truncated { what: "a string", offset: u32::MAX as usize }),
+        (embedded(b"", 4)[..60].to_vec(), Error::Truncated { what: libraries, offset: OLD_HEADER }),
         (good[..28].to_vec(), Error::ByteOrder),
         (change(28, 3), Error::ByteOrder),
         (change(28, 1), Error::ByteOrder),
@@ -184,7 +244,8 @@ fn try_hostile(bytes: &[u8]) {
 #[test]
 fn every_truncation_is_survived() {
     let sample = sample().to_bytes();
-    for bytes in [embedded(&sample, 3), sample] {
+    let alone = old(&Cache::parse(&sample).unwrap());
+    for bytes in [embedded(&sample, 3), alone, sample] {
         for length in 0..bytes.len() {
             try_hostile(&bytes[..length]);
         }
@@ -194,7 +255,8 @@ fn every_truncation_is_survived() {
 #[test]
 fn random_mutations_are_survived() {
     let sample = sample().to_bytes();
-    let seeds = [embedded(&sample, 3), sample];
+    let alone = old(&Cache::parse(&sample).unwrap());
+    let seeds = [embedded(&sample, 3), alone, sample];
     // xorshift64, so that a failure comes again.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |below: usize| {
@@ -204,7 +266,7 @@ fn random_mutations_are_survived() {
         (state % below as u64) as usize
     };
     for _ in 0..20_000 {
-        let mut bytes = seeds[random(2)].clone();
+        let mut bytes = seeds[random(3)].clone();
         for _ in 0..=random(4) {
             let at = random(bytes.len());
             match random(4) {

@@ -1,6 +1,10 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::thread;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::mknod;
 use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
@@ -145,10 +149,10 @@ fn only_regular_files_of_bounded_size_are_read() {
 fn other_mounts_are_seen_and_neither_read_nor_written() {
     // Not a container's root: the host's, reached by a handle that the check in `open` would have refused.
     let handle = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
-    let root = Root { handle, owner: (0, 0) };
-    assert!(root.is_file(Path::new("/proc/self/status")).unwrap());
+    let root = Root { handle, owner: (0, 0), last: RefCell::default() };
+    assert!(root.is_file(Path::new("/proc/version")).unwrap());
     assert!(!root.is_file(Path::new("/proc/self/root/etc/passwd")).unwrap_or_default(), "a magic link");
-    let read = root.read(Path::new("/proc/self/status"), 1 << 20);
+    let read = root.read(Path::new("/proc/version"), 1 << 20);
     assert!(matches!(read, Err(Error::ForeignMount { .. })), "{read:?}");
     let error = root.symlink("x", Path::new("/proc/divvy")).unwrap_err();
     assert_eq!(
@@ -157,4 +161,106 @@ fn other_mounts_are_seen_and_neither_read_nor_written() {
     );
     assert!(matches!(root.replace(Path::new("/proc/divvy"), b""), Err(Error::ForeignMount { .. })));
     assert!(matches!(root.create_directory(Path::new("/proc/divvy")), Err(Error::ForeignMount { .. })));
+}
+
+/// Runs `test` in a mount namespace of its own, as root; elsewhere it says that it did not.
+fn with_mounts(test: impl FnOnce() + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    // A thread can have its own; the process has others at work.
+    let thread = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount_at("/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn mount_at(path: impl AsRef<Path>, file_system: Option<&str>, flags: MsFlags) {
+    mount(file_system, path.as_ref(), file_system, flags, None::<&str>).unwrap();
+}
+
+#[test]
+fn a_file_of_proc_is_covered_and_nothing_left_behind() {
+    with_mounts(|| {
+        let (_directory, root, path) = root();
+        fs::create_dir(path.join("proc")).unwrap();
+        let cover = |file: &str, content: &[u8]| root.cover_in_proc(Path::new(file), content);
+        let foreign = |result| assert!(matches!(result, Err(Error::ForeignMount { .. })), "{result:?}");
+        foreign(cover("sys/kernel/ostype", b"x"));
+        mount_at(path.join("proc"), Some("proc"), MsFlags::empty());
+
+        let mounts = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap().lines().count();
+        let before = mounts();
+        for file in ["sys/kernel/osrelease", "sys/kernel/ostype"] {
+            assert_eq!(cover(file, b"covered\n").unwrap(), Change::Made);
+            let file = path.join("proc").join(file);
+            assert_eq!(fs::read_to_string(&file).unwrap(), "covered\n");
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o444);
+            let written = fs::OpenOptions::new().write(true).open(&file).map(drop);
+            assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        }
+        assert_eq!(mounts(), before + 2);
+        assert!(path.join("proc/sys/kernel/hostname").exists());
+        assert_eq!(cover("sys/kernel/ostype", b"covered\n").unwrap(), Change::Unchanged);
+        foreign(cover("sys/kernel/ostype", b"other\n"));
+        let none = cover("driver/none/params", b"x");
+        assert!(matches!(none, Err(Error::Call { source: Errno::ENOENT, .. })), "{none:?}");
+        assert_eq!(mounts(), before + 2);
+
+        // Whatever is mounted below would show on the host.
+        mount_at(path.join("proc"), None, MsFlags::MS_SHARED);
+        foreign(cover("sys/kernel/version", b"x"));
+        assert_eq!(mounts(), before + 2);
+    });
+}
+
+#[test]
+fn only_the_containers_own_dev_is_changed() {
+    with_mounts(|| {
+        let (_directory, root, path) = root();
+        fs::create_dir(path.join("dev")).unwrap();
+        assert!(matches!(root.devices(), Err(Error::ForeignMount { .. })));
+        mount_at(path.join("dev"), Some("tmpfs"), MsFlags::empty());
+        let devices = root.devices().unwrap();
+        let caps = path.join("dev/nvidia-caps");
+        fs::create_dir(&caps).unwrap();
+        fs::set_permissions(&caps, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(devices.open_to_all(Path::new("/nvidia-caps")).unwrap(), Change::Made);
+        assert_eq!(fs::metadata(&caps).unwrap().permissions().mode() & 0o7777, 0o755);
+        assert_eq!(devices.open_to_all(Path::new("/nvidia-caps")).unwrap(), Change::Unchanged);
+        assert_eq!(devices.open_to_all(Path::new("/none")).unwrap(), Change::Unchanged);
+        symlink("/etc", path.join("dev/dri")).unwrap();
+        assert_eq!(devices.open_to_all(Path::new("/dri")).unwrap(), Change::Unchanged);
+
+        let node = path.join("dev/nvidia3");
+        mknod(&node, SFlag::S_IFCHR, Mode::S_IRWXU, nix::sys::stat::makedev(195, 3)).unwrap();
+        assert_eq!(root.device_minor(Path::new("/dev/nvidia3")).unwrap(), Some(3));
+        for path in ["/dev/nvidia0", "/dev", "/dev/dri"] {
+            assert_eq!(root.device_minor(Path::new(path)).unwrap(), None, "{path}");
+        }
+    });
+}
+
+#[test]
+fn links_alone_are_removed() {
+    let (directory, root, path) = root();
+    fs::write(path.join("file"), "").unwrap();
+    fs::create_dir(path.join("directory")).unwrap();
+    symlink(directory.path().join("outside"), path.join("link")).unwrap();
+    for (name, change) in [
+        ("/file", Change::Unchanged),
+        ("/directory", Change::Unchanged),
+        ("/none/none", Change::Unchanged),
+        ("/link", Change::Made),
+        ("/link", Change::Unchanged),
+    ] {
+        assert_eq!(root.remove_link(Path::new(name)).unwrap(), change, "{name}");
+    }
+    assert_eq!(names(&path), ["directory", "file"]);
+    assert_eq!(names(directory.path()), ["outside", "rootfs"]);
 }

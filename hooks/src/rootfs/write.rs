@@ -6,18 +6,17 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, readlinkat, renameat};
+use nix::fcntl::{AtFlags, OFlag, readlinkat, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
-use super::{Change, Error, Root, errno_of, failed, kind, open_in, own_file_system};
+use super::resolve::{MOST_LINKS, Mounts, create, find};
+use super::{Change, Error, Root, errno_of, failed, kind};
 
-/// As many links, and missing directories, as are followed in one path; the kernel's limit on links
-/// (path_resolution(7)).
-const STEPS: usize = 40;
 const TEMPORARY_NAMES: u32 = 64;
 const STALE_SECONDS: u64 = 60;
 /// What is written is `ld.so.cache` and `ld.so.conf`, which everyone reads.
@@ -30,7 +29,7 @@ impl Root {
     /// # Errors
     /// [`Error::ForeignMount`]; what the calls said.
     pub fn create_directory(&self, path: &Path) -> Result<(), Error> {
-        self.directory(path, STEPS).map(drop)
+        self.directory(path, MOST_LINKS).map(drop)
     }
 
     /// Puts a symbolic link to `target` at `path`, in the place of a file or another link, and makes the directories
@@ -40,15 +39,43 @@ impl Root {
     /// [`Error::Directory`]; [`Error::ForeignMount`]; what the calls said.
     pub fn symlink(&self, target: &str, path: &Path) -> Result<Change, Error> {
         let place = self.place(path)?;
-        if let Some(present) = place.in_the_way()?
-            && readlinkat(&present, "").is_ok_and(|present| present == target)
-        {
+        let present = match symlinkat(target, &*place.directory, place.name) {
+            Ok(()) => return Ok(Change::Made),
+            Err(Errno::EEXIST) => place.in_the_way()?,
+            Err(errno) => return Err(failed("symlinkat", path, errno)),
+        };
+        if present.is_some_and(|present| readlinkat(&present, "").is_ok_and(|present| present == target)) {
             return Ok(Change::Unchanged);
         }
-        let create = |name: &OsStr| symlinkat(target, &place.directory, name);
+        let create = |name: &OsStr| symlinkat(target, &*place.directory, name);
         let (temporary, ()) = place.create("symlinkat", create)?;
         place.rename_here(&temporary)?;
         Ok(Change::Made)
+    }
+
+    /// Removes the symbolic link at `path`; anything else that stands there stays.
+    ///
+    /// # Errors
+    /// [`Error::ForeignMount`]; what the calls said.
+    pub fn remove_link(&self, path: &Path) -> Result<Change, Error> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Ok(Change::Unchanged);
+        };
+        let directory = match self.find(parent, OFlag::O_DIRECTORY, Mounts::Stay) {
+            Err(Error::Call { source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP, .. }) => {
+                return Ok(Change::Unchanged);
+            }
+            directory => directory?,
+        };
+        match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => {}
+            _ => return Ok(Change::Unchanged),
+        }
+        match unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => Ok(Change::Made),
+            Err(Errno::ENOENT) => Ok(Change::Unchanged),
+            Err(errno) => Err(failed("unlinkat", path, errno)),
+        }
     }
 
     /// Puts a file of mode 0644 that holds `content` at `path`, in the place of whatever file or link is there, and
@@ -59,9 +86,8 @@ impl Root {
     pub fn replace(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
         let place = self.place(path)?;
         place.in_the_way()?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).mode(FILE_MODE).resolve(own_file_system());
-        let (temporary, handle) = place.create("openat2", |name| open_in(&place.directory, name, how))?;
+        let new = |name: &OsStr| create(&*place.directory, name, FILE_MODE);
+        let (temporary, handle) = place.create("openat2", new)?;
         if let Err((call, errno)) = write(handle, content) {
             place.discard(&temporary);
             return Err(failed(call, path, errno));
@@ -73,18 +99,24 @@ impl Root {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(failed("openat2", path, Errno::EINVAL));
         };
-        let directory = self.directory(parent, STEPS).map_err(|error| match error {
-            Error::ForeignMount { .. } => Error::ForeignMount { path: path.to_owned() },
-            error => error,
-        })?;
+        let last =
+            self.last.borrow().as_ref().filter(|(last, _)| last == parent).map(|(_, at)| Rc::clone(at));
+        let directory = match last {
+            Some(directory) => directory,
+            None => Rc::new(self.directory(parent, MOST_LINKS).map_err(|error| match error {
+                Error::ForeignMount { .. } => Error::ForeignMount { path: path.to_owned() },
+                error => error,
+            })?),
+        };
+        *self.last.borrow_mut() = Some((parent.to_owned(), Rc::clone(&directory)));
         Ok(Place { directory, name, path })
     }
 
-    /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet.
+    /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet. As
+    /// many links and missing directories are followed as the kernel would links.
     fn directory(&self, path: &Path, steps: usize) -> Result<OwnedFd, Error> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let how = OpenHow::new().flags(flags).resolve(own_file_system());
-        match self.openat2(path, how) {
+        let find = || self.find(path, OFlag::O_DIRECTORY, Mounts::Stay);
+        match find() {
             Err(Error::Call { source: Errno::ENOENT, .. }) => {}
             result => return result,
         }
@@ -92,11 +124,11 @@ impl Root {
         let (parent, name) = split(path).ok_or_else(|| failed("openat2", path, Errno::ENOENT))?;
         let directory = self.directory(parent, steps)?;
         match mkdirat(&directory, name, DIRECTORY_MODE) {
-            Ok(()) => self.openat2(path, how),
+            Ok(()) => find(),
             Err(Errno::EEXIST) => match readlinkat(&directory, name) {
                 // An absolute target takes the place of the whole path, as it does for the kernel.
                 Ok(target) => self.directory(&parent.join(target), steps),
-                Err(_) => self.openat2(path, how),
+                Err(_) => find(),
             },
             Err(errno) => Err(failed("mkdirat", path, errno)),
         }
@@ -113,7 +145,7 @@ fn split(path: &Path) -> Option<(&Path, &OsStr)> {
 
 /// A name in a directory that is held open.
 struct Place<'a> {
-    directory: OwnedFd,
+    directory: Rc<OwnedFd>,
     name: &'a OsStr,
     /// What both come from, for messages.
     path: &'a Path,
@@ -122,10 +154,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// The file or link that a rename would replace, if there is one and it may be replaced.
     fn in_the_way(&self) -> Result<Option<OwnedFd>, Error> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-            .resolve(own_file_system());
-        let present = match open_in(&self.directory, self.name, how) {
+        let present = match find(&*self.directory, self.name, OFlag::O_NOFOLLOW, Mounts::Stay) {
             Ok(present) => present,
             Err(Errno::ENOENT) => return Ok(None),
             Err(Errno::EXDEV) => return Err(self.foreign_mount()),
@@ -165,7 +194,7 @@ impl Place<'_> {
 
     /// Whether a temporary name is that of a hook which was killed: none takes so long.
     fn is_stale(&self, name: &OsStr) -> bool {
-        let found = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let found = fstatat(&*self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         found.is_ok_and(|found| {
             let age = now.saturating_sub(found.st_mtime.try_into().unwrap_or_default());
@@ -174,7 +203,7 @@ impl Place<'_> {
     }
 
     fn rename_here(&self, temporary: &OsStr) -> Result<(), Error> {
-        renameat(&self.directory, temporary, &self.directory, self.name).map_err(|errno| {
+        renameat(&*self.directory, temporary, &*self.directory, self.name).map_err(|errno| {
             self.discard(temporary);
             match errno {
                 // Mounted there since it was looked at.
@@ -186,7 +215,7 @@ impl Place<'_> {
 
     fn discard(&self, temporary: &OsStr) {
         // The failure that led here is the one to report.
-        let _ = unlinkat(&self.directory, temporary, UnlinkatFlags::NoRemoveDir);
+        let _ = unlinkat(&*self.directory, temporary, UnlinkatFlags::NoRemoveDir);
     }
 
     fn foreign_mount(&self) -> Error {

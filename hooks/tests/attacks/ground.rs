@@ -36,7 +36,14 @@ pub const READ: [&str; 5] = [
     "/dev/dri/card1",
 ];
 /// What every attack's hook is told beside its library and links. HOST stands for the host's tree.
-const ARGUMENTS: &[&str] = &["--device-link=../card1=/dev/dri/by-path/pci-0000:01:00.0-card"];
+const ARGUMENTS: &[&str] = &[
+    "--device-link=../card1=/dev/dri/by-path/pci-0000:01:00.0-card",
+    "--cuda=13.0",
+    "--driver=580.126.09",
+    "--generation=1",
+    "--plan=HOST/plan.json",
+    "--application-profile",
+];
 
 /// The directory beside the root where attacks move things to and fro.
 pub const MOVED: &str = "moved";
@@ -285,6 +292,10 @@ pub fn classified(run: &Run, attempt: &str) -> BTreeSet<Outcome> {
     let of_line = |line: &str| match line.strip_prefix("warning: divvy-hook: ") {
         Some(warning) if warning.starts_with("replaced ") => Outcome::Replaced,
         Some(warning) if warning.starts_with("left ") || warning.starts_with("cannot link ") => Outcome::Left,
+        // A library of the image's, or a setting for EGL, that the container goes without.
+        Some(warning) if warning.contains(" is not used: ") || warning.starts_with("EGL is not told ") => {
+            Outcome::Left
+        }
         Some(warning) if warning.contains(" is not in the container; ") => Outcome::Left,
         Some(warning) if warning.contains("loader is musl's, so there is no library cache") => Outcome::Left,
         _ => panic!("{attempt}: {line}"),
