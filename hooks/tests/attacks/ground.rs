@@ -39,7 +39,6 @@ pub const READ: [&str; 5] = [
 const ARGUMENTS: &[&str] = &[
     "--device-link=../card1=/dev/dri/by-path/pci-0000:01:00.0-card",
     "--cuda=13.0",
-    "--driver=580.126.09",
     "--generation=1",
     "--plan=HOST/plan.json",
     "--application-profile",
@@ -99,6 +98,7 @@ impl Ground {
             fs::write(&path, format!("the host's {}", path.display())).unwrap();
         }
         fs::set_permissions(ground.host("/etc/ld.so.conf"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(ground.host("/plan.json"), r#"{"generation":"1"}"#).unwrap();
         symlink("etc", ground.host("/link")).unwrap();
         symlink("nowhere", ground.host("/dangling")).unwrap();
         fs::create_dir(ground.beside(MOVED)).unwrap();
@@ -136,7 +136,7 @@ impl Ground {
 
     /// The words after the hook's name.
     pub fn arguments(&self) -> Vec<String> {
-        let host = self.host("/").display().to_string();
+        let host = self.beside("host").display().to_string();
         let mut words = vec![
             "create-container".to_owned(),
             format!("--library={DIR}/{CUDA}=libcuda.so.1"),
@@ -216,7 +216,8 @@ impl Ground {
     fn is_served(&self) -> bool {
         let is_path_file = |path: &PathBuf| {
             path.ends_with("ld-musl-x86_64.path")
-                && fs::read_to_string(path).is_ok_and(|text| text.contains(DIR))
+                && fs::read(path)
+                    .is_ok_and(|text| String::from_utf8_lossy(&text).lines().any(|line| line == DIR))
         };
         !self.caches().is_empty() || self.names().iter().any(is_path_file)
     }

@@ -9,6 +9,7 @@ mod common;
 mod files;
 mod ground;
 mod hostile_library;
+mod images;
 mod links;
 mod mounts;
 #[allow(dead_code, reason = "other tests have other needs")]
@@ -84,6 +85,7 @@ const ETC: &str = "/etc /etc/ld.so.conf.d";
 const CACHE: &str = "/etc/ld.so.cache";
 const PART: &str = "/etc/ld.so.conf.d/00-divvy.conf";
 const CONFIG: &str = "/etc/ld.so.conf";
+const PROFILE: &str = "/etc/nvidia /etc/nvidia/nvidia-application-profiles-rc.d /etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf";
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
 const GLIBC: &str = "/lib64/ld-linux-x86-64.so.2";
 
@@ -91,8 +93,7 @@ const DONE: (Outcome, &[&str]) = (Done, EVERYWHERE);
 const NO_LIBRARY: Expected = &[DONE, (Left, &[ABOVE_LIBRARY, LIBRARY])];
 const NO_FILE: Expected =
     &[DONE, (Replaced, &[CACHE]), (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
-const BAD_FILE: Expected =
-    &[DONE, (Replaced, &[CACHE]), (Left, &[MUSL]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
+const BAD_FILE: Expected = &[DONE, (Replaced, &[CACHE]), (Refused(1), &[ABOVE_LIBRARY, ETC])];
 const ONLY_DONE: Expected = &[DONE];
 const REFUSED: Expected = &[(Refused(1), EVERYWHERE)];
 const USAGE: Expected = &[(Refused(2), EVERYWHERE)];
@@ -146,20 +147,27 @@ const ATTACKS: &[Attack] = &[
         &[DONE, (Refused(1), &[CACHE, PART, BESIDE_LIBRARY])],
         files::directories,
     ),
-    attack(
-        "hard links to the host's files",
-        NONE,
-        &[DONE, (Replaced, &[CACHE]), (Left, &[MUSL])],
-        files::hard_links,
-    ),
+    attack("hard links to the host's files", NONE, &[DONE, (Replaced, &[CACHE])], files::hard_links),
     attack("files of 1 TiB", NONE, BAD_FILE, files::enormous),
-    attack("empty files", NONE, &[DONE, (Left, &[MUSL]), (Refused(1), &[ABOVE_LIBRARY, ETC])], files::empty),
+    attack("empty files", NONE, &[DONE, (Refused(1), &[ABOVE_LIBRARY, ETC])], files::empty),
     attack("malformed files", NONE, BAD_FILE, files::malformed),
+    attack(
+        "links and odd files in an image of musl's",
+        LINKS,
+        &[DONE, (Refused(1), &["/etc", "/etc/ld-musl-x86_64.path"])],
+        images::of_musl,
+    ),
+    device(
+        "links and odd files at the profile for EGL",
+        LINKS,
+        &[DONE, (Left, &[PROFILE])],
+        images::with_a_gpu,
+    ),
     attack("truncated caches", NONE, &[(Replaced, EVERYWHERE)], files::truncated_cache),
     mount(
         "volumes over directories (`-v /etc:/etc`)",
         NONE,
-        &[DONE, (Left, &["/lib", ETC, ABOVE_LIBRARY])],
+        &[DONE, (Left, &[ETC, ABOVE_LIBRARY])],
         mounts::volumes,
     ),
     mount(
@@ -183,19 +191,19 @@ const ATTACKS: &[Attack] = &[
     mount(
         "links into a volume (`-v /tmp:/tmp`)",
         LINKS,
-        &[DONE, (Left, &["/lib", MUSL, CACHE, PART, ETC, ABOVE_LIBRARY])],
+        &[DONE, (Left, &[CACHE, ETC, ABOVE_LIBRARY])],
         mounts::links_into_a_volume,
     ),
     mount(
         "links into the host's root (`-v /:/mnt`)",
         LINKS,
-        &[DONE, (Left, &["/lib", MUSL, CACHE, PART, ETC, ABOVE_LIBRARY])],
+        &[DONE, (Left, &[CACHE, ETC, ABOVE_LIBRARY])],
         mounts::links_into_the_hosts_root,
     ),
     mount(
         "links to `/proc/self/root`, `cwd` and `fd`",
         LIKE_DESCRIPTORS,
-        &[DONE, (Left, &[CACHE, PART, ETC, LIBRARY, ABOVE_LIBRARY])],
+        &[DONE, (Left, &[CACHE, ETC, LIBRARY, ABOVE_LIBRARY])],
         mounts::links_into_proc,
     ),
     mount(
@@ -203,7 +211,7 @@ const ATTACKS: &[Attack] = &[
         LIKE_DESCRIPTORS,
         &[
             DONE,
-            (Left, &[CACHE, PART, "/etc/ld.so.conf.d"]),
+            (Left, &[CACHE, "/etc/ld.so.conf.d", "/dev"]),
             (Refused(1), &["/etc", CONFIG, "/lib", MUSL, "/lib64", GLIBC, LIBRARY, ABOVE_LIBRARY]),
         ],
         mounts::links_to_another_process,
@@ -212,7 +220,7 @@ const ATTACKS: &[Attack] = &[
     mount(
         "descriptors of the host's, inherited",
         DESCRIPTORS,
-        &[DONE, (Left, &[CACHE, PART, ETC, LIBRARY, ABOVE_LIBRARY])],
+        &[DONE, (Left, &[CACHE, ETC, LIBRARY, ABOVE_LIBRARY])],
         mounts::inherited_descriptors,
     ),
     device("links in the container's own `/dev`", LINKS, ONLY_DONE, mounts::a_dev_full_of_links),
