@@ -35,7 +35,7 @@ struct Attack {
     copies: &'static str,
     /// What comes of its attempts, with the places where it does.
     happens: Expected,
-    /// Whether all of that must come of them: a race goes this way or that.
+    /// Whether all of that must come of them: a race goes this way or that, and so do kernels.
     exactly: bool,
     needs: &'static [Need],
     run: fn() -> Outcomes,
@@ -50,7 +50,12 @@ const fn attack(
     Attack { name, copies, happens, exactly: true, needs: &[], run }
 }
 
-const fn race(name: &'static str, copies: &'static str, happens: Expected, run: fn() -> Outcomes) -> Attack {
+const fn either(
+    name: &'static str,
+    copies: &'static str,
+    happens: Expected,
+    run: fn() -> Outcomes,
+) -> Attack {
     Attack { exactly: false, ..attack(name, copies, happens, run) }
 }
 
@@ -124,9 +129,9 @@ const ATTACKS: &[Attack] = &[
         links::endless,
     ),
     attack("a link to the root, named by the engine", NONE, ONLY_DONE, links::to_the_root),
-    race("links swapped in the run", RACES, ANY, races::swapped_links),
-    race("directories moved out of the root in the run", RACES, ANY, races::moved_directories),
-    race("the same under a path with `..`", RACES, ANY, races::moved_from_under_a_climb),
+    either("links swapped in the run", RACES, ANY, races::swapped_links),
+    either("directories moved out of the root in the run", RACES, ANY, races::moved_directories),
+    either("the same under a path with `..`", RACES, ANY, races::moved_from_under_a_climb),
     attack("FIFOs", NONE, NO_FILE, files::fifos),
     attack("sockets", NONE, NO_FILE, files::sockets),
     device(
@@ -206,16 +211,20 @@ const ATTACKS: &[Attack] = &[
         &[DONE, (Left, &[CACHE, ETC, LIBRARY, ABOVE_LIBRARY])],
         mounts::links_into_proc,
     ),
-    mount(
-        "links to `/proc/1/root`, which is another's",
-        LIKE_DESCRIPTORS,
-        &[
-            DONE,
-            (Left, &[CACHE, "/etc/ld.so.conf.d", "/dev"]),
-            (Refused(1), &["/etc", CONFIG, "/lib", MUSL, "/lib64", GLIBC, LIBRARY, ABOVE_LIBRARY]),
-        ],
-        mounts::links_to_another_process,
-    ),
+    // The kernel asks whether the hook may see that process, and a walk without openat2(2) goes no such way.
+    Attack {
+        exactly: false,
+        ..mount(
+            "links to `/proc/1/root`, which is another's",
+            LIKE_DESCRIPTORS,
+            &[
+                DONE,
+                (Left, &[CACHE, ETC, LIBRARY, ABOVE_LIBRARY, "/dev"]),
+                (Refused(1), &["/etc", CONFIG, "/lib", MUSL, "/lib64", GLIBC, LIBRARY, ABOVE_LIBRARY]),
+            ],
+            mounts::links_to_another_process,
+        )
+    },
     mount("a false `/proc`", LIKE_DESCRIPTORS, NO_LIBRARY, mounts::a_false_proc),
     mount(
         "descriptors of the host's, inherited",
@@ -229,7 +238,13 @@ const ATTACKS: &[Attack] = &[
     attack("closed standard streams", NONE, &[DONE, (Replaced, EVERYWHERE)], caller::closed_streams),
     attack("paths with `..`, `.` or `//` in arguments", NONE, USAGE, caller::paths_that_are_not_plain),
     attack("control characters in arguments", NONE, USAGE, caller::control_characters),
-    attack("overlong arguments", NONE, &[(Refused(1), EVERYWHERE)], caller::overlong_words),
+    // No path is too long for a walk, and the library is just not there.
+    either(
+        "overlong arguments",
+        NONE,
+        &[(Left, EVERYWHERE), (Refused(1), EVERYWHERE)],
+        caller::overlong_words,
+    ),
     attack("link targets that climb", LINKS, ONLY_DONE, caller::link_targets_that_climb),
     attack("the host's root as the container's", NONE, REFUSED, caller::the_hosts_root),
     attack("states that are nested, long, or name no root", NONE, REFUSED, caller::odd_states),
