@@ -36,7 +36,13 @@ pub const READ: [&str; 5] = [
     "/dev/dri/card1",
 ];
 /// What every attack's hook is told beside its library and links. HOST stands for the host's tree.
-const ARGUMENTS: &[&str] = &["--device-link=../card1=/dev/dri/by-path/pci-0000:01:00.0-card"];
+const ARGUMENTS: &[&str] = &[
+    "--device-link=../card1=/dev/dri/by-path/pci-0000:01:00.0-card",
+    "--cuda=13.0",
+    "--generation=1",
+    "--plan=HOST/plan.json",
+    "--application-profile",
+];
 
 /// The directory beside the root where attacks move things to and fro.
 pub const MOVED: &str = "moved";
@@ -92,6 +98,7 @@ impl Ground {
             fs::write(&path, format!("the host's {}", path.display())).unwrap();
         }
         fs::set_permissions(ground.host("/etc/ld.so.conf"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(ground.host("/plan.json"), r#"{"generation":"1"}"#).unwrap();
         symlink("etc", ground.host("/link")).unwrap();
         symlink("nowhere", ground.host("/dangling")).unwrap();
         fs::create_dir(ground.beside(MOVED)).unwrap();
@@ -129,7 +136,7 @@ impl Ground {
 
     /// The words after the hook's name.
     pub fn arguments(&self) -> Vec<String> {
-        let host = self.host("/").display().to_string();
+        let host = self.beside("host").display().to_string();
         let mut words = vec![
             "create-container".to_owned(),
             format!("--library={DIR}/{CUDA}=libcuda.so.1"),
@@ -209,7 +216,8 @@ impl Ground {
     fn is_served(&self) -> bool {
         let is_path_file = |path: &PathBuf| {
             path.ends_with("ld-musl-x86_64.path")
-                && fs::read_to_string(path).is_ok_and(|text| text.contains(DIR))
+                && fs::read(path)
+                    .is_ok_and(|text| String::from_utf8_lossy(&text).lines().any(|line| line == DIR))
         };
         !self.caches().is_empty() || self.names().iter().any(is_path_file)
     }
@@ -285,6 +293,10 @@ pub fn classified(run: &Run, attempt: &str) -> BTreeSet<Outcome> {
     let of_line = |line: &str| match line.strip_prefix("warning: divvy-hook: ") {
         Some(warning) if warning.starts_with("replaced ") => Outcome::Replaced,
         Some(warning) if warning.starts_with("left ") || warning.starts_with("cannot link ") => Outcome::Left,
+        // A library of the image's, or a setting for EGL, that the container goes without.
+        Some(warning) if warning.contains(" is not used: ") || warning.starts_with("EGL is not told ") => {
+            Outcome::Left
+        }
         Some(warning) if warning.contains(" is not in the container; ") => Outcome::Left,
         Some(warning) if warning.contains("loader is musl's, so there is no library cache") => Outcome::Left,
         _ => panic!("{attempt}: {line}"),
