@@ -84,7 +84,7 @@ fi
 step "Packages that this needs, and divvy itself"
 root install.sh
 note "all there; Podman itself is not installed on this host"
-"$here/../packaging/build.sh" "$DIVVY_BUILD/bin" dev | sed 's/^/     /'
+"$here/../packaging/build.sh" "$DIVVY_BUILD/bin" dev | sed -u 's/^/     /'
 
 step "Debian $suite with Podman, unpacked below .build, and a container image"
 [ -e "$DIVVY_BUILD/trees/$suite/.tree" ] || note "about half a minute; the next demo finds it there"

@@ -1,4 +1,4 @@
-//! Step 3, to disk: the specs of one plan, one file a kind, and the plan itself for the daemon. `divvy.json` holds the
+//! Step 3, to disk: the specs of one plan, one file a kind, and the plan itself, for the next run and the hook. `divvy.json` holds the
 //! kind nvidia.com/gpu, `divvy-<class>.json` beside it any other. What the earlier plan had and this one has not is
 //! removed, if divvy wrote it. A plan is kept only where engines read the spec: a spec written anywhere else is for
 //! somebody to look at, and must not make the running one stale.

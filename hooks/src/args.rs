@@ -71,7 +71,7 @@ pub enum Error {
     },
 }
 
-/// Links a container to its share of a GPU. Container engines run this; a CDI spec says how.
+/// Makes an NVIDIA driver findable in a container that is being started. Engines run this as a CDI spec says.
 #[derive(Debug, Parser)]
 #[command(name = "divvy-hook", version, max_term_width = 100)]
 pub struct Command {

@@ -211,11 +211,12 @@ impl Pass<'_> {
         let closed = DEVICE_DIRECTORIES.map(Path::new).into_iter();
         let closed: Vec<&Path> =
             closed.filter(|path| self.root.is_closed(path).is_ok_and(|closed| closed)).collect();
-        let mut wanted = links.iter().map(|link| link.path.as_path()).chain(closed.iter().copied());
-        let Some(first) = wanted.next() else { return };
+        if links.is_empty() && closed.is_empty() {
+            return;
+        }
         let devices = match self.root.devices() {
             Ok(devices) => devices,
-            Err(error) => return self.no_device(first, &error),
+            Err(error) => return self.no_device(Path::new("/dev"), &error),
         };
         let below = |path: &Path| Path::new("/").join(path.strip_prefix("/dev").unwrap_or(path));
         for link in links {
@@ -236,6 +237,16 @@ impl Pass<'_> {
 
     fn no_device(&mut self, path: &Path, error: &rootfs::Error) {
         self.report.notes.push(Note::Device { path: path.to_owned(), why: why(error) });
+    }
+
+    /// What stands at `path`, as far as it can be made to say something else: nothing, where there is no such file, or
+    /// what is there is no file or longer than `limit` bytes.
+    fn present(&self, path: &Path, limit: usize) -> Result<Vec<u8>, rootfs::Error> {
+        match self.root.read(path, limit) {
+            Ok(present) => Ok(present.unwrap_or_default()),
+            Err(rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     fn put(&mut self, path: &Path, present: &[u8], wanted: &[u8]) -> Result<(), rootfs::Error> {

@@ -1,5 +1,5 @@
 //! The note in which a CUDA forward-compatibility library (an image's `/usr/local/cuda/compat/libcuda.so.<version>`)
-//! says for which drivers it is made. Step 4 asks it before such a library goes before the host's.
+//! says for which drivers it is made. The pass over the root asks it before such a library goes before the host's.
 //!
 //! The library is the image's, hence hostile, and has up to 150 MB: whatever it says, no more than three blocks of
 //! [`LIMIT`] bytes are read of it, and nothing is mapped or executed. Old libraries have no such note, and some of

@@ -1,7 +1,7 @@
 //! `divvy-hook`: the OCI hook that a CDI spec of divvy names. An engine runs it as root, in the middle of starting a
 //! container whose image may be hostile; so it cleans itself first, then reads what it is told, then gives up what it
-//! does not need, and only then touches the container. It exits 0 when all is done, 2 when the command line or standard
-//! input is not an engine's, 6 when the spec is not of this machine as it is now, 1 for anything else.
+//! does not need, and only then touches the container. It exits 0 when all is done, 2 when the command line is wrong or
+//! standard input a terminal, 6 when the spec is not of this machine as it is now, 1 for anything else.
 
 mod process;
 
@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use hooks::args::{Command, Phase};
 use hooks::rootfs::Root;
 use hooks::state::Container;
@@ -73,20 +73,26 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
-    let text = text.trim_start_matches("error: ").trim_end();
     // A newer spec may have hooks that this release knows nothing of; what it knows it does all the same.
     if error.kind() == ErrorKind::InvalidSubcommand {
-        say("warning", format_args!("nothing is done: {text}"));
+        let name = error.get(ContextKind::InvalidSubcommand).map(ToString::to_string).unwrap_or_default();
+        say("warning", format_args!("there is no subcommand {name:?} in this release: nothing is done"));
         hint(Some("the spec is newer than this hook: install both from one release"));
         return ExitCode::SUCCESS;
     }
-    say("error", text);
-    if error.kind() == ErrorKind::UnknownArgument {
-        hint(Some(
-            "the spec is newer than this hook: install both from one release, or run `divvy generate` again",
-        ));
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        say("error", "a subcommand is missing");
+    } else {
+        say("error", error.to_string().trim_start_matches("error: ").trim_end());
     }
+    hint(Some(match error.kind() {
+        ErrorKind::UnknownArgument => {
+            "the spec is newer than this hook: install both from one release, or run `sudo divvy generate` again"
+        }
+        _ => {
+            "engines run this program as a CDI spec of divvy's says; `divvy-hook --help` lists what it takes"
+        }
+    }));
     ExitCode::from(USAGE)
 }
 
@@ -98,6 +104,6 @@ fn say(kind: &str, what: impl Display) {
 
 fn hint(hint: Option<&str>) {
     if let Some(hint) = hint {
-        let _ = writeln!(std::io::stderr(), "hint: {hint}");
+        let _ = std::io::stderr().write_all(format!("hint: {hint}\n").as_bytes());
     }
 }

@@ -25,7 +25,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 use thiserror::Error;
 
-use resolve::{Mounts, find, place};
+use resolve::{Mounts, fd_path, find};
 
 /// What went wrong below a container's root. Paths are those in the container.
 #[derive(Debug, Error)]
@@ -85,11 +85,18 @@ pub enum Error {
 impl Error {
     /// What the administrator can do about it, if there is something to say.
     pub fn hint(&self) -> Option<&'static str> {
-        let Self::Call { source, .. } = self else { return None };
-        match source {
-            Errno::EROFS => {
-                Some("the driver's libraries can only be linked in a root that is writable before the start")
+        let source = match self {
+            Self::Call { source, .. } => source,
+            Self::Directory { .. } => {
+                return Some("the image has a directory there: remove it from the image");
             }
+            _ => return None,
+        };
+        match source {
+            Errno::EROFS => Some(
+                "the root is read-only before the container starts: crun 1.26 and newer, and runc, make it so afterwards",
+            ),
+            Errno::ENOSPC | Errno::EDQUOT => Some("free some space where the engine keeps its containers"),
             Errno::EOVERFLOW => {
                 Some("the owner of the container's root has no number in this user namespace")
             }
@@ -103,7 +110,8 @@ impl Error {
 pub struct Root {
     handle: OwnedFd,
     owner: (u32, u32),
-    /// The directory that was written in last: most links lie in one.
+    /// The directory that was written in last: most links lie in one, and to look it up for each would be another third
+    /// of all calls.
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
 }
 
@@ -191,7 +199,8 @@ impl Root {
             return Err(Error::NotRegular { path: path.to_owned() });
         }
         // It is this very file that is opened: to open a device of the image instead could do harm of its own.
-        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(place(&handle));
+        let file =
+            OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(fd_path(&handle));
         let file = file.map_err(|error| failed("open", path, errno_of(&error)))?;
         Ok(Some((file, u64::try_from(stat.st_size).unwrap_or_default())))
     }
@@ -206,7 +215,7 @@ impl Root {
         if kind(&stat) != SFlag::S_IFDIR {
             return Ok(Vec::new());
         }
-        let names = fs::read_dir(place(&handle))
+        let names = fs::read_dir(fd_path(&handle))
             .and_then(|entries| entries.take(limit).map(|entry| Ok(entry?.file_name())).collect());
         names.map_err(|error| failed("getdents", path, errno_of(&error)))
     }

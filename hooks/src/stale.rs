@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// Libraries and kernel module would be of two drivers.
-    #[error("the spec is of driver {spec}, and {running} is loaded")]
+    #[error("the CDI spec is out of date: it was made for driver {spec}, and {running} is loaded")]
     Driver {
         /// The spec's.
         spec: DriverVersion,
@@ -33,7 +33,7 @@ pub enum Error {
         running: DriverVersion,
     },
     /// Names may mean other devices, and limits be others.
-    #[error("the spec is of generation {spec}, and {path:?} of {now}")]
+    #[error("the CDI spec is out of date: it was made from plan {spec}, and {path:?} is {now}")]
     Generation {
         /// The spec's.
         spec: String,
@@ -48,9 +48,10 @@ impl Error {
     /// What the administrator can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Driver { .. } => "run `divvy generate` and start the container again",
+            Self::Driver { .. } => "run `sudo divvy generate` and start the container again",
             Self::Generation { .. } => {
-                "run `divvy generate`, remove specs of divvy's that it does not name, and start the container again"
+                "run `sudo divvy generate`; where /etc/cdi or /var/run/cdi has another spec of divvy's than it names, remove \
+                 that; and start the container again"
             }
         }
     }

@@ -1,14 +1,14 @@
 //! What the engine says on standard input (OCI runtime specification, "State"), and where the container's root is.
 //!
-//! The state comes from the engine, not from the image, but it is bounded all the same. Of the bundle's `config.json`
-//! only the one field that is needed is read, so that values which this program does not know yet cannot fail a start.
+//! The state comes from the engine, not from the image, but it is bounded all the same. Of it and of the bundle's
+//! `config.json` only what is needed is read, so that values which this program does not know yet cannot fail a start.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::State;
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned};
 use thiserror::Error;
 
 /// The most that is read from standard input, in bytes.
@@ -70,12 +70,13 @@ impl Error {
     }
 }
 
-/// The state of a container that is being started.
+/// The state of a container that is being started: of what the engine says, what is needed. Whatever else it may say,
+/// now or later, is no reason to fail.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Container {
-    /// What every engine says.
-    #[serde(flatten)]
-    pub state: State,
+    /// The bundle's directory.
+    #[serde(default)]
+    bundle: PathBuf,
     /// Where the root is, as crun says beyond the specification. The bundle's `config.json` can be out of reach when
     /// this is not.
     #[serde(default)]
@@ -110,7 +111,7 @@ impl Container {
     /// # Errors
     /// When it is not the JSON of a state.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        serde_json::from_slice(bytes).map_err(|source| Error::State { source })
+        object(bytes).map_err(|source| Error::State { source })
     }
 
     /// The container's root directory on the host: what the state says, or else the bundle's `config.json`.
@@ -122,7 +123,7 @@ impl Container {
     /// # Errors
     /// When none says it, or the configuration cannot be read.
     pub fn root(&self) -> Result<PathBuf, Error> {
-        let bundle = self.state.bundle();
+        let bundle = self.bundle.as_path();
         match &self.root {
             Some(root) if root.is_absolute() => return Ok(root.clone()),
             _ if !bundle.is_absolute() => return Err(Error::NoBundle),
@@ -151,11 +152,19 @@ fn is_elsewhere(bundle: &Path) -> bool {
 /// # Errors
 /// When it is no JSON object, or names no root.
 pub fn root_in_config(bundle: &Path, config: &[u8]) -> Result<PathBuf, Error> {
-    let config: Config = serde_json::from_slice(config).map_err(|source| Error::Config { source })?;
+    let config: Config = object(config).map_err(|source| Error::Config { source })?;
     match config.root {
         Some(root) if !root.path.as_os_str().is_empty() => Ok(bundle.join(root.path)),
         _ => Err(Error::NoRoot),
     }
+}
+
+/// A JSON object; serde would take an array for one too.
+fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(de::Error::invalid_type(de::Unexpected::Seq, &"an object"));
+    }
+    serde_json::from_slice(bytes)
 }
 
 fn read_bounded(input: impl Read, limit: u64, what: &str) -> Result<Vec<u8>, Error> {
@@ -178,12 +187,11 @@ mod tests {
     #[test]
     fn the_engines_states_are_read() {
         let runc = Container::parse(RUNC.as_bytes()).unwrap();
-        assert_eq!((runc.state.id().as_str(), &runc.root), ("c1", &None));
-        assert_eq!(runc.state.bundle(), Path::new("/run/b"));
+        assert_eq!((runc.bundle.as_path(), &runc.root), (Path::new("/run/b"), &None));
         let crun = Container::parse(CRUN.as_bytes()).unwrap();
         assert_eq!(crun.root().unwrap(), Path::new("/var/lib/merged"));
-        let newer = r#"{"bundle":"/b","status":"created","fds":[1],"cgroup":{"path":"/x"}}"#;
-        assert_eq!(Container::parse(newer.as_bytes()).unwrap().state.bundle(), Path::new("/b"));
+        let newer = r#"{"bundle":"/b","status":"paused","pid":4294967296,"fds":[1],"annotations":{"a":1}}"#;
+        assert_eq!(Container::parse(newer.as_bytes()).unwrap().bundle, Path::new("/b"));
     }
 
     #[test]
@@ -193,7 +201,7 @@ mod tests {
             (" \n", "there is no container's state on standard input"),
             ("hello", "the container's state is malformed"),
             ("[]", "the container's state is malformed"),
-            (r#"{"bundle":"/b","status":"odd"}"#, "the container's state is malformed"),
+            (r#"{"bundle":1}"#, "the container's state is malformed"),
             (r#"{"bundle":"/b"} x"#, "the container's state is malformed"),
         ] {
             assert_eq!(Container::read(input.as_bytes()).unwrap_err().to_string(), error, "{input}");

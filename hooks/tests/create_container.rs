@@ -176,8 +176,9 @@ fn a_spec_of_another_plan_is_refused() {
     let outcome = start("--generation=00ff");
     assert_eq!(outcome.status, 6);
     let said = format!(
-        "error: divvy-hook: the spec is of generation 00ff, and {plan:?} of 0100\nhint: run `divvy generate`, remove specs \
-         of divvy's that it does not name, and start the container again\n"
+        "error: divvy-hook: the CDI spec is out of date: it was made from plan 00ff, and {plan:?} is 0100\nhint: run `sudo \
+         divvy generate`; where /etc/cdi or /var/run/cdi has another spec of divvy's than it names, remove that; and start \
+         the container again\n"
     );
     assert_eq!(outcome.stderr, said);
     assert_eq!(bundle.inventory(), before);
@@ -207,8 +208,8 @@ fn a_spec_of_another_driver_is_refused() {
     assert_eq!((same.status, same.stderr.as_str()), (0, ""));
     let other = start("580.95.05");
     assert_eq!(other.status, 6);
-    let said = "error: divvy-hook: the spec is of driver 580.95.05, and 580.126.09 is loaded\nhint: run `divvy generate` \
-                and start the container again\n";
+    let said = "error: divvy-hook: the CDI spec is out of date: it was made for driver 580.95.05, and 580.126.09 is \
+                loaded\nhint: run `sudo divvy generate` and start the container again\n";
     assert_eq!(other.stderr, said);
 }
 

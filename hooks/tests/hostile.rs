@@ -34,7 +34,10 @@ fn directories_in_the_way_fail_the_start() {
         fs::create_dir_all(bundle.path(&path)).unwrap();
         let outcome = bundle.start();
         assert_eq!(outcome.status, 1);
-        let why = format!("a directory stands in the place of {path:?} in the container\n");
+        let why = format!(
+            "a directory stands in the place of {path:?} in the container\nhint: the image has a directory there: remove \
+             it from the image\n"
+        );
         assert!(outcome.stderr.starts_with("error: divvy-hook: cannot ") && outcome.stderr.ends_with(&why));
     }
 }
@@ -114,11 +117,11 @@ fn odd_input_is_refused_with_its_reason() {
 
 #[test]
 fn a_command_line_it_does_not_know_is_refused_whole() {
-    let newer = "hint: the spec is newer than this hook: install both from one release, or run `divvy generate` again";
+    let newer = "hint: the spec is newer than this hook: install both from one release, or run `sudo divvy generate` again";
     for (words, starts, hinted) in [
         (&["create-container", "--cuda-compat=x"][..], "unexpected argument '--cuda-compat' found", true),
         (&["create-container", "--library=libcuda.so.1"], "invalid value 'libcuda.so.1'", false),
-        (&[], "Links a container", false),
+        (&[], "a subcommand is missing", false),
     ] {
         let bundle = Bundle::new();
         let before = bundle.inventory();
@@ -137,7 +140,8 @@ fn a_phase_that_it_does_not_know_is_let_pass() {
     let before = bundle.inventory();
     let outcome = run(["create-runtime", "--share=x"], bundle.state().as_bytes());
     assert_eq!(outcome.status, 0);
-    let starts = "warning: divvy-hook: nothing is done: unrecognized subcommand 'create-runtime'";
+    let starts =
+        "warning: divvy-hook: there is no subcommand \"create-runtime\" in this release: nothing is done\n";
     assert!(outcome.stderr.starts_with(starts), "{}", outcome.stderr);
     assert!(outcome.stderr.ends_with("install both from one release\n"), "{}", outcome.stderr);
     assert_eq!(bundle.inventory(), before);

@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{Note, Pass};
+use super::{Note, Pass, compat};
 use crate::args::is_plain_path;
 use crate::ldcache::{self, Cache, Entry};
-use crate::rootfs::{self, Change, Root};
+use crate::rootfs::{self, Change};
 
 /// glibc's library cache.
 pub const CACHE: &str = "/etc/ld.so.cache";
@@ -65,7 +65,7 @@ pub fn tell(pass: &mut Pass<'_>, libraries: &Libraries) -> Result<(), (PathBuf, 
     }
     // A loader may also come by a volume, when this is over.
     if has_glibc || !has_musl {
-        let earlier = Earlier::read(pass.root).map_err(of(CONFIG_PART))?;
+        let earlier = Earlier::read(pass).map_err(of(CONFIG_PART))?;
         step(pass, CACHE, |pass| cache(pass, libraries, &earlier))?;
         step(pass, CONFIG_PART, |pass| config_part(pass, libraries, &earlier))?;
         step(pass, CONFIG, config)?;
@@ -161,15 +161,10 @@ struct Earlier {
 }
 
 impl Earlier {
-    fn read(root: &Root) -> Result<Self, rootfs::Error> {
-        match root.read(Path::new(CONFIG_PART), CONFIG_LIMIT) {
-            Ok(present) => Ok(Self::parse(present.unwrap_or_default())),
-            Err(
-                rootfs::Error::NotRegular { .. }
-                | rootfs::Error::TooLarge { .. }
-                | rootfs::Error::ForeignMount { .. },
-            ) => Ok(Self::default()),
-            Err(error) => Err(error),
+    fn read(pass: &Pass<'_>) -> Result<Self, rootfs::Error> {
+        match pass.present(Path::new(CONFIG_PART), CONFIG_LIMIT) {
+            Err(rootfs::Error::ForeignMount { .. }) => Ok(Self::default()),
+            present => present.map(Self::parse),
         }
     }
 
@@ -210,16 +205,15 @@ fn config(pass: &mut Pass<'_>) -> Result<(), rootfs::Error> {
     if pass.root.exists(path)? { Ok(()) } else { pass.put(path, b"", CONFIG_INCLUDE) }
 }
 
-/// Adds our directories behind those of the image, or behind those where musl looks without this file.
+/// Adds our directories behind those of the image, or behind those where musl looks without this file. Of CUDA's
+/// forward compatibility nothing: those libraries need glibc.
 fn musl_paths(pass: &mut Pass<'_>, libraries: &Libraries) -> Result<(), rootfs::Error> {
     let path = Path::new(MUSL_PATHS);
-    let present = match pass.root.read(path, CONFIG_LIMIT) {
-        Ok(present) => present.unwrap_or_default(),
-        Err(rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. }) => Vec::new(),
-        Err(error) => return Err(error),
-    };
+    let present = pass.present(path, CONFIG_LIMIT)?;
     let mut wanted = if present.is_empty() { MUSL_DEFAULT.to_vec() } else { present.clone() };
-    for directory in &libraries.directories {
+    for directory in
+        libraries.directories.iter().filter(|directory| *directory != Path::new(compat::DIRECTORY))
+    {
         let directory = directory.as_os_str().as_encoded_bytes();
         if wanted.split(|byte| matches!(byte, b':' | b'\n')).all(|listed| listed != directory) {
             if !wanted.ends_with(b"\n") {

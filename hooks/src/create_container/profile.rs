@@ -28,11 +28,7 @@ pub fn write(pass: &mut Pass<'_>) -> Result<(), rootfs::Error> {
         return Ok(());
     }
     let path = Path::new(PATH);
-    let present = match pass.root.read(path, LIMIT) {
-        Ok(present) => present.unwrap_or_default(),
-        Err(rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. }) => Vec::new(),
-        Err(error) => return Err(error),
-    };
+    let present = pass.present(path, LIMIT)?;
     pass.put(path, &present, text(mask).as_bytes())
 }
 

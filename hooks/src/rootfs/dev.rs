@@ -12,7 +12,7 @@ use nix::sys::stat::{SFlag, fstat, major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::mounts::is_mounted_there_alone;
-use super::resolve::{Mounts, place};
+use super::resolve::{Mounts, fd_path};
 use super::{Change, Error, Root, errno_of, failed, kind};
 
 const DEV: &str = "/dev";
@@ -49,7 +49,7 @@ impl Root {
             return Ok(Change::Unchanged);
         }
         let mode = Permissions::from_mode(stat.st_mode & 0o7777 | ENTER);
-        set_permissions(place(&handle), mode).map_err(|error| failed("chmod", path, errno_of(&error)))?;
+        set_permissions(fd_path(&handle), mode).map_err(|error| failed("chmod", path, errno_of(&error)))?;
         Ok(Change::Made)
     }
 
@@ -66,7 +66,7 @@ impl Root {
         if file_system.filesystem_type() != TMPFS_MAGIC {
             return Err(foreign());
         }
-        let place = read_link(place(&handle)).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
+        let place = read_link(fd_path(&handle)).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
         let number = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
         if !is_mounted_there_alone(&number, &place).map_err(|errno| failed("read", dev, errno))? {
             return Err(foreign());

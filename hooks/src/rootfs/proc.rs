@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use super::mounts::is_shared;
-use super::resolve::{Mounts, create, find, mount_id, place};
+use super::resolve::{Mounts, create, fd_path, find, mount_id};
 use super::{Change, Error, Root, errno_of, failed};
 
 const PROC: &str = "/proc";
@@ -65,7 +65,7 @@ fn is_covered(proc: &OwnedFd, path: &Path, content: &[u8]) -> bool {
         kind == Ok(nix::sys::statfs::TMPFS_MAGIC)
     };
     let found = found.ok().filter(is_tmpfs);
-    found.is_some_and(|found| std::fs::read(place(&found)).is_ok_and(|present| present == content))
+    found.is_some_and(|found| std::fs::read(fd_path(&found)).is_ok_and(|present| present == content))
 }
 
 /// A tmpfs that is mounted for the time of one call. mount(2) knows no other way to a file system: it lies over a
@@ -76,7 +76,7 @@ struct Scratch {
 
 impl Scratch {
     fn over(proc: &OwnedFd, directory: OwnedFd, above: &Path) -> Result<Self, Errno> {
-        mount(Some("tmpfs"), place(&directory).as_str(), Some("tmpfs"), NOTHING_SPECIAL, Some(TMPFS))?;
+        mount(Some("tmpfs"), fd_path(&directory).as_str(), Some("tmpfs"), NOTHING_SPECIAL, Some(TMPFS))?;
         let lowest = mount_id(directory.as_fd())?;
         let root = find(proc, above.as_os_str(), OFlag::O_DIRECTORY, Mounts::Cross)?;
         // Else a container's own directory would be unmounted at the end.
@@ -90,7 +90,7 @@ impl Scratch {
         file.write_all(content).map_err(|error| ("write", errno_of(&error)))?;
         drop(file);
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | NOTHING_SPECIAL;
-        mount(None::<&str>, place(&self.root).as_str(), None::<&str>, flags, None::<&str>)
+        mount(None::<&str>, fd_path(&self.root).as_str(), None::<&str>, flags, None::<&str>)
             .map_err(|errno| ("mount", errno))?;
         find(&self.root, name.as_os_str(), OFlag::O_NOFOLLOW, Mounts::Stay)
             .map_err(|errno| ("openat2", errno))
@@ -100,11 +100,11 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // The cover, if it was mounted, keeps the file system alive.
-        let _ = umount2(place(&self.root).as_str(), MntFlags::MNT_DETACH);
+        let _ = umount2(fd_path(&self.root).as_str(), MntFlags::MNT_DETACH);
     }
 }
 
 fn bind(source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
-    let (source, target) = (place(source), place(target));
+    let (source, target) = (fd_path(source), fd_path(target));
     mount(Some(source.as_str()), target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }

@@ -62,7 +62,7 @@ pub fn create(directory: impl AsFd, name: &OsStr, mode: Mode) -> Result<OwnedFd,
 
 /// The path by which this process, and nobody else, reaches what a handle stands for: also what is mounted over, renamed
 /// or removed meanwhile.
-pub fn place(handle: &impl AsFd) -> String {
+pub fn fd_path(handle: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd())
 }
 
@@ -280,7 +280,7 @@ mod tests {
             let ways =
                 [find(&handle, name, flags, mounts), walk(handle.as_fd(), name, What::There(flags), mounts)];
             for (way, found) in ways.into_iter().enumerate() {
-                let found = found.map(|found| fs::read_link(place(&found)).unwrap().into_os_string());
+                let found = found.map(|found| fs::read_link(fd_path(&found)).unwrap().into_os_string());
                 // A path to the root itself ends in a slash here.
                 let tidy = |path: &OsString| Path::new(path).components().collect::<std::path::PathBuf>();
                 assert_eq!(found.as_ref().map(tidy), expected.as_ref().map(tidy), "{path} {flags:?} {way}");

@@ -8,6 +8,7 @@ use nix::sys::stat::mknod;
 use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
+use super::resolve::MOST_LINKS;
 use super::*;
 
 /// A root in a directory that also holds `outside`, which nothing may touch.
@@ -63,21 +64,21 @@ fn chains_and_loops_of_links_are_followed_as_far_as_the_kernel_would() {
     symlink("/var/run", path.join("run")).unwrap();
     fs::create_dir(path.join("var")).unwrap();
     symlink("../private/./run", path.join("var/run")).unwrap();
-    root.create_directory(Path::new("/run/nvidia/x")).unwrap();
+    root.directory(Path::new("/run/nvidia/x"), MOST_LINKS).unwrap();
     assert_eq!(names(&path.join("private/run/nvidia")), ["x"]);
     let mode = fs::metadata(path.join("private/run/nvidia")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7022, 0, "{mode:o}");
 
     symlink("/loop", path.join("loop")).unwrap();
-    let error = root.create_directory(Path::new("/loop/x")).unwrap_err();
+    let error = root.directory(Path::new("/loop/x"), MOST_LINKS).unwrap_err();
     assert!(matches!(error, Error::Call { call: "openat2", source: Errno::ELOOP, .. }), "{error:?}");
     symlink("/dangling/b", path.join("a")).unwrap();
     fs::create_dir(path.join("dangling")).unwrap();
     symlink("/a/x", path.join("dangling/b")).unwrap();
-    assert!(root.create_directory(Path::new("/a")).is_err());
+    assert!(root.directory(Path::new("/a"), MOST_LINKS).is_err());
 
     fs::write(path.join("file"), "").unwrap();
-    let error = root.create_directory(Path::new("/file/x")).unwrap_err();
+    let error = root.directory(Path::new("/file/x"), MOST_LINKS).unwrap_err();
     assert_eq!(error.to_string(), r#"openat2 failed for "/file/x" in the container"#);
 }
 
@@ -160,7 +161,7 @@ fn other_mounts_are_seen_and_neither_read_nor_written() {
         r#"another file system is mounted at or above "/proc/divvy" in the container"#
     );
     assert!(matches!(root.replace(Path::new("/proc/divvy"), b""), Err(Error::ForeignMount { .. })));
-    assert!(matches!(root.create_directory(Path::new("/proc/divvy")), Err(Error::ForeignMount { .. })));
+    assert!(matches!(root.directory(Path::new("/proc/divvy"), MOST_LINKS), Err(Error::ForeignMount { .. })));
 }
 
 /// Runs `test` in a mount namespace of its own, as root; elsewhere it says that it did not.

@@ -24,14 +24,6 @@ const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
 const DIRECTORY_MODE: Mode = Mode::from_bits_truncate(0o755);
 
 impl Root {
-    /// Makes the directory `path`, and those above it, where they are missing.
-    ///
-    /// # Errors
-    /// [`Error::ForeignMount`]; what the calls said.
-    pub fn create_directory(&self, path: &Path) -> Result<(), Error> {
-        self.directory(path, MOST_LINKS).map(drop)
-    }
-
     /// Puts a symbolic link to `target` at `path`, in the place of a file or another link, and makes the directories
     /// above it.
     ///
@@ -114,7 +106,7 @@ impl Root {
 
     /// Opens the directory `path`, making what is missing of it: also where a link of the image points to nothing yet. As
     /// many links and missing directories are followed as the kernel would links.
-    fn directory(&self, path: &Path, steps: usize) -> Result<OwnedFd, Error> {
+    pub(super) fn directory(&self, path: &Path, steps: usize) -> Result<OwnedFd, Error> {
         let find = || self.find(path, OFlag::O_DIRECTORY, Mounts::Stay);
         match find() {
             Err(Error::Call { source: Errno::ENOENT, .. }) => {}

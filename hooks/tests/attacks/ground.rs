@@ -292,13 +292,12 @@ pub fn classified(run: &Run, attempt: &str) -> BTreeSet<Outcome> {
     }
     let of_line = |line: &str| match line.strip_prefix("warning: divvy-hook: ") {
         Some(warning) if warning.starts_with("replaced ") => Outcome::Replaced,
-        Some(warning) if warning.starts_with("left ") || warning.starts_with("cannot link ") => Outcome::Left,
+        Some(warning) if warning.starts_with("left ") => Outcome::Left,
         // A library of the image's, or a setting for EGL, that the container goes without.
         Some(warning) if warning.contains(" is not used: ") || warning.starts_with("EGL is not told ") => {
             Outcome::Left
         }
         Some(warning) if warning.contains(" is not in the container; ") => Outcome::Left,
-        Some(warning) if warning.contains("loader is musl's, so there is no library cache") => Outcome::Left,
         _ => panic!("{attempt}: {line}"),
     };
     let mut outcomes: BTreeSet<Outcome> = run.stderr.lines().map(of_line).collect();

@@ -27,7 +27,7 @@ pub fn compare() {
     for (documented, measured) in documented.lines().zip(table.lines()) {
         assert_eq!(
             documented, measured,
-            "docs/attacks.md; UPDATE_GOLDEN=1 cargo test --test attacks writes it anew"
+            "docs/attacks.md; UPDATE_GOLDEN=1 cargo test -p divvy-hooks --test attacks writes it anew"
         );
     }
     panic!("docs/attacks.md has more or fewer rows than the table");
