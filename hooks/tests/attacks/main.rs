@@ -247,8 +247,8 @@ const ATTACKS: &[Attack] = &[
     ),
     attack("link targets that climb", LINKS, ONLY_DONE, caller::link_targets_that_climb),
     attack("the host's root as the container's", NONE, REFUSED, caller::the_hosts_root),
-    attack("states that are nested, long, or name no root", NONE, REFUSED, caller::odd_states),
-    attack("configurations that are nested", NONE, ONLY_DONE, caller::nested_configurations),
+    attack("states and configurations that are nested", NONE, ONLY_DONE, caller::nested),
+    attack("states that are long, or name no root", NONE, REFUSED, caller::odd_states),
     attack("configurations that are long, or name no root", NONE, REFUSED, caller::odd_configurations),
 ];
 
