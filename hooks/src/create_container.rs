@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::args::{CreateContainer, Library, Link};
 use crate::rootfs::{self, Change, Root};
-use loader::{CACHE, Libraries};
+use loader::Libraries;
 
 /// Directories in /dev in which the driver's nodes lie.
 const DEVICE_DIRECTORIES: [&str; 4] =
@@ -74,8 +74,10 @@ pub enum Note {
         /// The link or file, in the container.
         path: PathBuf,
     },
-    /// The image's cache is one that the loader ignores as well; the new one holds the driver's libraries alone.
-    CacheReplaced {
+    /// What the image's loader reads is unusable, and the new file holds the driver's libraries alone.
+    Replaced {
+        /// The file, in the container.
+        path: PathBuf,
         /// Why it is unusable.
         why: String,
     },
@@ -105,7 +107,7 @@ impl fmt::Display for Note {
             Self::ForeignMount { path } => {
                 write!(f, "left {path:?} alone: a volume is mounted at or above it")
             }
-            Self::CacheReplaced { why } => write!(f, "replaced {CACHE:?} of the image: {why}"),
+            Self::Replaced { path, why } => write!(f, "replaced {path:?} of the image: {why}"),
             Self::Device { path, why } => write!(f, "left {path:?} as it is: {why}"),
             Self::Compat { why } => {
                 write!(f, "the image's {:?} is not used: {why}", compat::DIRECTORY)
@@ -173,7 +175,7 @@ impl Pass<'_> {
     /// Links a library's soname to it. Gives the path that the cache shall name: the link, as ldconfig has it, which
     /// stays the same from driver to driver; or the file itself where no link can be made.
     fn library(&mut self, library: &Library) -> Result<Option<PathBuf>, Error> {
-        let there = self.root.is_file(&library.path);
+        let there = self.root.is_full_file(&library.path);
         if !there.map_err(|source| Error::Link { path: library.path.clone(), source })? {
             self.report.notes.push(Note::Hidden { path: library.path.clone() });
             return Ok(None);
@@ -239,14 +241,21 @@ impl Pass<'_> {
         self.report.notes.push(Note::Device { path: path.to_owned(), why: why(error) });
     }
 
-    /// What stands at `path`, as far as it can be made to say something else: nothing, where there is no such file, or
-    /// what is there is no file or longer than `limit` bytes.
-    fn present(&self, path: &Path, limit: usize) -> Result<Vec<u8>, rootfs::Error> {
+    /// What stands at `path`, to be made to say something else. Nothing, and why, where what stands there is no file or
+    /// longer than `limit` bytes: it is replaced then, but for a directory, which the rename finds in its way.
+    fn present_or_why(&self, path: &Path, limit: usize) -> Result<(Vec<u8>, Option<String>), rootfs::Error> {
         match self.root.read(path, limit) {
-            Ok(present) => Ok(present.unwrap_or_default()),
-            Err(rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. }) => Ok(Vec::new()),
+            Ok(present) => Ok((present.unwrap_or_default(), None)),
+            Err(error @ (rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. })) => {
+                Ok((Vec::new(), Some(error.to_string())))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// The same for a file that is this hook's alone.
+    fn present(&self, path: &Path, limit: usize) -> Result<Vec<u8>, rootfs::Error> {
+        self.present_or_why(path, limit).map(|(present, _)| present)
     }
 
     fn put(&mut self, path: &Path, present: &[u8], wanted: &[u8]) -> Result<(), rootfs::Error> {

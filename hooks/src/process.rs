@@ -7,8 +7,13 @@ use caps::errors::CapsError;
 use caps::{CapSet, Capability};
 use nix::libc;
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction, signal,
+};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
 use nix::unistd::{Gid, Uid, alarm, close, setfsgid, setfsuid};
 use thiserror::Error;
 
@@ -82,7 +87,17 @@ fn set_deadline() -> nix::Result<()> {
     #[expect(unsafe_code)]
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
     SigSet::empty().thread_set_mask()?;
+    // A full disk quota (RLIMIT_FSIZE) shall be an error of write(2), after which there is still a file to remove.
+    // SAFETY: no handler is set.
+    #[expect(unsafe_code)]
+    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
     alarm::set(DEADLINE_SECONDS);
+    // A server of files that does not answer holds up all signals but this.
+    let kill = SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 };
+    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(kill))?;
+    let at = TimeSpec::new(i64::from(DEADLINE_SECONDS) + 1, 0);
+    timer.set(Expiration::OneShot(at), TimerSetTimeFlags::empty())?;
+    std::mem::forget(timer);
     Ok(())
 }
 
@@ -133,6 +148,8 @@ pub fn create_files_as((user, group): (u32, u32)) {
     }
     setfsgid(Gid::from_raw(group));
     setfsuid(Uid::from_raw(user));
+    // The kernel takes such a change for a reason to forget it (PR_SET_DUMPABLE(2const)).
+    let _ = set_dumpable(false);
 }
 
 /// What stands for ids that a user namespace does not map (user_namespaces(7)): 65534 unless somebody changed it.

@@ -124,6 +124,21 @@ pub enum Change {
     Unchanged,
 }
 
+/// What is to be seen of a place without opening it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Nothing is there, or a link that leads nowhere.
+    Nothing,
+    /// A regular file that holds something.
+    File,
+    /// An empty regular file.
+    Empty,
+    /// A directory, device, FIFO or socket.
+    Other,
+    /// Something on another file system.
+    Foreign,
+}
+
 impl Root {
     /// Opens the root directory at `path` on the host.
     ///
@@ -145,30 +160,29 @@ impl Root {
         self.owner
     }
 
-    /// Whether `path` leads to a regular file. Mounts count, being how the driver's libraries come.
+    /// Whether `path` leads to a regular file that holds something. Mounts count, being how the driver's libraries come;
+    /// what engines leave where something was mounted is empty.
     ///
     /// # Errors
     /// Anything but its absence.
-    pub fn is_file(&self, path: &Path) -> Result<bool, Error> {
-        let found = self.look(path, Mounts::Cross)?;
-        Ok(found.is_some_and(|(_, stat)| kind(&stat) == SFlag::S_IFREG))
+    pub fn is_full_file(&self, path: &Path) -> Result<bool, Error> {
+        Ok(self.look(path, Mounts::Cross)?.is_some_and(|(_, stat)| is_full(&stat)))
     }
 
-    /// Whether `path` leads to anything.
+    /// What `path` leads to, on the root's own file system: what lies in a volume is not asked after, whose server may
+    /// never answer.
     ///
     /// # Errors
     /// Anything but its absence.
-    pub fn exists(&self, path: &Path) -> Result<bool, Error> {
-        self.look(path, Mounts::Cross).map(|found| found.is_some())
-    }
-
-    /// Whether `path` leads to nothing, or to a file without content.
-    ///
-    /// # Errors
-    /// What the calls said.
-    pub fn is_empty_or_missing(&self, path: &Path) -> Result<bool, Error> {
-        let found = self.look(path, Mounts::Cross)?;
-        Ok(found.is_none_or(|(_, stat)| kind(&stat) == SFlag::S_IFREG && stat.st_size == 0))
+    pub fn sight(&self, path: &Path) -> Result<Sight, Error> {
+        match self.look(path, Mounts::Stay) {
+            Ok(None) => Ok(Sight::Nothing),
+            Ok(Some((_, stat))) if is_full(&stat) => Ok(Sight::File),
+            Ok(Some((_, stat))) if kind(&stat) == SFlag::S_IFREG => Ok(Sight::Empty),
+            Ok(Some(_)) => Ok(Sight::Other),
+            Err(Error::ForeignMount { .. }) => Ok(Sight::Foreign),
+            Err(error) => Err(error),
+        }
     }
 
     /// The content of the regular file that `path` leads to, or `None` if there is nothing. Only on the root's own file
@@ -227,7 +241,10 @@ impl Root {
                 let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
                 Ok(Some((handle, stat)))
             }
-            Err(Error::Call { source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP, .. }) => Ok(None),
+            Err(Error::Call {
+                source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG,
+                ..
+            }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -238,6 +255,10 @@ impl Root {
             errno => failed("openat2", path, errno),
         })
     }
+}
+
+fn is_full(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFREG && stat.st_size > 0
 }
 
 fn kind(stat: &FileStat) -> SFlag {

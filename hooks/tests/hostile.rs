@@ -19,7 +19,7 @@ use hooks::ldcache::{Cache, Entry};
 fn absolute_links_on_the_way_are_followed_in_the_root() {
     let bundle = Bundle::new();
     bundle.link("/run", "/var/run");
-    bundle.file("/var/run/driver/libcuda.so.580", b"");
+    bundle.file("/var/run/driver/libcuda.so.580", b"\x7fELF");
     let words = ["create-container", "--library=/run/driver/libcuda.so.580=libcuda.so.1"];
     let outcome = run(words, bundle.state().as_bytes());
     assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));

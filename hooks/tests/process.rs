@@ -11,13 +11,17 @@ mod needs;
 mod peak;
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use built::Libc;
 use common::{Bundle, CUDA, DIR, Outcome, feed};
 use libtest_mimic::Arguments;
 use needs::{Need, trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// On a root like any, in KiB.
 const MOST_RESIDENT: u64 = 4 << 10;
@@ -37,6 +41,7 @@ fn main() {
         trial("the hook of musl is static and small", &[Need::Musl], musl_is_static_and_small),
         trial("a dynamic program is told from a static one", &[], dynamic_programs_are_told),
         trial("calls can be taken away", &[], calls_can_be_taken_away),
+        trial("it gives up, whatever it waits for", &[], it_gives_up),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -189,6 +194,39 @@ fn calls_can_be_taken_away() {
     for words in [&["openat3", "true"][..], &["openat2"], &[]] {
         assert_eq!(Command::new(filter).args(words).output().unwrap().status.code(), Some(125), "{words:?}");
     }
+}
+
+/// An engine that does not close the pipe; and, in the place of a file system that holds up all signals but SIGKILL, a
+/// process that was stopped. Both would wait for ever.
+fn it_gives_up() {
+    let wait = || {
+        let mut command = Command::new(built::shipped());
+        command.arg("create-container").stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut hook = command.spawn().unwrap();
+        let pipe = hook.stdin.take().unwrap();
+        // It has a handler, and a moment later its timers, before it reads.
+        let status = format!("/proc/{}/status", hook.id());
+        while !handles(&fs::read_to_string(&status).unwrap(), Signal::SIGALRM) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        (hook, pipe)
+    };
+    let ((waiting, pipe), (stopped, other_pipe)) = (wait(), wait());
+    let id = Pid::from_raw(stopped.id().try_into().unwrap());
+    kill(id, Signal::SIGSTOP).unwrap();
+    let late = waiting.wait_with_output().unwrap();
+    let said = "error: divvy-hook: not done after 30 seconds\n";
+    assert_eq!((late.status.code(), String::from_utf8(late.stderr).unwrap().as_str()), (Some(1), said));
+    let killed = stopped.wait_with_output().unwrap();
+    assert_eq!(killed.status.signal(), Some(Signal::SIGKILL as i32));
+    drop((pipe, other_pipe));
+}
+
+/// Whether a process has a handler for a signal, by its status in /proc (proc_pid_status(5)).
+fn handles(status: &str, signal: Signal) -> bool {
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (signal as i32 - 1) != 0
 }
 
 /// Whether these tests run under a filter already.

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use crate::args::{CudaVersion, DriverVersion, is_plain_path};
 use crate::elf_note::{self, Note};
-use crate::rootfs::{self, Root};
+use crate::rootfs::{self, Root, Sight};
 
 /// Where NVIDIA's packages cuda-compat-* put it; /usr/local/cuda is a link.
 pub const DIRECTORY: &str = "/usr/local/cuda/compat";
 /// A package has some fifteen.
-const MOST_NAMES: usize = 256;
+const MOST_NAMES: usize = 64;
 
 /// What an image brings.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub fn find(root: &Root, host: &DriverVersion, cuda: Option<CudaVersion>) -> Res
     let mut libraries = Vec::new();
     for name in names.into_iter().filter(|name| name.starts_with("lib") && name.contains(".so")) {
         let path = directory.join(name);
-        if is_plain_path(&path) && root.is_file(&path)? {
+        if is_plain_path(&path) && root.sight(&path)? == Sight::File {
             libraries.push((name.to_owned(), path));
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Note, Pass, compat};
 use crate::args::is_plain_path;
 use crate::ldcache::{self, Cache, Entry};
-use crate::rootfs::{self, Change};
+use crate::rootfs::{self, Change, Sight};
 
 /// glibc's library cache.
 pub const CACHE: &str = "/etc/ld.so.cache";
@@ -23,7 +23,7 @@ const CONFIG_LIMIT: usize = 1 << 20;
 /// More directories than two specs bring.
 const CONFIG_LINES: usize = 64;
 /// Far more libraries than a driver has.
-const MOST_SWEPT: usize = 4096;
+const MOST_SWEPT: usize = 1024;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) const GLIBC_LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
@@ -58,8 +58,10 @@ pub fn tell(pass: &mut Pass<'_>, libraries: &Libraries) -> Result<(), (PathBuf, 
         let path = PathBuf::from(path);
         move |error| (path, error)
     };
-    let is_there = |path: &str| pass.root.is_file(Path::new(path)).map_err(of(path));
-    let (has_glibc, has_musl) = (is_there(GLIBC_LOADER)?, is_there(MUSL_LOADER)?);
+    let sight = |path: &str| pass.root.sight(Path::new(path)).map_err(of(path));
+    // One that may be in a volume is taken for glibc's.
+    let has_glibc = matches!(sight(GLIBC_LOADER)?, Sight::File | Sight::Foreign);
+    let has_musl = sight(MUSL_LOADER)? == Sight::File;
     if has_musl {
         step(pass, MUSL_PATHS, |pass| musl_paths(pass, libraries))?;
     }
@@ -90,16 +92,7 @@ fn step(
 
 fn cache(pass: &mut Pass<'_>, libraries: &Libraries, earlier: &Earlier) -> Result<(), rootfs::Error> {
     let path = Path::new(CACHE);
-    let (present, unread) = match pass.root.read(path, ldcache::LIMIT) {
-        Ok(present) => (present, None),
-        // The rename tells whether a directory is in the way.
-        Err(error @ (rootfs::Error::NotRegular { .. } | rootfs::Error::TooLarge { .. })) => {
-            (None, Some(error.to_string()))
-        }
-        Err(error) => return Err(error),
-    };
-    let present = present.unwrap_or_default();
-    let mut why = unread;
+    let (present, mut why) = pass.present_or_why(path, ldcache::LIMIT)?;
     let mut cache = Cache::default();
     if !present.is_empty() {
         match Cache::parse(&present) {
@@ -121,7 +114,7 @@ fn cache(pass: &mut Pass<'_>, libraries: &Libraries, earlier: &Earlier) -> Resul
         wanted = cache.to_bytes();
     }
     pass.put(path, &present, &wanted)?;
-    pass.report.notes.extend(why.map(|why| Note::CacheReplaced { why }));
+    pass.report.notes.extend(why.map(|why| Note::Replaced { path: path.to_owned(), why }));
     Ok(())
 }
 
@@ -134,19 +127,21 @@ fn sweep(
     earlier: &Earlier,
 ) -> Result<(), rootfs::Error> {
     let is_in = |path: &&Path| path.parent().is_some_and(|above| earlier.directories.contains(above));
-    let is_ours = |path: &Path| libraries.places.iter().any(|(_, place)| place == path);
-    let of_driver = cache.paths().filter(is_in).filter(|path| is_plain_path(path) && !is_ours(path));
+    let ours: BTreeSet<&Path> = libraries.places.iter().map(|(_, place)| place.as_path()).collect();
+    let of_driver = cache.paths().filter(is_in).filter(|path| is_plain_path(path) && !ours.contains(path));
     let of_driver = of_driver.take(MOST_SWEPT);
     let mut gone = BTreeSet::new();
     for path in of_driver {
-        if pass.root.is_empty_or_missing(path)? {
+        if matches!(pass.root.sight(path)?, Sight::Nothing | Sight::Empty) {
             gone.insert(path);
         }
     }
     cache.retain(|path| !gone.contains(path));
     for path in gone {
-        if pass.root.remove_link(path)? == Change::Made {
-            pass.report.written.push(path.to_owned());
+        match pass.root.remove_link(path) {
+            Ok(Change::Made) => pass.report.written.push(path.to_owned()),
+            Ok(Change::Unchanged) | Err(rootfs::Error::ForeignMount { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -202,19 +197,29 @@ fn config_part(pass: &mut Pass<'_>, libraries: &Libraries, earlier: &Earlier) ->
 /// Only where the image has none: one that does not include the directory is the image's decision.
 fn config(pass: &mut Pass<'_>) -> Result<(), rootfs::Error> {
     let path = Path::new(CONFIG);
-    if pass.root.exists(path)? { Ok(()) } else { pass.put(path, b"", CONFIG_INCLUDE) }
+    if pass.root.sight(path)? == Sight::Nothing { pass.put(path, b"", CONFIG_INCLUDE) } else { Ok(()) }
 }
 
 /// Adds our directories behind those of the image, or behind those where musl looks without this file. Of CUDA's
 /// forward compatibility nothing: those libraries need glibc.
 fn musl_paths(pass: &mut Pass<'_>, libraries: &Libraries) -> Result<(), rootfs::Error> {
     let path = Path::new(MUSL_PATHS);
-    let present = pass.present(path, CONFIG_LIMIT)?;
-    let mut wanted = if present.is_empty() { MUSL_DEFAULT.to_vec() } else { present.clone() };
-    for directory in
-        libraries.directories.iter().filter(|directory| *directory != Path::new(compat::DIRECTORY))
-    {
-        let directory = directory.as_os_str().as_encoded_bytes();
+    let (present, mut why) = pass.present_or_why(path, CONFIG_LIMIT)?;
+    let mut wanted = with_directories(&present, libraries);
+    // What the next start would not read again, it would replace.
+    if wanted.len() > CONFIG_LIMIT {
+        why = Some(format!("with the driver's directories it is longer than {CONFIG_LIMIT} bytes"));
+        wanted = with_directories(b"", libraries);
+    }
+    pass.put(path, &present, &wanted)?;
+    pass.report.notes.extend(why.map(|why| Note::Replaced { path: path.to_owned(), why }));
+    Ok(())
+}
+
+fn with_directories(present: &[u8], libraries: &Libraries) -> Vec<u8> {
+    let mut wanted = if present.is_empty() { MUSL_DEFAULT } else { present }.to_vec();
+    let ours = libraries.directories.iter().filter(|directory| *directory != Path::new(compat::DIRECTORY));
+    for directory in ours.map(|directory| directory.as_os_str().as_encoded_bytes()) {
         if wanted.split(|byte| matches!(byte, b':' | b'\n')).all(|listed| listed != directory) {
             if !wanted.ends_with(b"\n") {
                 wanted.push(b'\n');
@@ -223,5 +228,5 @@ fn musl_paths(pass: &mut Pass<'_>, libraries: &Libraries) -> Result<(), rootfs::
             wanted.push(b'\n');
         }
     }
-    pass.put(path, &present, &wanted)
+    wanted
 }

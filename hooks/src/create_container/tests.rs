@@ -20,8 +20,8 @@ impl Image {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let image = Self { root: Root::open(directory.path()).unwrap(), directory };
-        image.file(&format!("{DIR}/libcuda.so.580"), b"");
-        image.file(&format!("{DIR}/libnvidia-x.so.580"), b"");
+        image.file(&format!("{DIR}/libcuda.so.580"), b"580");
+        image.file(&format!("{DIR}/libnvidia-x.so.580"), b"580");
         image
     }
 
@@ -123,7 +123,7 @@ fn an_unusable_cache_is_replaced_and_told() {
         let image = Image::new();
         image.file("etc/ld.so.cache", content);
         let report = image.run();
-        assert_eq!(report.notes, [Note::CacheReplaced { why: why.to_owned() }]);
+        assert_eq!(report.notes, [Note::Replaced { path: loader::CACHE.into(), why: why.to_owned() }]);
         assert_eq!(image.lookup("libcuda.so.1").len(), 1);
     }
     let image = Image::new();
@@ -141,6 +141,12 @@ fn a_hidden_library_is_left_out() {
     assert!(fs::symlink_metadata(image.path("usr/lib/driver/libcuda.so.1")).is_err());
     assert_eq!(image.lookup("libcuda.so.1"), [] as [PathBuf; 0]);
     assert_eq!(image.lookup("libnvidia-x.so.580").len(), 1);
+
+    // What engines leave where something was mounted, in a volume that was filled from the image.
+    let image = Image::new();
+    image.file("usr/lib/driver/libnvidia-x.so.580", b"");
+    assert!(matches!(image.run().notes[..], [Note::Hidden { .. }]));
+    assert_eq!(image.lookup("libnvidia-x.so.580"), [] as [PathBuf; 0]);
 }
 
 #[test]
@@ -156,7 +162,7 @@ fn a_link_that_leads_out_of_the_image_is_no_library() {
 fn musl_gets_a_path_file() {
     let image = Image::new();
     let path_file = MUSL_PATHS.trim_start_matches('/');
-    image.file(MUSL_LOADER.trim_start_matches('/'), b"");
+    image.file(MUSL_LOADER.trim_start_matches('/'), b"musl");
     let report = image.run();
     assert_eq!(report.notes, []);
     assert_eq!(image.text(path_file), "/lib\n/usr/local/lib\n/usr/lib\n/usr/lib/driver\n");
@@ -173,7 +179,14 @@ fn musl_gets_a_path_file() {
         assert_eq!(image.text(path_file), after);
     }
 
-    image.file(GLIBC_LOADER.trim_start_matches('/'), b"");
+    image.file(path_file, &b"/x\n".repeat(350_000));
+    assert!(matches!(image.run().notes[..], [Note::Replaced { .. }]));
+    assert_eq!(image.text(path_file), "/lib\n/usr/local/lib\n/usr/lib\n/usr/lib/driver\n");
+    let almost = "/x\n".repeat(349_524);
+    image.file(path_file, almost.as_bytes());
+    assert!(matches!(image.run().notes[..], [Note::Replaced { .. }]), "the next start would not read it");
+
+    image.file(GLIBC_LOADER.trim_start_matches('/'), b"glibc");
     assert_eq!(image.run().notes, []);
     assert_eq!(image.lookup("libcuda.so.1").len(), 1, "both have theirs");
 }
@@ -315,7 +328,10 @@ fn notes_read_as_sentences() {
     for (note, text) in [
         (Note::Hidden { path: path.clone() }, r#""/a" is not in the container; a volume may hide it"#),
         (Note::ForeignMount { path }, r#"left "/a" alone: a volume is mounted at or above it"#),
-        (Note::CacheReplaced { why: "why".into() }, r#"replaced "/etc/ld.so.cache" of the image: why"#),
+        (
+            Note::Replaced { path: "/etc/ld.so.cache".into(), why: "why".into() },
+            r#"replaced "/etc/ld.so.cache" of the image: why"#,
+        ),
         (Note::Compat { why: "why".into() }, r#"the image's "/usr/local/cuda/compat" is not used: why"#),
         (Note::Profile { why: "why".into() }, "EGL is not told which GPUs there are: why"),
     ] {

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::Mode;
-use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use super::mounts::is_shared;
 use super::resolve::{Mounts, create, fd_path, find, mount_id};
-use super::{Change, Error, Root, errno_of, failed};
+use super::{Change, Error, Root, errno_of, failed, kind};
 
 const PROC: &str = "/proc";
 const NOTHING_SPECIAL: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
@@ -60,11 +60,12 @@ impl Root {
 /// Whether an earlier run of the hook covered the file: with a file of the same content, on a tmpfs.
 fn is_covered(proc: &OwnedFd, path: &Path, content: &[u8]) -> bool {
     let found = find(proc, path.as_os_str(), OFlag::O_NOFOLLOW, Mounts::Cross);
-    let is_tmpfs = |found: &OwnedFd| {
-        let kind = fstatfs(found).map(|of| of.filesystem_type());
-        kind == Ok(nix::sys::statfs::TMPFS_MAGIC)
+    let may_be = |found: &OwnedFd| {
+        let is_tmpfs = fstatfs(found).is_ok_and(|of| of.filesystem_type() == TMPFS_MAGIC);
+        let length = |stat: FileStat| usize::try_from(stat.st_size) == Ok(content.len());
+        is_tmpfs && fstat(found).is_ok_and(|stat| kind(&stat) == SFlag::S_IFREG && length(stat))
     };
-    let found = found.ok().filter(is_tmpfs);
+    let found = found.ok().filter(may_be);
     found.is_some_and(|found| std::fs::read(fd_path(&found)).is_ok_and(|present| present == content))
 }
 

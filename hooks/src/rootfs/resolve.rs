@@ -122,7 +122,9 @@ fn walk(directory: BorrowedFd<'_>, path: &OsStr, what: What, mounts: Mounts) -> 
             OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
-        if mount.is_some_and(|mount| mount_id(found.as_fd()) != Ok(mount)) {
+        if let Some(mount) = mount
+            && mount_id(found.as_fd())? != mount
+        {
             return Err(Errno::EXDEV);
         }
         let kind = kind(&fstat(&found)?);

@@ -119,7 +119,7 @@ fn a_link_out_of_the_root_is_replaced_and_not_followed() {
     symlink("../outside/file", path.join("b")).unwrap();
     for name in ["/a", "/b"] {
         assert_eq!(root.read(Path::new(name), 10).unwrap(), None);
-        assert!(!root.is_file(Path::new(name)).unwrap());
+        assert!(!root.is_full_file(Path::new(name)).unwrap());
         root.replace(Path::new(name), b"after").unwrap();
         assert_eq!(root.read(Path::new(name), 10).unwrap().unwrap(), b"after");
     }
@@ -151,8 +151,9 @@ fn other_mounts_are_seen_and_neither_read_nor_written() {
     // Not a container's root: the host's, reached by a handle that the check in `open` would have refused.
     let handle = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
     let root = Root { handle, owner: (0, 0), last: RefCell::default() };
-    assert!(root.is_file(Path::new("/proc/version")).unwrap());
-    assert!(!root.is_file(Path::new("/proc/self/root/etc/passwd")).unwrap_or_default(), "a magic link");
+    assert!(root.is_full_file(Path::new("/sys/kernel/uevent_seqnum")).unwrap());
+    assert_eq!(root.sight(Path::new("/sys/kernel/uevent_seqnum")).unwrap(), Sight::Foreign);
+    assert!(!root.is_full_file(Path::new("/proc/self/root/etc/passwd")).unwrap_or_default(), "a magic link");
     let read = root.read(Path::new("/proc/version"), 1 << 20);
     assert!(matches!(read, Err(Error::ForeignMount { .. })), "{read:?}");
     let error = root.symlink("x", Path::new("/proc/divvy")).unwrap_err();

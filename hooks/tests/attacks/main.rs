@@ -154,12 +154,21 @@ const ATTACKS: &[Attack] = &[
     ),
     attack("hard links to the host's files", NONE, &[DONE, (Replaced, &[CACHE])], files::hard_links),
     attack("files of 1 TiB", NONE, BAD_FILE, files::enormous),
-    attack("empty files", NONE, &[DONE, (Refused(1), &[ABOVE_LIBRARY, ETC])], files::empty),
+    attack(
+        "empty files",
+        NONE,
+        &[DONE, (Left, &[LIBRARY]), (Refused(1), &[ABOVE_LIBRARY, ETC])],
+        files::empty,
+    ),
     attack("malformed files", NONE, BAD_FILE, files::malformed),
     attack(
         "links and odd files in an image of musl's",
         LINKS,
-        &[DONE, (Refused(1), &["/etc", "/etc/ld-musl-x86_64.path"])],
+        &[
+            DONE,
+            (Replaced, &["/etc/ld-musl-x86_64.path"]),
+            (Refused(1), &["/etc", "/etc/ld-musl-x86_64.path"]),
+        ],
         images::of_musl,
     ),
     device(
