@@ -85,7 +85,7 @@ hook() { "$bin/divvy-hook" "${args[@]}" <"$work/state"; }
 peak='my $call = `uname -m` =~ /x86_64/ ? 98 : 165; system(@ARGV); my $usage = "\0" x 144; syscall($call, -1, $usage); print unpack("x32 q", $usage)'
 echo "memory: generate has $(perl -e "$peak" "${generate[@]}") KiB resident at most, divvy-hook $(perl -e "$peak" "$bin/divvy-hook" "${args[@]}" <"$work/state") KiB"
 if command -v strace >/dev/null; then
-  echo "system calls: generate $(calls "${generate[@]}"), divvy-hook at the first start $(calls "$bin/divvy-hook" "${args[@]}" <"$work/state")"
+  echo "system calls: generate $(calls "${generate[@]}"), divvy-hook at a next start $(calls "$bin/divvy-hook" "${args[@]}" <"$work/state")"
 fi
 
 # The file that is there differs each time: a run that finds its own work done does less.
