@@ -1,10 +1,14 @@
-//! Step 4: the one pass over a container's root before its first program runs: links for the driver's libraries, and the
-//! loader told where they are.
+//! Step 4: the one pass over a container's root before its first program runs: links for the driver's libraries, the
+//! loader told where they are, and what else a program needs to find the driver.
 //!
 //! Everything is written only where it differs, under fixed names, so that a restart changes nothing and leaves nothing
-//! behind. What a user's volume hides is left alone with a warning, which
-//! engines drop when the container starts; any other failure stops the container's start, since a
-//! program that finds half a driver fails later and in stranger ways. It talks to no daemon.
+//! behind. What a user's volume hides is left alone with a warning, which engines drop when the container starts; any
+//! other failure stops the start, since a program that finds half a driver fails later and in stranger ways. It talks to
+//! no daemon.
+//!
+//! - `compat`: libraries of the image's that go before the driver's
+//! - `loader`: library cache and configuration
+//! - `profile`: what EGL is told
 
 mod compat;
 mod loader;

@@ -253,12 +253,12 @@ fn offset(at: usize) -> u32 {
 
 /// The order of names in a cache, which the file holds descending.
 fn compare(left: &[u8], right: &[u8]) -> Ordering {
-    walk(left, right).0
+    order(left, right).0
 }
 
 /// Whether the place of an entry among `ours` hangs on a number that may wrap.
 fn hides(entry: &Entry<'_>, ours: &[Entry<'_>]) -> bool {
-    has_long_number(entry.name) && ours.iter().any(|our| walk(entry.name, our.name).1)
+    has_long_number(entry.name) && ours.iter().any(|our| order(entry.name, our.name).1)
 }
 
 fn has_long_number(name: &[u8]) -> bool {
@@ -268,7 +268,7 @@ fn has_long_number(name: &[u8]) -> bool {
 /// Compares two names and says whether a number that may wrap was met on the way. This is `_dl_cache_libcmp` of
 /// `elf/dl-cache.c`, with its numbers that wrap at 32 bits and its signedness of char, since the loader's binary search
 /// goes by just that.
-fn walk(left: &[u8], right: &[u8]) -> (Ordering, bool) {
+fn order(left: &[u8], right: &[u8]) -> (Ordering, bool) {
     let (mut left, mut right, mut wraps) = (left, right, false);
     loop {
         let ordering = match (left.first(), right.first()) {

@@ -57,8 +57,8 @@ pub enum Error {
 }
 
 /// Closes what was inherited beside the standard streams, clears the environment and the signal mask, sets the umask to
-/// 022 and a deadline. A process that shares the pid namespace must not reach the host's files through this one, whose root is still the host's: so
-/// it cannot be traced, nor looked into below /proc.
+/// 022 and a deadline. A process that shares the pid namespace must not reach the host's files through this one, whose
+/// root is still the host's: so it cannot be traced, nor looked into below /proc.
 ///
 /// # Errors
 /// When the environment stays, or it cannot be known what to close.
@@ -72,7 +72,8 @@ pub fn clean() -> Result<(), Error> {
     set_no_new_privs().and_then(|()| set_dumpable(false)).map_err(|source| Error::Process { source })
 }
 
-/// Ends this process with status 1 when the time is over, whatever it waits for then.
+/// Ends this process with status 1 when the time is over; by SIGKILL a second later, should it wait for what holds up
+/// signals.
 fn set_deadline() -> nix::Result<()> {
     extern "C" fn late(_: libc::c_int) {
         // SAFETY: write(2) and _exit(2) are async-signal-safe (signal-safety(7)); the bytes are a constant's.
@@ -87,12 +88,12 @@ fn set_deadline() -> nix::Result<()> {
     #[expect(unsafe_code)]
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
     SigSet::empty().thread_set_mask()?;
-    // A full disk quota (RLIMIT_FSIZE) shall be an error of write(2), after which there is still a file to remove.
+    // A limit on the size of files (RLIMIT_FSIZE) shall be an error of write(2), after which there is still a file to remove.
     // SAFETY: no handler is set.
     #[expect(unsafe_code)]
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
     alarm::set(DEADLINE_SECONDS);
-    // A server of files that does not answer holds up all signals but this.
+    // A file system whose server does not answer (FUSE, NFS) holds up all signals but this.
     let kill = SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 };
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(kill))?;
     let at = TimeSpec::new(i64::from(DEADLINE_SECONDS) + 1, 0);
@@ -113,8 +114,8 @@ fn close_inherited() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Drops all capabilities but those of these lists, of which a rootless caller may lack some or all. The bounding set goes whole:
-/// nothing is ever executed.
+/// Drops all capabilities but those of these lists, of which a rootless caller may lack some or all. The bounding set
+/// goes whole: nothing is ever executed.
 ///
 /// # Errors
 /// When one that is held does not go.

@@ -213,6 +213,32 @@ fn a_spec_of_another_driver_is_refused() {
     assert_eq!(other.stderr, said);
 }
 
+/// As with a container that was committed to an image: what an earlier driver left in a directory that a volume hides now
+/// cannot be removed, and must not keep the new driver out of the cache.
+#[test]
+fn a_volume_over_what_is_swept_keeps_no_library_out() {
+    let bundle = Bundle::new();
+    bundle.file("/opt/old/libcuda.so.570", b"570");
+    let earlier = ["create-container", "--generation=0570", "--library=/opt/old/libcuda.so.570=libcuda.so.1"];
+    assert_eq!(run(earlier, bundle.state().as_bytes()).status, 0);
+    bundle.file("/opt/old/libcuda.so.570", b"");
+    let script = format!(
+        "mount --bind {volume} {old} && exec {hook} create-container --generation=0580 --library={DIR}/{CUDA}=libcuda.so.1",
+        volume = bundle.outside().display(),
+        old = bundle.path("/opt/old").display(),
+        hook = env!("CARGO_BIN_EXE_divvy-hook")
+    );
+    let mut command = Command::new("unshare");
+    let later =
+        feed(command.args(["--map-root-user", "--mount", "sh", "-c", &script]), bundle.state().as_bytes());
+    if later.stderr.starts_with("unshare: ") {
+        return skip("no user namespace can be made here");
+    }
+    assert_eq!((later.status, later.stderr.as_str()), (0, ""));
+    assert_eq!(bundle.lookup("libcuda.so.1").first(), Some(&format!("{DIR}/libcuda.so.1")));
+    assert_eq!(fs::read_dir(bundle.outside()).unwrap().count(), 0);
+}
+
 #[test]
 fn what_it_inherits_does_not_matter() {
     let bundle = Bundle::new();

@@ -28,7 +28,11 @@ pub struct Compat {
 /// When the directory or a library in it cannot be looked at.
 pub fn find(root: &Root, host: &DriverVersion, cuda: Option<CudaVersion>) -> Result<Compat, rootfs::Error> {
     let directory = Path::new(DIRECTORY);
-    let names = root.names(directory, MOST_NAMES)?;
+    let odd = |why: &str| Ok(Compat { libraries: Vec::new(), odd: Some(why.to_owned()) });
+    let names = root.names(directory, MOST_NAMES + 1)?;
+    if names.len() > MOST_NAMES {
+        return odd("it has far more files than one of NVIDIA's");
+    }
     let mut names: Vec<&str> = names.iter().filter_map(|name| name.to_str()).collect();
     names.sort_unstable();
     let mut brought = Vec::new();
@@ -41,7 +45,6 @@ pub fn find(root: &Root, host: &DriverVersion, cuda: Option<CudaVersion>) -> Res
             brought.push((version, file));
         }
     }
-    let odd = |why: &str| Ok(Compat { libraries: Vec::new(), odd: Some(why.to_owned()) });
     let (version, file) = match brought.pop() {
         None => return Ok(Compat::default()),
         Some(_) if !brought.is_empty() => return odd("there is more than one libcuda"),

@@ -138,10 +138,8 @@ fn sweep(
     }
     cache.retain(|path| !gone.contains(path));
     for path in gone {
-        match pass.root.remove_link(path) {
-            Ok(Change::Made) => pass.report.written.push(path.to_owned()),
-            Ok(Change::Unchanged) | Err(rootfs::Error::ForeignMount { .. }) => {}
-            Err(error) => return Err(error),
+        if pass.root.remove_link(path)? == Change::Made {
+            pass.report.written.push(path.to_owned());
         }
     }
     Ok(())

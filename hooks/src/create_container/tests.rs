@@ -288,6 +288,14 @@ fn a_newer_libcuda_of_the_image_goes_first() {
     image.file(&format!("{compat}/libcuda.so.590.44.01"), b"no ELF");
     let why = "its libcuda is malformed: it is not an ELF file of 64 bits, little-endian".to_owned();
     assert_eq!(image.run_with(&driver("580.126.09")).notes, [Note::Compat { why }]);
+    for number in 0..64 {
+        image.file(&format!("{compat}/libx.so.{number}"), b"x");
+    }
+    let why = "it has far more files than one of NVIDIA's".to_owned();
+    assert_eq!(image.run_with(&driver("580.126.09")).notes, [Note::Compat { why }]);
+    for number in 0..64 {
+        fs::remove_file(image.path(&format!("{compat}/libx.so.{number}"))).unwrap();
+    }
     image.file(&format!("{compat}/libcuda.so.591.1"), &elf_without_sections());
     let why = "there is more than one libcuda".to_owned();
     assert_eq!(image.run_with(&driver("580.126.09")).notes, [Note::Compat { why }]);

@@ -24,7 +24,8 @@ const NOTHING_SPECIAL: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).uni
 const TMPFS: &str = "size=64k,nr_inodes=4,mode=755";
 
 impl Root {
-    /// Covers the file `path`, relative to /proc and in a directory there, with one that holds `content` and cannot be written.
+    /// Covers the file `path`, relative to /proc and in a directory there, with one that holds `content` and cannot be
+    /// written.
     ///
     /// # Errors
     /// [`Error::ForeignMount`] if /proc is not procfs, something else lies over the file, or the mount would reach
