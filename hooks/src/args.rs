@@ -63,6 +63,12 @@ pub enum Error {
         /// What was given.
         word: String,
     },
+    /// Not `CLASS=NAME`.
+    #[error("{word:?} is not of the form CLASS=NAME")]
+    DeviceName {
+        /// What was given.
+        word: String,
+    },
     /// A link without `=`.
     #[error("{word:?} is not of the form TARGET=PATH")]
     Form {

@@ -6,6 +6,7 @@
 //!
 //! - [`args`]: the hook's command line, written into the CDI spec and read back when the container starts
 //! - [`stale`]: whether the spec is of the driver and plan that the host has now
+//! - [`lease`]: what hook and daemon say to each other, and the lease
 //! - [`state`]: what the engine says on standard input, and where the container's root is
 //! - [`rootfs`]: reading and writing below that root, and nowhere else
 //! - [`device_files`]: the driver's libraries kept from making device nodes
@@ -18,6 +19,7 @@ pub mod create_container;
 pub mod device_files;
 pub mod elf_note;
 pub mod ldcache;
+pub mod lease;
 pub mod rootfs;
 pub mod stale;
 pub mod state;

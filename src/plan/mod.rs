@@ -8,19 +8,22 @@
 //! - `shares`: a device cut into shares: sums and limits
 //! - `side`: devices beside the GPUs
 //! - `names`: names that others write too, and names that mean another device than before
-//! - `earlier`: the plan as a file, and what is read back from the one before
+//! - `pools`: names for any free one of several devices
+//! - `earlier`, `kept`: the plan as a file; what is read back by the next plan, and by the daemon
 
 pub mod earlier;
+pub mod kept;
 pub mod names;
 mod nodes;
 mod numbers;
+pub mod pools;
 mod shares;
 mod side;
 mod unit;
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
@@ -115,7 +118,7 @@ impl Device {
 }
 
 /// Kinds of devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A whole GPU.
@@ -127,7 +130,7 @@ pub enum Kind {
 }
 
 /// What a share is a part of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     /// The whole device, as `0` or `0:1`.
     pub of: String,

@@ -1,6 +1,6 @@
 //! A device cut into shares: whether the limits of its shares fit into it and are held by something.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Memory, Rule, ShareRule};
 use crate::discover::host::ComputeMode;
@@ -10,7 +10,7 @@ use super::numbers::{self, Order};
 use super::{Device, Kind, Plan, Share};
 
 /// What holds the memory and SMs of a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// None where nobody asked for a limit.
     pub memory: Option<Limit>,
@@ -19,7 +19,7 @@ pub struct Limits {
 }
 
 /// A limit: by which mechanism it is held, over what, and against whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// The mechanism.
     pub by: Level,
@@ -30,7 +30,7 @@ pub struct Limit {
 }
 
 /// Mechanisms that hold a limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// The hardware.
@@ -40,7 +40,7 @@ pub enum Level {
 }
 
 /// What a limit counts together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Over {
     /// All processes of the container.
@@ -50,7 +50,7 @@ pub enum Over {
 }
 
 /// Whom a limit stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Against {
     /// Whatever runs in the container.

@@ -1,0 +1,1 @@
+//! `divvy ps`: who has what.

@@ -1,0 +1,1 @@
+//! `divvy release`: ends a container's hold on a device.

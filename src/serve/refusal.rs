@@ -1,0 +1,1 @@
+//! Why a container gets nothing, in data first and then in words.
