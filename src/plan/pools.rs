@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::config::Order;
+
 /// A name under which any free device of several can be had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
@@ -17,17 +19,6 @@ pub struct Pool {
     pub order: Order,
     /// How many of them one container may have, by whatever name; none: any number.
     pub per_container: Option<u32>,
-}
-
-/// Which free device of a pool is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// One on the GPU with the fewest leases.
-    #[default]
-    Spread,
-    /// One on the GPU with the most.
-    Pack,
 }
 
 /// What a user may hold.
