@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use hooks::args::{Command, Phase, is_plain_path};
+use hooks::args::{Command, CreateContainer, Phase, is_plain_path};
 use hooks::elf_note;
 use hooks::ldcache::{Cache, Entry};
 use hooks::state::{Container, root_in_config};
@@ -92,7 +92,21 @@ pub fn args(bytes: &[u8]) {
         Ok(command) => command,
         Err(error) => return drop(error.to_string()),
     };
-    let Phase::CreateContainer(request) = &command.phase;
+    let words = match &command.phase {
+        Phase::CreateContainer(request) => {
+            check_places(request);
+            request.to_args()
+        }
+        Phase::CreateRuntime(request) => {
+            assert!(!request.devices.is_empty() && request.start_timeout <= 3600, "{request:?}");
+            request.to_args()
+        }
+    };
+    let again = parse(&mut words.iter().map(OsStr::new)).expect("what was written does not read");
+    assert_eq!(again.phase, command.phase);
+}
+
+fn check_places(request: &CreateContainer) {
     for library in &request.libraries {
         assert!(is_plain_path(&library.path) || library.path.as_os_str().len() > 4096, "{library:?}");
         assert!(!library.soname.contains('/') && !library.soname.is_empty(), "{library:?}");
@@ -100,9 +114,6 @@ pub fn args(bytes: &[u8]) {
     for link in &request.device_links {
         assert!(link.path.starts_with("/dev"), "{link:?}");
     }
-    let words = request.to_args();
-    let again = parse(&mut words.iter().map(OsStr::new)).expect("what was written does not read");
-    assert_eq!(again.phase, command.phase);
 }
 
 /// A file that counts what is asked of it, in bytes.

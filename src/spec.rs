@@ -284,6 +284,7 @@ fn create_container_hook(plan: &Plan, host: &Host, work: &Work<'_>, paths: &Path
         libraries: work.libraries.iter().map(library).collect::<Result<_, _>>()?,
         links: links.collect::<Result<_, _>>()?,
         device_links: device_links.collect::<Result<_, _>>()?,
+        leases: None,
     };
     Ok(Hook {
         hook_name: HookName::CreateContainer,

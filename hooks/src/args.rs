@@ -3,6 +3,7 @@
 //! A spec is written by the administrator, yet it lives longer than the hook that came with it: whatever does not
 //! parse is refused by name, and nothing is guessed.
 
+mod create_runtime;
 mod version;
 
 use std::ffi::OsString;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
+pub use create_runtime::{CreateRuntime, LONGEST_START_TIMEOUT, START_TIMEOUT, STATE_DIR};
 use thiserror::Error;
 pub use version::{CudaVersion, DriverVersion};
 
@@ -89,6 +91,8 @@ pub struct Command {
 /// The phases, by the names that OCI gives them.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Phase {
+    /// Ask the daemon for the leased devices of the container
+    CreateRuntime(CreateRuntime),
     /// Make the driver findable in the container: links, library cache, settings
     CreateContainer(CreateContainer),
 }
@@ -120,6 +124,9 @@ pub struct CreateContainer {
     /// Tell EGL which of the host's GPUs are in the container
     #[arg(long)]
     pub application_profile: bool,
+    /// The host's directory of leases, where this container must have one
+    #[arg(long, value_name = "DIR", value_parser = host_path)]
+    pub leases: Option<PathBuf>,
 }
 
 /// A driver library that the spec mounts into the container.
@@ -164,10 +171,12 @@ impl CreateContainer {
         let plan = self.plan.iter().map(|path| format!("--plan={}", path.display()));
         let driver = self.driver.iter().map(|version| format!("--driver={version}"));
         let cuda = self.cuda.iter().map(|version| format!("--cuda={version}"));
+        let leases = self.leases.iter().map(|path| format!("--leases={}", path.display()));
         let profile = self.application_profile.then(|| "--application-profile".to_owned());
         std::iter::once("create-container".to_owned())
             .chain(generation)
             .chain(plan)
+            .chain(leases)
             .chain(driver)
             .chain(cuda)
             .chain(profile)
@@ -263,7 +272,7 @@ fn device_link(word: &str) -> Result<Link, Error> {
     }
 }
 
-/// A file of the host's, of which this command line holds the one.
+/// A file or directory of the host's, of which a command line holds only few.
 fn host_path(word: &str) -> Result<PathBuf, Error> {
     plain_path(Path::new(word))?;
     Ok(word.into())

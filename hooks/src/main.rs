@@ -37,7 +37,10 @@ fn main() -> ExitCode {
 }
 
 fn run(phase: Phase) -> anyhow::Result<()> {
-    let Phase::CreateContainer(request) = phase;
+    let request = match phase {
+        Phase::CreateContainer(request) => request,
+        Phase::CreateRuntime(_) => anyhow::bail!("this release asks no daemon"),
+    };
     let params = device_files::params_without_modification();
     let to_mount: &[_] = if params.is_some() { process::TO_MOUNT } else { &[] };
     process::keep(&[process::FOR_FILES, process::TO_BE_THE_OWNER, to_mount])?;

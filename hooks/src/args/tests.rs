@@ -1,4 +1,5 @@
 use super::*;
+use crate::lease::DeviceName;
 
 const DIR: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -6,6 +7,7 @@ fn parse(words: &[String]) -> CreateContainer {
     let line = std::iter::once("divvy-hook".to_owned()).chain(words.iter().cloned());
     match Command::parse_words(line).unwrap().phase {
         Phase::CreateContainer(request) => request,
+        Phase::CreateRuntime(request) => panic!("{request:?}"),
     }
 }
 
@@ -29,6 +31,7 @@ fn the_hook_reads_what_the_generator_writes() {
         generation: Some("00ff00ff00ff00ff".into()),
         plan: Some("/run/divvy/plan.json".into()),
         application_profile: true,
+        leases: Some("/run/divvy/leases".into()),
     };
     let words = request.to_args();
     assert_eq!(
@@ -37,6 +40,7 @@ fn the_hook_reads_what_the_generator_writes() {
             "create-container",
             "--generation=00ff00ff00ff00ff",
             "--plan=/run/divvy/plan.json",
+            "--leases=/run/divvy/leases",
             "--driver=580.126.09",
             "--cuda=13.0",
             "--application-profile",
@@ -99,8 +103,59 @@ fn a_flag_of_a_newer_spec_is_refused() {
     use clap::error::ErrorKind::{InvalidSubcommand, UnknownArgument};
     for (words, kind) in [
         (&["divvy-hook", "create-container", "--cuda-compat=580"][..], UnknownArgument),
-        (&["divvy-hook", "create-runtime"][..], InvalidSubcommand),
+        (&["divvy-hook", "create-runtime", "--device=gpu=shared", "--limit=1"][..], UnknownArgument),
+        (&["divvy-hook", "create-network"][..], InvalidSubcommand),
     ] {
         assert_eq!(Command::parse_words(words).unwrap_err().kind(), kind, "{words:?}");
+    }
+}
+
+#[test]
+fn what_the_hook_asks_for_is_read_as_it_is_written() {
+    let devices: Vec<DeviceName> =
+        vec!["gpu=shared-0".parse().unwrap(), "gpu.shared=shared".parse().unwrap()];
+    let short = CreateRuntime::new(devices.clone());
+    let long = CreateRuntime { state_dir: "/srv/divvy".into(), start_timeout: 0, devices };
+    for (request, expected) in [
+        (short, &["create-runtime", "--device=gpu=shared-0", "--device=gpu.shared=shared"][..]),
+        (
+            long,
+            &[
+                "create-runtime",
+                "--state-dir=/srv/divvy",
+                "--start-timeout=0",
+                "--device=gpu=shared-0",
+                "--device=gpu.shared=shared",
+            ],
+        ),
+    ] {
+        let words = request.to_args();
+        assert_eq!(words, expected);
+        let line = std::iter::once("divvy-hook".to_owned()).chain(words);
+        assert_eq!(Command::parse_words(line).unwrap().phase, Phase::CreateRuntime(request));
+    }
+}
+
+#[test]
+fn odd_requests_are_refused() {
+    use clap::error::ErrorKind::{MissingRequiredArgument, ValueValidation};
+    for (words, kind) in [
+        (&[][..], MissingRequiredArgument),
+        (&["--start-timeout=10"], MissingRequiredArgument),
+        (&["--device="], ValueValidation),
+        (&["--device=shared-0"], ValueValidation),
+        (&["--device==shared-0"], ValueValidation),
+        (&["--device=gpu="], ValueValidation),
+        (&["--device=gpu=a=b"], ValueValidation),
+        (&["--device=gpu=../x"], ValueValidation),
+        (&["--device=gpu=a\nb"], ValueValidation),
+        (&["--device=gpu=0", "--start-timeout=3601"], ValueValidation),
+        (&["--device=gpu=0", "--start-timeout=-1"], ValueValidation),
+        (&["--device=gpu=0", "--start-timeout=1s"], ValueValidation),
+        (&["--device=gpu=0", "--state-dir=run"], ValueValidation),
+        (&["--device=gpu=0", "--state-dir=/run/../x"], ValueValidation),
+    ] {
+        let line = ["divvy-hook", "create-runtime"].iter().chain(words);
+        assert_eq!(Command::parse_words(line).unwrap_err().kind(), kind, "{words:?}");
     }
 }
