@@ -24,6 +24,7 @@ mod failure;
 mod nvml;
 mod plan;
 mod publish;
+mod serve;
 mod spec;
 mod trust;
 
