@@ -6,6 +6,7 @@
 //! - `config`: /etc/divvy/config.toml -> `Config`
 //! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
 //! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk
+//! - `held`: who has which device, read back
 //! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
@@ -21,6 +22,7 @@ mod config;
 mod discover;
 mod engines;
 mod failure;
+mod held;
 mod nvml;
 mod plan;
 mod publish;

@@ -281,7 +281,7 @@ fn divvys_kind(path: &Path) -> Option<String> {
 }
 
 /// A regular file's text; not through a link, and not of a FIFO, which would wait for its writer.
-fn read_regular(path: &Path, limit: u64) -> io::Result<String> {
+pub fn read_regular(path: &Path, limit: u64) -> io::Result<String> {
     let flags = (nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_NOFOLLOW).bits();
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
