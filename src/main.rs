@@ -1,7 +1,7 @@
 //! The `divvy` command. Modules in the order of the flow, from the driver to the spec that engines read:
 //!
 //! - `cli`, `commands`: what was typed; one verb a file
-//! - `nvml`: the driver's management library, and all unsafe code
+//! - `nvml`: the driver's management library; `sys`: system calls. All unsafe code is in these two
 //! - `discover`: 1. the machine, or a simulated or recorded one -> `Host`
 //! - `config`: /etc/divvy/config.toml -> `Config`
 //! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
@@ -28,6 +28,7 @@ mod plan;
 mod publish;
 mod serve;
 mod spec;
+mod sys;
 mod trust;
 
 fn main() -> ExitCode {

@@ -1,5 +1,5 @@
-//! (to be moved into sys.rs)
-#![allow(unsafe_code)]
+//! Descriptors that others made and gave to this process.
+
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -20,6 +20,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = control {
             // SAFETY: the kernel has just made these descriptors for this message, and nobody else knows of them.
+            #[expect(unsafe_code)]
             descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
@@ -32,5 +33,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
 /// The socket that systemd passed as descriptor `fd` (sd_listen_fds(3)).
 pub fn passed(fd: i32) -> OwnedFd {
     // SAFETY: sd_listen_fds(3) gives it to this process alone, and this is called once for each.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+    #[expect(unsafe_code)]
+    unsafe {
+        OwnedFd::from_raw_fd(fd)
+    }
 }
