@@ -230,8 +230,8 @@ impl Daemon {
                 self.happens(Event::Asked(Box::new(ask)));
             }
             Err(error) => {
-                let message = format!("{:#}", anyhow::Error::new(&error));
                 let hint = Some(error.hint().to_owned());
+                let message = format!("{:#}", anyhow::Error::new(error));
                 let _ = answers.send(Answer::Refused { status: 1, message: message.clone(), hint: hint.clone() });
                 let Request { id, devices, .. } = request;
                 let asked = devices.iter().map(ToString::to_string).collect();
