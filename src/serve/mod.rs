@@ -7,6 +7,7 @@
 //! - `refusal`: why not, and what to do, for a person
 //! - `deny`: devices that a container's cgroup denies
 //! - `store`: leases as files
+//! - `refused`: the last refusals, for who asks later
 
 pub mod caller;
 pub mod cgroup;
@@ -14,3 +15,4 @@ pub mod deny;
 pub mod leases;
 pub mod names;
 pub mod process;
+pub mod refused;
