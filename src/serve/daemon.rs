@@ -254,7 +254,7 @@ impl Daemon {
         for ((key, _), _) in holders.iter().zip(is_gone).filter(|(_, is_gone)| *is_gone) {
             let cgroup = self.leases.lease_of(*key).map(|lease| lease.container.cgroup.clone());
             self.first_process_gone(*key);
-            if cgroup.is_some_and(|cgroup| cgroup.is_none_or(|path| watch::is_empty(&path))) {
+            if cgroup.is_some_and(|cgroup| cgroup.as_deref().is_none_or(watch::is_empty)) {
                 self.happens(Event::Gone(*key));
             }
         }
@@ -262,7 +262,8 @@ impl Daemon {
 
     /// Decides, and does what was decided. What cannot be done is one more event.
     fn happens(&mut self, event: Event) {
-        let mut events = vec![event];
+        // Time first: a lease begins when it does.
+        let mut events = vec![event, Event::Time(self.began.elapsed())];
         while let Some(event) = events.pop() {
             for decision in self.leases.handle(event) {
                 if let Some(failed) = self.carry_out(decision) {
@@ -287,6 +288,7 @@ impl Daemon {
                     });
                 }
             }
+            Decision::Warn(what) => warn!("{what}"),
             Decision::End(lease) => {
                 let key = Key::of(&lease.container);
                 self.holders.remove(&key);
