@@ -462,8 +462,10 @@ async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: Unboun
                 }
             }
         }
+        Err(connection::Error::Nothing) => debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word"),
         Err(error) => {
-            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {error:#}");
+            let why: &dyn std::error::Error = &error;
+            warn!(uid = peer.uid, pid = peer.pid, why, "turned a caller away");
             connection::answer(&mut stream, &error.answer()).await;
         }
     }
