@@ -205,17 +205,19 @@ fn by_controller(path: &Path, devices: &BTreeSet<(u32, u32)>) -> Result<(), Erro
     }
 }
 
-/// Whether devices.list of cgroup v1 allows a character device to be opened: lines are `c 195:* rwm`, or `a *:* rwm` for
-/// all there are (Documentation/admin-guide/cgroup-v1/devices.rst). Engines let every node be made (`c *:* m`), and one
-/// that may not be opened harms nobody. A line that cannot be read allows it.
+/// Whether devices.list of cgroup v1 allows a character device to be opened, after that was denied: lines are
+/// `c 195:* rwm` (Documentation/admin-guide/cgroup-v1/devices.rst). Engines let every node be made (`c *:* m`), and one
+/// that may not be opened harms nobody. `a *:* rwm` stands alone where everything is allowed but what is denied, which is
+/// not listed (security/device_cgroup.c). A line that cannot be read allows it.
 fn allows(list: &str, major: u32, minor: u32) -> bool {
     list.lines().any(|line| {
         let mut words = line.split_ascii_whitespace();
         let (kind, numbers) = (words.next(), words.next().and_then(|numbers| numbers.split_once(':')));
         let Some((of_major, of_minor)) = numbers else { return true };
         let opens = words.next().is_none_or(|access| access.contains(['r', 'w']));
+        let has_kind = !matches!(kind, Some("a" | "b"));
         let is = |word: &str, number: u32| word == "*" || word.parse() == Ok(number);
-        opens && kind != Some("b") && is(of_major, major) && is(of_minor, minor)
+        opens && has_kind && is(of_major, major) && is(of_minor, minor)
     })
 }
 
@@ -285,7 +287,7 @@ mod tests {
     fn what_a_device_list_of_cgroup_v1_allows() {
         for (list, allowed) in [
             ("", false),
-            ("a *:* rwm\n", true),
+            ("a *:* rwm\n", false),
             ("c 1:3 rwm\nc 195:1 rw\n", true),
             ("c 1:3 rwm\nc 195:* w\n", true),
             ("c *:1 r\n", true),
