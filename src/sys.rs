@@ -1,6 +1,7 @@
 //! System calls that neither std nor nix has, each behind a safe function: pidfds, what namespaces belong to, programs
 //! on cgroups, local time. With src/nvml/, all unsafe code of this crate.
 
+#[path = "sys/descriptors.rs"]
 mod descriptors;
 
 use std::fs;

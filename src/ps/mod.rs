@@ -220,12 +220,7 @@ fn add(one: UsedMemory, other: UsedMemory) -> UsedMemory {
     }
 }
 
-fn leased_row(
-    lease: &Lease,
-    leased: &LeasedDevice,
-    planned: &Planned,
-    used: Option<&UsedDevice>,
-) -> Row {
+fn leased_row(lease: &Lease, leased: &LeasedDevice, planned: &Planned, used: Option<&UsedDevice>) -> Row {
     let ending = !held::has_first_process(&lease.container);
     let mut row = Row {
         lease: true,
