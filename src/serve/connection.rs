@@ -27,6 +27,9 @@ pub enum Error {
     /// Not in time.
     #[error("no whole request came within {} seconds", PATIENCE.as_secs())]
     Silent,
+    /// The caller said nothing and left: it looked whether somebody is here.
+    #[error("the caller left without a word")]
+    Nothing,
     /// The caller closed before the newline.
     #[error("the caller left in the middle of its request")]
     Half,
@@ -100,6 +103,7 @@ async fn read_line(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Error
             _ if line.len() >= LINE_LIMIT => return Err(Error::TooLong),
             _ if descriptors.len() > 1 => return Err(Error::Descriptors { found: descriptors.len() }),
             (Some(_), _) => return Ok((line, descriptors)),
+            (None, 0) if line.is_empty() => return Err(Error::Nothing),
             (None, 0) => return Err(Error::Half),
             (None, _) => {}
         }

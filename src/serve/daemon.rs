@@ -355,9 +355,13 @@ impl Daemon {
             hint: Some("see with `df /run` whether there is room".into()),
         };
         self.store.write(lease).map_err(not_written)?;
-        let Some(cgroup) = lease.container.cgroup.as_deref().filter(|_| !numbers.is_empty()) else {
+        let Some(cgroup) = lease.container.cgroup.as_deref() else { return Ok(()) };
+        if numbers.is_empty() {
+            if let Err(error) = deny::lift(cgroup) {
+                warn!(cgroup = %cgroup.display(), "an earlier container's device program may be there: {error}");
+            }
             return Ok(());
-        };
+        }
         match deny::deny(cgroup, &numbers) {
             Ok(by) => lease.denied_by = Some(by),
             // What a user's container was brought are mounts, which its hook takes away for good.
@@ -462,9 +466,13 @@ async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: Unboun
                 }
             }
         }
+        Err(connection::Error::Nothing) => {
+            debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word")
+        }
         Err(error) => {
-            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {error:#}");
-            connection::answer(&mut stream, &error.answer()).await;
+            let answer = error.answer();
+            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {:#}", anyhow::Error::new(error));
+            connection::answer(&mut stream, &answer).await;
         }
     }
     let _ = to.send(Message::Closed(ticket));
