@@ -32,6 +32,7 @@ use anyhow::{Context, Result};
 use tracing::debug;
 
 use crate::failure::{Failure, say};
+use crate::nvml::processes::Session;
 use crate::nvml::{self, facts};
 use crate::trust;
 use engines::{Asked, Engine};
@@ -96,7 +97,8 @@ fn read<T>(
             let files = Live::open(&roots.driver, &roots.dev)
                 .with_context(|| format!("cannot open the driver root {}", roots.driver.display()))?;
             let engines = Asked::start();
-            let facts = read_nvml(&files, roots).map_err(|error| explain_start(error, &roots.driver));
+            let facts =
+                start_nvml(&files, roots, nvml::read).map_err(|error| explain_start(error, &roots.driver));
             // Whatever NVML said: nobody else waits for them.
             let engines = engines.finish();
             assemble(facts?, &files, engines)
@@ -110,11 +112,23 @@ fn read<T>(
     }
 }
 
+/// NVML of this machine, started, to be asked which processes use what. None where it does not start: no driver, as on
+/// any machine at times.
+pub fn nvml_session(roots: &Roots) -> Option<Session> {
+    let files = Live::open(&roots.driver, &roots.dev).ok()?;
+    let started = start_nvml(&files, roots, Session::start);
+    started.inspect_err(|error| debug!("no NVML: {error}")).ok()
+}
+
 /// On this machine's own root by the library's plain name first, so that the loader's rules hold; then, and in another
 /// root, by the file that is found. A library that loads is the one: another would not start better.
-fn read_nvml(files: &Live, roots: &Roots) -> Result<facts::Facts, nvml::StartError> {
+fn start_nvml<T>(
+    files: &Live,
+    roots: &Roots,
+    start: impl Fn(&Path) -> Result<T, nvml::StartError>,
+) -> Result<T, nvml::StartError> {
     let own_root = roots.driver == Path::new("/");
-    let by_name = own_root.then(|| nvml::read(Path::new(driver::NVML)));
+    let by_name = own_root.then(|| start(Path::new(driver::NVML)));
     match by_name {
         Some(Err(nvml::StartError::Library { .. })) | None => {}
         Some(answer) => return answer,
@@ -127,9 +141,9 @@ fn read_nvml(files: &Live, roots: &Roots) -> Result<facts::Facts, nvml::StartErr
         say("hint", "keep the driver's files where only root can write: whoever changes them is root now");
     }
     match (library, by_name) {
-        (Some(library), _) => nvml::read(&library),
+        (Some(library), _) => start(&library),
         (None, Some(not_loaded)) => not_loaded,
-        (None, None) => nvml::read(&roots.driver.join(driver::NVML)),
+        (None, None) => start(&roots.driver.join(driver::NVML)),
     }
 }
 

@@ -1,11 +1,13 @@
 //! The driver's management library (libnvidia-ml.so.1): the only module that loads it. One session a run: it
-//! starts NVML, reads every fact there is and stops it, so no handle outlives this module. A missing symbol or an
+//! starts NVML, reads what is asked for and stops it, so no handle outlives this module. A missing symbol or an
 //! unsupported call costs its one fact; a GPU without handle or UUID is named with NVML's reason.
 //!
 //! - `facts`: what was read, as data
+//! - `processes`: who uses which device, now
 //! - `raw`: the calls that nvml-wrapper lacks, and all unsafe code
 
 pub mod facts;
+pub mod processes;
 mod raw;
 
 use std::path::Path;

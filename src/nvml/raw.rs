@@ -4,7 +4,9 @@
 
 use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
 use nvml_wrapper::{Device, Nvml};
-use nvml_wrapper_sys::bindings::{nvmlGpuInstance_t, nvmlGpuInstanceInfo_t, nvmlMemory_t};
+use nvml_wrapper_sys::bindings::{
+    nvmlGpuInstance_t, nvmlGpuInstanceInfo_t, nvmlMemory_t, nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE,
+};
 
 /// Stops NVML. nvml-wrapper's `Drop` panics where the symbol is missing; then the process's end must do.
 pub fn stop(nvml: Nvml) {
@@ -56,4 +58,74 @@ pub fn placement(nvml: &Nvml, gpu: &Device<'_>, gpu_instance: u32) -> Result<(u3
     // SAFETY: `instance` was filled by the call above, `info` is a live nvmlGpuInstanceInfo_t.
     nvml_try(unsafe { info_of(instance, &mut info) })?;
     Ok((info.placement.start, info.placement.size))
+}
+
+/// The lists of processes that NVML keeps of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessList {
+    /// With a compute context.
+    Compute,
+    /// With a graphics context.
+    Graphics,
+    /// Clients of MPS.
+    Mps,
+}
+
+/// How a driver lays nvmlProcessInfo_t out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessLayout {
+    /// In words of 8 bytes.
+    size: usize,
+}
+
+impl ProcessLayout {
+    /// The first drivers of branch 535 (CUDA 12.2) had one field more, usedGpuCcProtectedMemory, under the same name of
+    /// the call; 535.98 took it back.
+    pub fn of_driver(version: Option<&str>) -> Self {
+        let minor = version.and_then(|version| version.strip_prefix("535."));
+        let minor: Option<u32> = minor.and_then(|rest| rest.split('.').next()?.parse().ok());
+        Self { size: if minor.is_some_and(|minor| minor < 98) { 4 } else { 3 } }
+    }
+}
+
+/// The longest list that is believed.
+const MOST_PROCESSES: u32 = 1 << 16;
+
+/// nvmlDeviceGetComputeRunningProcesses_v3 and its like: process ids, and memory in bytes where it is counted.
+/// nvml-wrapper gives up when a process starts between its two calls, and has room for one layout only.
+pub fn processes(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    list: ProcessList,
+    layout: ProcessLayout,
+) -> Result<Vec<(u32, Option<u64>)>, NvmlError> {
+    let lib = nvml.lib();
+    let call = nvml_sym(match list {
+        ProcessList::Compute => lib.nvmlDeviceGetComputeRunningProcesses_v3.as_ref(),
+        ProcessList::Graphics => lib.nvmlDeviceGetGraphicsRunningProcesses_v3.as_ref(),
+        ProcessList::Mps => lib.nvmlDeviceGetMPSComputeRunningProcesses_v3.as_ref(),
+    })?;
+    let mut room: u32 = 32;
+    loop {
+        // As words, and of the longer layout, so that neither is written past the end.
+        let mut words = vec![0_u64; room as usize * 4];
+        let mut count = room;
+        // SAFETY: the handle belongs to a device of this running session; `words` is aligned as nvmlProcessInfo_t and
+        // has room for `count` of them in either layout; `count` is a live unsigned int.
+        let answer = unsafe { call(device.handle(), &mut count, words.as_mut_ptr().cast()) };
+        if answer == nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE && room < MOST_PROCESSES {
+            room = count.saturating_add(room).min(MOST_PROCESSES);
+            continue;
+        }
+        nvml_try(answer)?;
+        let entries = words.chunks_exact(layout.size).take(count.min(room) as usize);
+        return Ok(entries.map(process).collect());
+    }
+}
+
+/// nvmlProcessInfo_t: pid, usedGpuMemory, and ids of instances.
+fn process(words: &[u64]) -> (u32, Option<u64>) {
+    let [a, b, c, d, ..] = words[0].to_ne_bytes();
+    // NVML_VALUE_NOT_AVAILABLE
+    (u32::from_ne_bytes([a, b, c, d]), Some(words[1]).filter(|bytes| *bytes != u64::MAX))
 }

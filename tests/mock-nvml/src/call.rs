@@ -16,7 +16,7 @@ static STARTS: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub struct Call {
     function: &'static str,
-    control: &'static Control,
+    pub control: &'static Control,
     pub machine: &'static Machine,
 }
 

@@ -15,6 +15,7 @@ use crate::types::{Answer, Return, UNKNOWN};
 #[derive(Debug)]
 pub struct Control {
     pub facts: Option<PathBuf>,
+    pub processes: Option<PathBuf>,
     pub init_delay: Duration,
     failures: Vec<Failure>,
     log: Option<PathBuf>,
@@ -45,6 +46,7 @@ impl Control {
             .transpose()?;
         Ok(Self {
             facts: path("MOCK_NVML_FACTS"),
+            processes: path("MOCK_NVML_PROCESSES"),
             init_delay: Duration::from_millis(delay.unwrap_or(0)),
             failures: Failure::list(&text("MOCK_NVML_FAIL")?.unwrap_or_default())?,
             log: path("MOCK_NVML_LOG"),

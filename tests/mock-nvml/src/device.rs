@@ -130,7 +130,7 @@ pub extern "C" fn nvmlDeviceGetMemoryInfo(device: Handle, memory: Out<Memory>) -
 pub extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: Handle, memory: Out<MemoryV2>) -> Return {
     answer("nvmlDeviceGetMemoryInfo_v2", |call| {
         let total = total_memory(&call.device(device)?);
-        let version = memory.version()?;
+        let version = memory.number()?;
         if version != MemoryV2::VERSION {
             return Err(ARGUMENT_VERSION_MISMATCH);
         }

@@ -13,6 +13,7 @@
 //! | `MOCK_NVML_LOG=FILE` | Appends `init` for each call of nvmlInit_v2 and nvmlInitWithFlags, `shutdown` for each of nvmlShutdown, failed ones too. |
 //! | `MOCK_NVML_LOG_CALLS=1` | Appends each called function's name to that file as well. |
 //! | `MOCK_NVML_INIT_DELAY_MS=N` | nvmlInit_v2 and nvmlInitWithFlags take N milliseconds. |
+//! | `MOCK_NVML_PROCESSES=FILE` | JSON file with the processes on each device, read at each call that asks for them. Without it there are none. |
 //!
 //! A control or a facts file that cannot be read is told on standard error, and nvmlInit_v2 answers
 //! `NVML_ERROR_UNKNOWN` (999).
@@ -23,6 +24,17 @@
 //! other field may be null or missing, and then the call for it answers `NVML_ERROR_NOT_SUPPORTED` (3). An index
 //! that the list of GPUs skips is a GPU that is counted and gives no handle: `NVML_ERROR_GPU_IS_LOST` (15). What
 //! facts do not tell (PCI device ids, profile ids, where a compute instance starts, used memory) is 0.
+//!
+//! # Processes
+//!
+//! By UUID of a GPU or MIG device, in three lists, each of which may be missing; `null` for a list is one that is not
+//! supported, and for memory (bytes) one that is not counted:
+//!
+//! ```json
+//! {"GPU-...": {"compute": [{"pid": 4711, "memory": 1048576}], "graphics": [], "mps": null}}
+//! ```
+//!
+//! A GPU in MIG mode has those of its MIG devices, with their instances.
 //!
 //! # Where nvml.h leaves room
 //!
@@ -40,7 +52,7 @@
 //! - `call`: what every exported function does first
 //! - `pointers`: the caller's pointers, and all pointer access
 //! - `types`: codes and structs of nvml.h
-//! - `system`, `device`, `mig`: the exported functions
+//! - `system`, `device`, `mig`, `processes`: the exported functions
 
 mod call;
 mod control;
@@ -49,5 +61,6 @@ mod facts;
 mod handles;
 mod mig;
 mod pointers;
+mod processes;
 mod system;
 mod types;

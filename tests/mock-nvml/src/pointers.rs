@@ -32,12 +32,30 @@ impl<T> Out<T> {
         self.set(known(fact)?)
     }
 
-    /// The `unsigned int version` that a versioned struct begins with.
-    pub fn version(&self) -> Answer<c_uint> {
+    /// The `unsigned int` that a versioned struct begins with, or that an argument is.
+    pub fn number(&self) -> Answer<c_uint> {
         self.check()?;
         // SAFETY: not null, so by nvml.h it points to a struct whose first field the caller has set. The others may
         // be uninitialized and are not read.
         Ok(unsafe { self.0.cast::<c_uint>().read() })
+    }
+}
+
+impl<T> Out<T> {
+    /// Stores as many values as there are; by nvml.h the caller has room for `count`, or says NULL and 0.
+    pub fn give_list(&self, count: c_uint, values: Vec<T>) -> Answer {
+        if values.len() > count as usize {
+            return Err(INSUFFICIENT_SIZE);
+        }
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.check()?;
+        for (at, value) in values.into_iter().enumerate() {
+            // SAFETY: not null, so by nvml.h it points to `count` places of the caller's, and there are no more values.
+            unsafe { self.0.add(at).write(value) };
+        }
+        Ok(())
     }
 }
 

@@ -118,3 +118,16 @@ pub struct ComputeInstanceInfo {
     pub profile_id: c_uint,
     pub placement: Placement,
 }
+
+/// nvmlProcessInfo_t of the calls of version 3.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessInfo {
+    pub pid: c_uint,
+    /// Bytes, or NVML_VALUE_NOT_AVAILABLE, which is all ones.
+    pub used_memory: c_ulonglong,
+    /// All ones without MIG.
+    pub gpu_instance: c_uint,
+    /// Likewise.
+    pub compute_instance: c_uint,
+}
