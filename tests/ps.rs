@@ -596,7 +596,7 @@ fn open_to_all(ground: &Ground) -> PathBuf {
 /// The same command as a user without rights.
 fn as_nobody(ground: &Ground, command: &Command) -> Option<(i32, String, String)> {
     let mut nobody = Command::new(open_to_all(ground));
-    nobody.args(command.get_args()).uid(65534).gid(65534).groups(&[]);
+    nobody.args(command.get_args()).uid(65534).gid(65534);
     nobody.env_remove("LD_LIBRARY_PATH");
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
