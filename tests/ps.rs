@@ -66,7 +66,7 @@ impl Drop for Ground {
 
 impl Ground {
     fn new() -> Self {
-        let place = Place::with(FOUR);
+        let place = Place::in_sight(FOUR);
         let (status, _, errors) = place.generate("--host=sim:l4");
         assert_eq!(status, 0, "{errors}");
         let driver = place.path(&format!("driver/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
@@ -81,8 +81,9 @@ impl Ground {
     /// A process as a container's first one: a shell with a child.
     fn start(&mut self) -> (u32, u32) {
         let mut shell = Command::new("sh");
-        shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped());
-        let mut child = shell.spawn().unwrap();
+        // The child ends with this test, whatever becomes of the shell: then nobody holds the other end.
+        shell.args(["-c", "exec 3<&0; cat <&3 >/dev/null & echo $!; wait"]);
+        let mut child = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let pid = child.id();
@@ -193,7 +194,8 @@ fn a_row_for_each_leased_device() {
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!(status, 0, "{errors}");
     let out = out.replace(&web.to_string(), "PID").replace(&db.to_string(), "PID");
-    let out: Vec<String> = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let out: Vec<String> =
+        out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(
         out,
         [
@@ -220,7 +222,7 @@ fn what_uses_a_gpu_without_a_lease() {
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines.len(), 4, "{out}");
     for (line, pid, command, memory) in
-        [(lines[2], stranger, "sh", "20MiB"), (lines[3], in_stranger, "sleep", "30MiB")]
+        [(lines[2], stranger, "sh", "20MiB"), (lines[3], in_stranger, "cat", "30MiB")]
     {
         let words: Vec<&str> = line.split_whitespace().collect();
         // No device of divvy's is the whole GPU, which is shared.
@@ -244,7 +246,8 @@ fn json_has_all_of_it() {
     let mut ground = Ground::new();
     let (web, in_web) = ground.start();
     ground.lease(4_000_000_001, web, |lease| {
-        let second = json!({"class": "gpu", "name": "shared-1", "uuid": GPU, "is_share": true, "pool": "shared"});
+        let second =
+            json!({"class": "gpu", "name": "shared-1", "uuid": GPU, "is_share": true, "pool": "shared"});
         lease["devices"].as_array_mut().unwrap().push(second);
     });
     ground.processes(&json!({GPU: {"compute": [used(in_web, 7)]}}));
@@ -311,7 +314,10 @@ fn lists_that_nvml_does_not_have() {
     let many: Vec<Value> = (0..40).map(|n| used(4_100_000 + n, 1)).collect();
     ground.processes(&json!({GPU: {"compute": many, "graphics": null, "mps": [used(web, 3)]}}));
     let shown = ground.json(&[]);
-    assert_eq!((&shown["rows"][0]["used_bytes"], shown["rows"].as_array().unwrap().len()), (&json!(3 << 20), 41));
+    assert_eq!(
+        (&shown["rows"][0]["used_bytes"], shown["rows"].as_array().unwrap().len()),
+        (&json!(3 << 20), 41)
+    );
     // A process that /proc does not have is a row by its number.
     assert_eq!(shown["rows"][1]["pid"], 4_100_000);
     assert_eq!(shown["rows"][1]["uid"], Value::Null);
@@ -322,7 +328,8 @@ fn nothing_is_held() {
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!((status, out.as_str()), (0, "nothing is held\n"));
     assert!(
-        errors.starts_with("note: the daemon does not answer at DIR/state/divvy.sock: ") && errors.contains("`divvy serve`"),
+        errors.starts_with("note: the daemon does not answer at DIR/state/divvy.sock: ")
+            && errors.contains("`divvy serve`"),
         "{errors}"
     );
     let (_, _, errors) = ground.run(ground.ps(&["--quiet"]));
@@ -355,12 +362,13 @@ fn a_lease_whose_process_is_gone_is_ending() {
         lease["devices"][0]["name"] = "shared-2".into();
     });
     let shown = ground.json(&[]);
-    let states: Vec<_> =
-        shown["rows"].as_array().unwrap().iter().map(|row| (row["ending"].clone(), row["pid"].clone())).collect();
-    assert_eq!(
-        states,
-        [(json!(false), json!(web)), (json!(true), Value::Null), (json!(true), Value::Null)]
-    );
+    let states: Vec<_> = shown["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["ending"].clone(), row["pid"].clone()))
+        .collect();
+    assert_eq!(states, [(json!(false), json!(web)), (json!(true), Value::Null), (json!(true), Value::Null)]);
     let (_, out, _) = ground.run(ground.ps(&[]));
     assert_eq!(out.matches("  ending\n").count(), 2, "{out}");
 }
@@ -376,7 +384,10 @@ fn names_are_not_obeyed() {
     assert_eq!(out.lines().count(), 2);
     assert!(out.contains("podman \\u{1b}[2Jweb\\u{a}shared-9  0  \\u{202e}id"), "{out}");
     let (_, _, errors) = ground.run(ground.command(&["release", "shared-0"]));
-    assert!(errors.contains("held by podman container \\u{1b}[2Jweb\\u{a}shared-9  0 (\\u{202e}id, since"), "{errors}");
+    assert!(
+        errors.contains("held by podman container \\u{1b}[2Jweb\\u{a}shared-9  0 (\\u{202e}id, since"),
+        "{errors}"
+    );
     assert!(errors.contains("hint: end it with its engine; "), "{errors}");
 }
 
@@ -419,10 +430,7 @@ fn refused(at: u64, uid: u32, name: &str) -> Value {
 
 fn refusals_the_callers_own_first() {
     let ground = Ground::new();
-    assert_eq!(
-        ground.run(ground.ps(&["--refused"])),
-        (0, "no start was refused\n".into(), String::new())
-    );
+    assert_eq!(ground.run(ground.ps(&["--refused"])), (0, "no start was refused\n".into(), String::new()));
     let me = nix::unistd::getuid().as_raw();
     let mut list = vec![refused(SINCE, me, "mine"), refused(SINCE + 60, 4_000_000, "theirs\u{1b}")];
     list.push(json!({
@@ -481,7 +489,8 @@ fn release_refuses_while_the_container_lives() {
                 "error: {device} is held by {engine} container web (3f2a5d1c0b9e, since Nov 14 22:13, user {user}), which runs\nhint: {hint}"
             );
             // The tests may run as anybody.
-            let error = if nix::unistd::getuid().is_root() { error } else { error.lines().next().unwrap().into() };
+            let error =
+                if nix::unistd::getuid().is_root() { error } else { error.lines().next().unwrap().into() };
             assert!(errors.starts_with(&error), "{errors}");
             assert!(errors.ends_with(&format!("; `divvy release {device} --kill` kills it\n")), "{errors}");
         }
@@ -570,29 +579,26 @@ fn a_damaged_lease_is_named() {
     fs::write(ground.lease_path(4_000_000_002), "{").unwrap();
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!((status, out.lines().count()), (0, 2));
-    assert!(errors.starts_with("warning: the lease DIR/state/leases/4000000002.json is damaged: "), "{errors}");
+    assert!(
+        errors.starts_with("warning: the lease DIR/state/leases/4000000002.json is damaged: "),
+        "{errors}"
+    );
     assert_eq!(ground.json(&[])["warnings"].as_array().unwrap().len(), 1);
 }
 
-/// Opens a ground to everybody, with the command in it.
-fn open_to_all(ground: &Ground) -> PathBuf {
+/// The same command as a user without rights.
+fn as_nobody(ground: &Ground, command: &Command) -> (i32, String, String) {
     let program = ground.place.path("divvy");
     fs::copy(env!("CARGO_BIN_EXE_divvy"), &program).unwrap();
-    fs::set_permissions(ground.place.dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    program
-}
-
-/// The same command as a user without rights.
-fn as_nobody(ground: &Ground, command: &Command) -> Option<(i32, String, String)> {
-    let mut nobody = Command::new(open_to_all(ground));
-    nobody.args(command.get_args()).uid(65534).gid(65534).groups(&[]);
-    nobody.env_remove("LD_LIBRARY_PATH");
+    let mut nobody = Command::new(program);
+    nobody.args(command.get_args()).uid(65534).gid(65534);
     for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            nobody.env(name, value);
-        }
+        match value {
+            Some(value) => nobody.env(name, value),
+            None => nobody.env_remove(name),
+        };
     }
-    nobody.output().ok().map(|_| ground.run(nobody))
+    ground.run(nobody)
 }
 
 fn everybody_sees_the_same() {
@@ -608,7 +614,7 @@ fn everybody_sees_the_same() {
     for args in [&[][..], &["--format=json"], &["--refused"]] {
         let mut command = ground.ps(args);
         command.env("MOCK_NVML_FACTS", &facts);
-        let theirs = as_nobody(&ground, &command).unwrap();
+        let theirs = as_nobody(&ground, &command);
         let ours = ground.run(command);
         assert_eq!(theirs, ours);
     }
@@ -619,7 +625,7 @@ fn only_root_and_the_owner_kill() {
     let (web, _) = ground.start();
     ground.lease(4_000_000_001, web, |_| {});
     let kill = ground.command(&["release", "shared-0", "--kill"]);
-    let (status, out, errors) = as_nobody(&ground, &kill).unwrap();
+    let (status, out, errors) = as_nobody(&ground, &kill);
     assert_eq!((status, out.as_str()), (1, ""));
     assert_eq!(
         errors,

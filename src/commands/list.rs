@@ -12,7 +12,9 @@ use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
 use crate::engines;
 use crate::failure::{Status, printable, say};
-use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Limits, Plan, PlannedNode, Problem, SideDevice, VENDOR};
+use crate::plan::{
+    Device, GPU_CLASS, Kind, Level, Limit, Limits, Plan, PlannedNode, Problem, SideDevice, VENDOR,
+};
 use crate::spec;
 
 /// The JSON listing. Sizes are bytes.

@@ -12,7 +12,6 @@
 pub mod caller;
 pub mod cgroup;
 pub mod deny;
-pub mod leases;
 pub mod names;
 pub mod process;
 pub mod refused;
