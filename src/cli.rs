@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{MOST_REPLICAS, value};
 use crate::discover::sim;
+use crate::publish::STATE_DIR;
 
 /// Share NVIDIA GPUs between containers, by name, on the engine you already run
 #[derive(Debug, Parser)]
@@ -43,6 +44,8 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Cut a GPU or MIG device into shares, in the configuration
     Share(ShareArgs),
+    /// Give leased devices to containers that start, one container each (needs root; systemd runs it)
+    Serve(ServeArgs),
     /// Lay a simulated host out as real files and device nodes
     Sim(SimArgs),
     /// Write all that divvy reads on this machine into a directory, for a bug report or a test
@@ -101,6 +104,9 @@ pub struct GenerateArgs {
     /// Show what would be written and write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Move names that running containers hold to other devices
+    #[arg(long)]
+    pub force: bool,
     /// Make the device nodes that are missing in /dev (needs root)
     #[arg(long, conflicts_with_all = ["host", "dry_run"])]
     pub create_device_nodes: bool,
@@ -233,6 +239,14 @@ pub struct ShareArgs {
     /// The configuration to write, and the plan
     #[command(flatten)]
     pub plan: PlanArgs,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where the plan is, the socket, and the leases
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// Options of `sim`.

@@ -7,6 +7,7 @@ mod new_directory;
 mod ps;
 mod record;
 mod release;
+mod serve;
 mod share;
 mod sim;
 
@@ -35,6 +36,7 @@ pub fn run(cli: Cli) -> Result<Status> {
         Command::Ps(args) => ps::run(&args, cli.quiet),
         Command::Release(args) => release::run(&args),
         Command::Share(args) => share::run(&args, cli.quiet),
+        Command::Serve(args) => serve::run(&args),
         Command::Sim(args) => sim::run(&args, cli.quiet),
         Command::Record(args) => record::run(&args, cli.quiet),
         Command::Completions { shell } => completions::run(shell),

@@ -166,9 +166,15 @@ impl Hierarchies {
     /// # Errors
     /// When it has none, and why.
     pub fn own(&self, first: First) -> Result<PathBuf, NotOwn> {
-        self.own_of(Version::V2, first).or_else(|why| match self.own_of(Version::V1, first) {
-            Err(NotOwn::NoHierarchy) => Err(why),
-            v1 => v1,
+        // The reason that tells most is that of the hierarchy in which its engine put it somewhere.
+        let tells = |why: &NotOwn| match why {
+            NotOwn::NoHierarchy => 0,
+            NotOwn::Outside { .. } => 1,
+            NotOwn::With { .. } => 2,
+            _ => 3,
+        };
+        self.own_of(Version::V2, first).or_else(|v2| {
+            self.own_of(Version::V1, first).map_err(|v1| if tells(&v1) > tells(&v2) { v1 } else { v2 })
         })
     }
 
