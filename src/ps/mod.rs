@@ -22,7 +22,7 @@ use crate::nvml::processes::{Session, UsedDevice, UsedMemory};
 use crate::plan::kept::KeptDevice;
 use crate::plan::{Kind, Limits, VENDOR};
 use crate::publish;
-use process::Process;
+use process::{Machine, Process};
 
 /// All there is to show.
 #[derive(Debug, Default, Serialize)]
@@ -125,13 +125,13 @@ pub fn look(state_dir: &Path, nvml: Option<&Session>) -> Held {
     held.warnings = warnings;
     let planned = planned(state_dir, &mut held);
     let used = nvml.map(Session::devices).unwrap_or_default();
-    let boot_time = process::boot_time();
+    let machine = Machine::read();
     let mut users = Users::default();
 
     let mut of: BTreeMap<(usize, Whose), (UsedMemory, Process)> = BTreeMap::new();
     for (at, device) in used.iter().enumerate() {
         for (pid, memory) in device.processes.iter().flatten() {
-            let process = Process::read(*pid, boot_time);
+            let process = Process::read(*pid, &machine);
             let whose = whose(&leases, &process);
             match of.get_mut(&(at, whose.clone())) {
                 Some((sum, first)) => {

@@ -152,6 +152,15 @@ impl Hierarchies {
         })
     }
 
+    /// The directories of a process's cgroups, of both versions, as far as /proc tells.
+    pub fn of(&self, pid: u32) -> Vec<PathBuf> {
+        let of = |version| {
+            let path = cgroup_of(&pid.to_string(), version).ok()??;
+            self.place(version, &path).map(|(_, directory)| directory)
+        };
+        [Version::V2, Version::V1].into_iter().filter_map(of).collect()
+    }
+
     /// The directory of the cgroup that is a container's own. Of v2 if it has one there, even if its engine is told by
     /// v1: the kernel asks v2's device programs in either case.
     ///

@@ -28,7 +28,7 @@ pub mod leases;
 mod listen;
 mod names;
 mod plan_file;
-mod process;
+pub mod process;
 mod queue;
 pub mod refusal;
 pub mod refused;
