@@ -23,3 +23,6 @@ pub mod process;
 mod queue;
 pub mod refusal;
 mod stock;
+
+#[cfg(test)]
+mod tests;
