@@ -71,3 +71,6 @@ fn open_many_descriptors() {
         warn!("no more than the usual number of leases: RLIMIT_NOFILE cannot be raised: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests;
