@@ -59,10 +59,10 @@ fn create_runtime(
     let program = std::env::args().next().unwrap_or_default();
     let is_rootless = !UserIds::read().are_the_hosts();
     let runtime = format!("/proc/{}/cmdline", parent_id());
-    let config = container.config_by(Path::new(&runtime))?;
+    let (bundle, config) = container.config_by(Path::new(&runtime))?;
     let asked = asked_in_config(&config, &program, words, is_rootless)?;
     process::keep(&[])?;
-    let request = create_runtime::request(&container, asked)?;
+    let request = create_runtime::request(&container, bundle, asked)?;
     let process = process::handle_of(container.pid()?)?;
     deadline.after(create_runtime::patience(words))?;
     // A queue may be lost, and the daemon be asked again, in the time that it was given at first.

@@ -153,22 +153,23 @@ impl Container {
         &self.annotations
     }
 
-    /// The content of the bundle's `config.json`, for a process that the runtime started in its own namespaces. crun says
-    /// `/` for the bundle of a container with a user namespace of its own; then it is the one that the runtime itself, whose
-    /// command line is `runtime`, was told of.
+    /// The bundle and the content of its `config.json`, for a process that the runtime started in its own namespaces. crun
+    /// says there, and there alone, `/` for the bundle of a container with devices and a user namespace of its own; then it
+    /// is the one that the runtime itself, whose command line is `runtime`, was told of.
     ///
     /// # Errors
     /// When it cannot be read, or is longer than [`CONFIG_LIMIT`].
-    pub fn config_by(&self, runtime: &Path) -> Result<Vec<u8>, Error> {
+    pub fn config_by(&self, runtime: &Path) -> Result<(PathBuf, Vec<u8>), Error> {
         let bundle = self.bundle()?;
         match config(bundle) {
             Err(Error::Read { source, what }) if source.kind() == ErrorKind::NotFound => {
                 let words =
                     File::open(runtime).ok().and_then(|file| read_bounded(file, STATE_LIMIT, "").ok());
                 let told = words.as_deref().and_then(|words| told_bundle(words, self.id().ok()?));
-                told.map_or(Err(Error::Read { source, what }), config)
+                let told = told.ok_or(Error::Read { source, what })?;
+                Ok((told.to_owned(), config(told)?))
             }
-            config => config,
+            read => Ok((bundle.to_owned(), read?)),
         }
     }
 
@@ -319,12 +320,12 @@ mod tests {
             Container::parse(format!(r#"{{"id":"c1","bundle":"{}"}}"#, bundle.display()).as_bytes()).unwrap()
         };
         let elsewhere = state(directory.path());
-        assert_eq!(elsewhere.config_by(&line).unwrap(), b"{}");
+        assert_eq!(elsewhere.config_by(&line).unwrap(), (bundle, b"{}".to_vec()));
         let error = elsewhere.config_by(Path::new("/nowhere")).unwrap_err();
         assert_eq!(error.to_string(), format!("cannot read {:?}", directory.path().join("config.json")));
         // What the state says goes first.
         std::fs::write(directory.path().join("config.json"), "[]").unwrap();
-        assert_eq!(elsewhere.config_by(&line).unwrap(), b"[]");
+        assert_eq!(elsewhere.config_by(&line).unwrap(), (directory.path().to_owned(), b"[]".to_vec()));
     }
 
     #[test]
