@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use libtest_mimic::{Arguments, Trial};
 use serde_json::{Value, json};
@@ -53,6 +53,8 @@ fn main() {
 struct Ground {
     place: Place,
     started: Vec<Child>,
+    /// As long as these are open, the children of those live.
+    ends: Vec<ChildStdin>,
 }
 
 impl Drop for Ground {
@@ -73,7 +75,7 @@ impl Ground {
         fs::create_dir_all(&driver).unwrap();
         fs::create_dir(place.path("state/leases")).unwrap();
         mock_nvml(&driver);
-        let ground = Self { place, started: Vec::new() };
+        let ground = Self { place, started: Vec::new(), ends: Vec::new() };
         ground.processes(&json!({}));
         ground
     }
@@ -87,6 +89,7 @@ impl Ground {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let pid = child.id();
+        self.ends.push(child.stdin.take().unwrap());
         self.started.push(child);
         (pid, line.trim().parse().unwrap())
     }

@@ -284,7 +284,7 @@ impl Row {
         self.mode = Some(kept.mode);
         self.memory_bytes = kept.memory_bytes;
         self.sms = kept.sms;
-        self.limits = Some(kept.limits.clone());
+        self.limits = Some(kept.limits);
         let whole = kept.share.as_ref().map_or(&kept.name, |share| &share.of);
         self.mig = whole.split_once(':').and_then(|(_, mig)| mig.parse().ok());
     }
