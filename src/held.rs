@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use hooks::lease::{Container, LEASE_LIMIT, LEASES, Lease, LeasedDevice};
+use hooks::lease::{Container, LEASE_LIMIT, LEASES, Lease, LeasedDevice, SOCKET};
 
 use crate::plan::{Device, Kind};
 use crate::publish::read_regular;
@@ -16,6 +17,11 @@ const PROC: &str = "/proc";
 
 /// As many characters of a container's id as engines print.
 const SHORT_ID: usize = 12;
+
+/// Whether the daemon, or systemd for it, takes requests. It is asked nothing.
+pub fn daemon_answers(state_dir: &Path) -> bool {
+    UnixStream::connect(state_dir.join(SOCKET)).is_ok()
+}
 
 /// The leases in a directory, the oldest first; and what is wrong with those that cannot be read. A directory that is
 /// not there holds none.

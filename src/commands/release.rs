@@ -210,7 +210,7 @@ fn wait(device: &str, lease: &Lease, path: &Path, state_dir: &Path) -> Result<St
             return say(&format!("{device} is free: {} is gone", held::who(&lease.container)));
         }
         let is_alive = held::is_alive(lease);
-        if !is_alive && !ps::daemon_answers(state_dir) {
+        if !is_alive && !held::daemon_answers(state_dir) {
             return say(&format!(
                 "{} is gone; the daemon is not there, and frees {device} when it starts",
                 held::who(&lease.container)
