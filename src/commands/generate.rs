@@ -140,7 +140,13 @@ fn note_the_daemon(plan: &Plan, state_dir: Option<&Path>) {
     let Some(dir) = state_dir else { return };
     if plan.devices.iter().any(|device| device.leased) && !held::daemon_answers(dir) {
         let socket = dir.join(hooks::lease::SOCKET);
-        say("note", format_args!("containers get shares from a daemon, which does not answer at {}", socket.display()));
+        say(
+            "note",
+            format_args!(
+                "containers get shares from a daemon, which does not answer at {}",
+                socket.display()
+            ),
+        );
         say("hint", "sudo systemctl enable --now divvy.socket, or sudo divvy serve");
     }
 }
