@@ -118,13 +118,14 @@ enum Whose {
     Process(u32),
 }
 
-/// Puts together what is so now.
-pub fn look(state_dir: &Path, nvml: Option<&Session>) -> Held {
+/// Puts together what is so now. A session that knows no device any more is taken for lost: the driver was loaded anew.
+pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
     let mut held = Held { daemon: held::daemon_answers(state_dir), ..Held::default() };
     let (leases, warnings) = held::read(&state_dir.join(LEASES));
     held.warnings = warnings;
     let planned = planned(state_dir, &mut held);
-    let used = nvml.map(Session::devices).unwrap_or_default();
+    let used = nvml.as_ref().map(Session::devices).unwrap_or_default();
+    nvml.take_if(|_| used.is_empty());
     let machine = Machine::read();
     let mut users = Users::default();
 
@@ -283,7 +284,7 @@ impl Row {
         self.mode = Some(kept.mode);
         self.memory_bytes = kept.memory_bytes;
         self.sms = kept.sms;
-        self.limits = Some(kept.limits.clone());
+        self.limits = Some(kept.limits);
         let whole = kept.share.as_ref().map_or(&kept.name, |share| &share.of);
         self.mig = whole.split_once(':').and_then(|(_, mig)| mig.parse().ok());
     }
