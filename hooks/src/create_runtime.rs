@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::args::CreateRuntime;
 use crate::lease::{Answer, DeviceName, LINE_LIMIT, Request, SOCKET, VERSION};
-use crate::state::{Asked, Container};
+use crate::state::{self, Asked, Container};
 use crate::tree::Tree;
 
 /// Between two attempts to reach a daemon that is just starting.
@@ -106,11 +106,11 @@ impl Error {
     }
 }
 
-/// What the daemon is asked for a container whose configuration says `asked`.
+/// What the daemon is asked for a container whose bundle and configuration are these.
 ///
 /// # Errors
 /// When the state does not say which container it is.
-pub fn request(container: &Container, asked: Asked) -> Result<Request, crate::state::Error> {
+pub fn request(container: &Container, bundle: PathBuf, asked: Asked) -> Result<Request, state::Error> {
     let mut labels = asked.labels;
     for (name, text) in container.annotations() {
         labels.annotations.entry(name.clone()).or_insert_with(|| text.clone());
@@ -118,7 +118,7 @@ pub fn request(container: &Container, asked: Asked) -> Result<Request, crate::st
     Ok(Request {
         version: VERSION,
         id: container.id()?.to_owned(),
-        bundle: container.bundle()?.to_owned(),
+        bundle,
         devices: asked.devices,
         nodes: asked.nodes,
         unbound: asked.unbound,

@@ -9,6 +9,8 @@ mod syslog;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::parent_id;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
@@ -56,9 +58,11 @@ fn create_runtime(
     *id = Some(container.id()?.to_owned());
     let program = std::env::args().next().unwrap_or_default();
     let is_rootless = !UserIds::read().are_the_hosts();
-    let asked = asked_in_config(&container.config()?, &program, words, is_rootless)?;
+    let runtime = format!("/proc/{}/cmdline", parent_id());
+    let (bundle, config) = container.config_by(Path::new(&runtime))?;
+    let asked = asked_in_config(&config, &program, words, is_rootless)?;
     process::keep(&[])?;
-    let request = create_runtime::request(&container, asked)?;
+    let request = create_runtime::request(&container, bundle, asked)?;
     let process = process::handle_of(container.pid()?)?;
     deadline.after(create_runtime::patience(words))?;
     // A queue may be lost, and the daemon be asked again, in the time that it was given at first.

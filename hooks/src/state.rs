@@ -153,15 +153,24 @@ impl Container {
         &self.annotations
     }
 
-    /// The content of the bundle's `config.json`.
+    /// The bundle and the content of its `config.json`, for a process that the runtime started in its own namespaces. crun
+    /// says there, and there alone, `/` for the bundle of a container with devices and a user namespace of its own; then it
+    /// is the one that the runtime itself, whose command line is `runtime`, was told of.
     ///
     /// # Errors
     /// When it cannot be read, or is longer than [`CONFIG_LIMIT`].
-    pub fn config(&self) -> Result<Vec<u8>, Error> {
-        let path = self.bundle()?.join("config.json");
-        let what = format!("{path:?}");
-        let file = File::open(&path).map_err(|source| Error::Read { what: what.clone(), source })?;
-        read_bounded(file, CONFIG_LIMIT, &what)
+    pub fn config_by(&self, runtime: &Path) -> Result<(PathBuf, Vec<u8>), Error> {
+        let bundle = self.bundle()?;
+        match config(bundle) {
+            Err(Error::Read { source, what }) if source.kind() == ErrorKind::NotFound => {
+                let words =
+                    File::open(runtime).ok().and_then(|file| read_bounded(file, STATE_LIMIT, "").ok());
+                let told = words.as_deref().and_then(|words| told_bundle(words, self.id().ok()?));
+                let told = told.ok_or(Error::Read { source, what })?;
+                Ok((told.to_owned(), config(told)?))
+            }
+            read => Ok((bundle.to_owned(), read?)),
+        }
     }
 
     /// The container's root directory on the host: what the state says, or else the bundle's `config.json`.
@@ -179,7 +188,7 @@ impl Container {
             _ if !bundle.is_absolute() => return Err(Error::NoBundle),
             _ => {}
         }
-        match self.config() {
+        match config(bundle) {
             Err(Error::Read { source, .. })
                 if source.kind() == ErrorKind::PermissionDenied && is_elsewhere(bundle) =>
             {
@@ -188,6 +197,26 @@ impl Container {
             config => root_in_config(bundle, &config?),
         }
     }
+}
+
+fn config(bundle: &Path) -> Result<Vec<u8>, Error> {
+    let path = bundle.join("config.json");
+    let what = format!("{path:?}");
+    let file = File::open(&path).map_err(|source| Error::Read { what: what.clone(), source })?;
+    read_bounded(file, CONFIG_LIMIT, &what)
+}
+
+/// The absolute path that a runtime's command line, which ends each word with a NUL, gives to `--bundle` for the
+/// container with this id.
+fn told_bundle<'a>(line: &'a [u8], id: &str) -> Option<&'a Path> {
+    let words: Vec<&str> =
+        line.split(|byte| *byte == 0).map(std::str::from_utf8).collect::<Result<_, _>>().ok()?;
+    let flag = words.iter().enumerate().find_map(|(at, word)| match *word {
+        "--bundle" | "-b" => words.get(at + 1).copied(),
+        word => word.strip_prefix("--bundle="),
+    });
+    let bundle = flag.map(Path::new).filter(|bundle| bundle.is_absolute())?;
+    words.contains(&id).then_some(bundle)
 }
 
 /// Whether the working directory is another than the bundle. It is named `.` because its path may be closed, too.
@@ -262,6 +291,41 @@ mod tests {
             let error = Container::parse(input.as_bytes()).unwrap().root().unwrap_err();
             assert_eq!(error.to_string(), "the container's state names no bundle", "{input}");
         }
+    }
+
+    #[test]
+    fn a_runtime_was_told_of_the_bundle() {
+        for (line, bundle) in [
+            ("/usr/bin/crun\0create\0--bundle\0/run/b\0--pid-file\0/p\0c1\0", Some("/run/b")),
+            ("crun\0create\0--bundle=/run/b\0c1\0", Some("/run/b")),
+            ("crun\0create\0-b\0/run/b\0c1\0", Some("/run/b")),
+            ("crun\0create\0--bundle\0/run/b\0c2\0", None),
+            ("crun\0create\0--bundle\0b\0c1\0", None),
+            ("crun\0create\0c1\0--bundle", None),
+            ("crun\0create\0c1\0", None),
+            ("", None),
+        ] {
+            assert_eq!(told_bundle(line.as_bytes(), "c1"), bundle.map(Path::new), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn the_runtime_is_asked_where_the_bundle_of_the_state_has_no_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let (bundle, line) = (directory.path().join("b"), directory.path().join("cmdline"));
+        std::fs::create_dir(&bundle).unwrap();
+        std::fs::write(bundle.join("config.json"), "{}").unwrap();
+        std::fs::write(&line, format!("crun\0create\0--bundle\0{}\0c1\0", bundle.display())).unwrap();
+        let state = |bundle: &Path| {
+            Container::parse(format!(r#"{{"id":"c1","bundle":"{}"}}"#, bundle.display()).as_bytes()).unwrap()
+        };
+        let elsewhere = state(directory.path());
+        assert_eq!(elsewhere.config_by(&line).unwrap(), (bundle, b"{}".to_vec()));
+        let error = elsewhere.config_by(Path::new("/nowhere")).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read {:?}", directory.path().join("config.json")));
+        // What the state says goes first.
+        std::fs::write(directory.path().join("config.json"), "[]").unwrap();
+        assert_eq!(elsewhere.config_by(&line).unwrap(), (directory.path().to_owned(), b"[]".to_vec()));
     }
 
     #[test]

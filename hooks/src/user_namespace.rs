@@ -27,13 +27,12 @@ impl UserIds {
     }
 
     /// Whether a file that belongs to `id` here can be the host's root's. Where root has no number here, its files show
-    /// the overflow id, as others' do that have none.
+    /// the overflow id, as others' do that have none; and what is mapped to 0 of the namespace above may be root, or, in
+    /// one within another, the user who made that one.
     pub fn may_be_root(&self, id: u32) -> bool {
-        let root_inside = self.map.iter().find(|[_, above, count]| *above == 0 && *count > 0);
-        match root_inside {
-            Some([inside, ..]) => id == *inside,
-            None => id == self.overflow,
-        }
+        let is_mapped =
+            self.map.iter().any(|[inside, above, count]| *above == 0 && *count > 0 && id == *inside);
+        is_mapped || id == self.overflow && !self.are_the_hosts()
     }
 }
 
@@ -60,11 +59,13 @@ mod tests {
             ("         0          0 4294967295\n", true, &[0_u32][..], &[65534_u32, 1000][..]),
             // Rootless Podman: root inside is the user.
             ("0 1001 1\n1 100000 65536\n", false, &[65534], &[0, 1001]),
+            // `podman --userns=keep-id` in that.
+            ("0 1 1001\n1001 0 1\n1002 1002 64535\n", false, &[65534], &[0, 1, 1002]),
             // `unshare --map-root-user`, of a user and of root.
             ("0 1000 1\n", false, &[65534], &[0]),
-            ("0 0 1\n", false, &[0], &[65534]),
+            ("0 0 1\n", false, &[0], &[1]),
             // The host's root under another number.
-            ("0 100000 1000\n5000 0 1\n", false, &[5000], &[0, 65534]),
+            ("0 100000 1000\n5000 0 1\n", false, &[5000], &[0, 1]),
             // Nothing is mapped yet.
             ("", false, &[65534], &[0]),
         ] {

@@ -126,10 +126,29 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
             if !quiet {
                 // The specs are in place: whether somebody reads this changes nothing.
                 let _ = writeln!(std::io::stdout(), "{said}: {}", summary(&plan));
+                if is_this_machine {
+                    note_the_daemon(&plan, state_dir.as_deref());
+                }
             }
         }
     }
     Ok(if plan.problems.is_empty() { Status::Done } else { Status::Incomplete })
+}
+
+/// Without the daemon no container gets what is leased, which is better known now than at the first start.
+fn note_the_daemon(plan: &Plan, state_dir: Option<&Path>) {
+    let Some(dir) = state_dir else { return };
+    if plan.devices.iter().any(|device| device.leased) && !held::daemon_answers(dir) {
+        let socket = dir.join(hooks::lease::SOCKET);
+        say(
+            "note",
+            format_args!(
+                "containers get shares from a daemon, which does not answer at {}",
+                socket.display()
+            ),
+        );
+        say("hint", "sudo systemctl enable --now divvy.socket, or sudo divvy serve");
+    }
 }
 
 /// Whoever holds a name goes on using its device. That name for another device would be granted to the next one who

@@ -165,16 +165,17 @@ fn is_bind(mount: &Tree) -> bool {
 
 /// Whether a GPU's node of the host shows in a mount.
 fn shows_a_gpu(mount: &Tree) -> bool {
-    let Some(source) = mount.get("source").text().filter(|_| is_bind(mount)).map(Path::new) else {
+    let source = Path::new(mount.get("source").text().unwrap_or_default());
+    // A relative one counts from the bundle.
+    if !is_bind(mount) || !source.is_absolute() {
         return false;
-    };
+    }
     let mut names = source.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.as_encoded_bytes()),
         _ => None,
     });
     match (names.next(), names.next()) {
-        (None, _) => source.is_absolute(),
-        (Some(b"dev"), None) => true,
+        (None, _) | (Some(b"dev"), None) => true,
         (Some(b"dev"), Some(name)) => name
             .strip_prefix(b"nvidia")
             .is_some_and(|rest| rest == b"-caps" || !rest.is_empty() && rest.iter().all(u8::is_ascii_digit)),
