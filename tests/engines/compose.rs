@@ -2,6 +2,7 @@
 //! same Compose on Podman's socket. Both the file and the command are those of README.md.
 
 use crate::ground::{Ground, Need, Output};
+use crate::layout::alone;
 use crate::readme;
 
 /// A trial that runs with every provider: its name and what it does.
@@ -72,6 +73,7 @@ const SHARE: &str = "\"nvidia.com/gpu=shared-0\"";
 impl Provider {
     fn up(&self, ground: &Ground, file: &str) -> Output {
         readme::put_nvidia_smi(ground);
+        let _alone = alone("shares");
         let Self { prepare, command, .. } = self;
         let script = format!(
             "dir=$(mktemp -d) && cd $dir || exit
