@@ -70,8 +70,13 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     let roots = args.machine.roots()?;
     let kept = state_dir.as_deref().filter(|_| matches!(output, Output::File(_)));
     let kept = kept.and_then(publish::plan_path);
-    let paths =
-        spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook: &hook, plan: kept.as_deref() };
+    let paths = spec::Paths {
+        driver_root: &roots.driver,
+        dev_root: &roots.dev,
+        hook: &hook,
+        plan: kept.as_deref(),
+        state: kept.as_deref().and_then(Path::parent).unwrap_or(Path::new(publish::STATE_DIR)),
+    };
     let built = spec::build(&plan, &host, &paths)?;
     if is_this_machine || args.dry_run {
         engines::unreadable(&host.engines, &built).iter().for_each(warn);

@@ -13,6 +13,7 @@ use crate::discover::host::{Gpu, Host};
 use crate::engines;
 use crate::failure::{Status, printable, say};
 use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, SideDevice, VENDOR};
+use crate::publish;
 use crate::spec;
 
 /// The JSON listing. Sizes are bytes.
@@ -66,7 +67,8 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
 fn unreadable_names(args: &ListArgs, host: &Host, plan: &Plan) -> Result<Vec<String>> {
     let roots = args.machine.roots()?;
     let hook = Path::new("/usr/bin/divvy-hook");
-    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook, plan: None };
+    let state = Path::new(publish::STATE_DIR);
+    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook, plan: None, state };
     let built = spec::build(plan, host, &paths)?;
     Ok(engines::unreadable(&host.engines, &built)
         .into_iter()

@@ -159,6 +159,8 @@ impl Reader<'_> {
             overcommit: equal_part,
             class: Some(class).filter(|class| class != "gpu"),
             graphics: None,
+            exclusive: false,
+            whole: false,
         })
     }
 
