@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{MOST_REPLICAS, value};
 use crate::discover::sim;
+use crate::publish::STATE_DIR;
 
 /// Share NVIDIA GPUs between containers, by name, on the engine you already run
 #[derive(Debug, Parser)]
@@ -39,6 +40,8 @@ pub enum Command {
     List(ListArgs),
     /// Cut a GPU or MIG device into shares, in the configuration
     Share(ShareArgs),
+    /// Give leased devices to containers that start, one container each (needs root; systemd runs it)
+    Serve(ServeArgs),
     /// Lay a simulated host out as real files and device nodes
     Sim(SimArgs),
     /// Write all that divvy reads on this machine into a directory, for a bug report or a test
@@ -186,6 +189,14 @@ pub struct ShareArgs {
     /// The configuration to write, and the plan
     #[command(flatten)]
     pub plan: PlanArgs,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where the plan is, the socket, and the leases
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// Options of `sim`.

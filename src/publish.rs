@@ -26,7 +26,7 @@ pub const STATE_DIR: &str = "/run/divvy";
 
 const STATE_HINT: &str = "run as root, choose another with --state-dir, or a spec of your own with --output";
 
-const PLAN: &str = "plan.json";
+pub const PLAN: &str = "plan.json";
 const LOCK: &str = "generate.lock";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -1,6 +1,8 @@
 //! System calls that neither std nor nix has, each behind a safe function: pidfds, what namespaces belong to, programs
 //! on cgroups, local time. With src/nvml/, all unsafe code of this crate.
 
+mod descriptors;
+
 use std::fs;
 use std::io;
 use std::mem::{size_of, size_of_val};
@@ -8,6 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+pub use descriptors::{passed, receive};
 
 /// Who a pidfd is of (proc_pid_fdinfo(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ mod generate;
 mod list;
 mod new_directory;
 mod record;
+mod serve;
 mod share;
 mod sim;
 
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> Result<Status> {
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::List(args) => list::run(&args, cli.quiet),
         Command::Share(args) => share::run(&args, cli.quiet),
+        Command::Serve(args) => serve::run(&args),
         Command::Sim(args) => sim::run(&args, cli.quiet),
         Command::Record(args) => record::run(&args, cli.quiet),
         Command::Completions { shell } => completions::run(shell),

@@ -1,10 +1,56 @@
 //! Step 5: the daemon, the one authority over leases. A hook asks over a socket when a container starts; a lease ends
-//! with the container. Modules in the order of a request:
+//! with the container. What is decided is decided in `leases`; the rest asks the kernel and does what was decided.
+//! Modules in the order of a request:
 //!
-//! - `caller`: which container it is about and who asks, as the kernel says
-//! - `leases`: who holds what; pure
-//! - `refusal`: why not, and what to do, for a person
+//! - `listen`: the socket, systemd's or one of our own
+//! - `connection`: one request, its answers, and the end
+//! - `caller`, `cgroup`, `names`: which container it is about and who asks, as the kernel says
+//! - `leases` and what it is made of: who holds what; pure
+//! - `refusal`, `refused`: why not, and what to do, for a person; and the last of these
 //! - `deny`: devices that a container's cgroup denies
 //! - `store`: leases as files
+//! - `watch`: when a container is gone
+//! - `daemon`: all of it together
 
+mod connection;
+mod daemon;
 pub mod leases;
+mod listen;
+mod plan_file;
+pub mod refusal;
+mod store;
+mod watch;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::geteuid;
+use tracing::warn;
+
+use crate::failure::Failure;
+use listen::Listener;
+use store::Store;
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(state_dir: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        let error = anyhow::anyhow!("only root can tell whose containers are whose");
+        return Err(Failure::new(error).hint("sudo divvy serve, or systemctl enable --now divvy.socket").into());
+    }
+    let store = Store::open(state_dir)?;
+    let listener = Listener::open(state_dir)?;
+    open_many_descriptors();
+    // One thread: every decision is made after the other.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start")?.block_on(daemon::serve(state_dir, store, listener))
+}
+
+/// A lease has one descriptor, and so has a caller that waits: the usual 1024 are too few.
+fn open_many_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!("no more than the usual number of leases: RLIMIT_NOFILE cannot be raised: {error}");
+    }
+}
