@@ -175,9 +175,11 @@ impl Daemon {
             Ok(peer) => peer,
             Err(error) => return warn!("turned a caller away: it cannot be known who it is: {error}"),
         };
-        let of = |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
+        let of =
+            |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
         let is_too_many = of(&|_| true) >= MOST
-            || peer.uid != 0 && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
+            || peer.uid != 0
+                && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
         if is_too_many {
             return debug!(uid = peer.uid, "turned a caller away: too many connections");
         }
@@ -219,7 +221,11 @@ impl Daemon {
                 self.happens(Event::Asked(Box::new(ask)));
             }
             Err(error) => {
-                let _ = answers.send(Answer::Refused { status: 1, message: error.to_string(), hint: error.hint() });
+                let _ = answers.send(Answer::Refused {
+                    status: 1,
+                    message: error.to_string(),
+                    hint: error.hint(),
+                });
                 let refusal = Refused::caller(&error, &peer, &request, wall);
                 self.remember(refusal);
             }
@@ -278,7 +284,10 @@ impl Daemon {
                 info!(container = lease.container.id, devices = names(&lease), "ended a lease");
                 if let Err(error) = self.store.remove(&lease) {
                     // The next start of the daemon finds that its container is gone.
-                    error!(container = lease.container.id, "cannot remove the file of an ended lease: {error}");
+                    error!(
+                        container = lease.container.id,
+                        "cannot remove the file of an ended lease: {error}"
+                    );
                 }
             }
         }
