@@ -38,6 +38,10 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Show the devices that containers can ask for
     List(ListArgs),
+    /// Show which container has which device, and what uses a GPU without a lease
+    Ps(PsArgs),
+    /// End the lease of a device, with the container that holds it
+    Release(ReleaseArgs),
     /// Cut a GPU or MIG device into shares, in the configuration
     Share(ShareArgs),
     /// Give leased devices to containers that start, one container each (needs root; systemd runs it)
@@ -137,6 +141,49 @@ pub enum ListFormat {
     Table,
     // For programs.
     Json,
+}
+
+/// Options of `ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Marks in the last column: `no lease`, it uses the GPU and no lease is its own; `ending`, its first process is
+gone and others of the container are not; `v1`, cgroup v1 holds it from other devices of the pool.
+MEMORY is what all processes of the container use together on that GPU or MIG device, by the driver's count.
+`-` is what is not known: without a driver nobody counts memory.")]
+pub struct PsArgs {
+    /// Format of the listing
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: ListFormat,
+    /// Show it again every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+    /// Show the last starts that were refused a device, your own first
+    #[arg(long)]
+    pub refused: bool,
+    /// Where leases and the plan are kept [default: /run/divvy]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the driver's libraries lie, if not in /
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub driver_root: PathBuf,
+}
+
+/// Options of `release`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A lease ends with its container. While that runs, `release` says who it is and what ends it; with --kill all of
+its processes are killed, by root or by the user that the container is of. What an engine starts again
+by itself, as `docker run --restart always`, it starts again.")]
+pub struct ReleaseArgs {
+    /// The device: shared-0, or with its kind nvidia.com/gpu.shared=shared-0
+    pub device: String,
+    /// Kill the container that holds it
+    #[arg(long)]
+    pub kill: bool,
+    /// Where leases and the plan are kept [default: /run/divvy]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Ways to share that this version has.

@@ -58,13 +58,20 @@ pub fn is_alive(lease: &Lease) -> bool {
     runs(&lease.container, Path::new(PROC), Path::new(CGROUPS))
 }
 
-fn runs(container: &Container, proc: &Path, cgroups: &Path) -> bool {
+/// Whether a container's first process still runs. If not, and the lease stands, it is ending.
+pub fn has_first_process(container: &Container) -> bool {
+    is_this_boot(container, Path::new(PROC)) && first_process_runs(container, Path::new(PROC))
+}
+
+fn is_this_boot(container: &Container, proc: &Path) -> bool {
     let boot_id = fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
-    if boot_id.trim() != container.boot_id {
-        return false;
-    }
-    first_process_runs(container, proc)
-        || container.cgroup.as_ref().is_some_and(|cgroup| has_processes(cgroup, cgroups))
+    boot_id.trim() == container.boot_id
+}
+
+fn runs(container: &Container, proc: &Path, cgroups: &Path) -> bool {
+    is_this_boot(container, proc)
+        && (first_process_runs(container, proc)
+            || container.cgroup.as_ref().is_some_and(|cgroup| has_processes(cgroup, cgroups)))
 }
 
 fn first_process_runs(container: &Container, proc: &Path) -> bool {

@@ -7,6 +7,7 @@
 //! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
 //! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk
 //! - `held`: who has which device, read back
+//! - `ps`: and who uses it, put together for people
 //! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
@@ -25,6 +26,7 @@ mod failure;
 mod held;
 mod nvml;
 mod plan;
+mod ps;
 mod publish;
 mod serve;
 mod spec;

@@ -2,7 +2,14 @@
 //!
 //! The state comes from the engine, not from the image, but it is bounded all the same. Of it and of the bundle's
 //! `config.json` only what is needed is read, so that values which this program does not know yet cannot fail a start.
+//!
+//! - `asked`: what the configuration says of devices, for the daemon
+//! - `lenient`: values that are taken if they are what is expected
 
+mod asked;
+mod lenient;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -10,6 +17,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned};
 use thiserror::Error;
+
+pub use asked::{Asked, asked_in_config};
+use lenient::{Annotations, Number, Text};
 
 /// The most that is read from standard input, in bytes.
 pub const STATE_LIMIT: u64 = 1 << 20;
@@ -56,6 +66,12 @@ pub enum Error {
     /// A configuration without `root.path`.
     #[error("the bundle's config.json names no root")]
     NoRoot,
+    /// A state without an id.
+    #[error("the container's state has no id")]
+    NoId,
+    /// A state without the container's first process.
+    #[error("the container's state names no process")]
+    NoProcess,
 }
 
 impl Error {
@@ -81,6 +97,12 @@ pub struct Container {
     /// this is not.
     #[serde(default)]
     root: Option<PathBuf>,
+    #[serde(default)]
+    id: Text,
+    #[serde(default)]
+    pid: Number,
+    #[serde(default)]
+    annotations: Annotations,
 }
 
 /// The part of a bundle's `config.json` that matters here.
@@ -114,6 +136,48 @@ impl Container {
         object(bytes).map_err(|source| Error::State { source })
     }
 
+    /// The container's id, by which engine and runtime know it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn id(&self) -> Result<&str, Error> {
+        self.id.0.as_deref().filter(|id| !id.is_empty()).ok_or(Error::NoId)
+    }
+
+    /// The bundle's directory, absolute.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn bundle(&self) -> Result<&Path, Error> {
+        Some(self.bundle.as_path()).filter(|bundle| bundle.is_absolute()).ok_or(Error::NoBundle)
+    }
+
+    /// The container's first process, as the process that reads the state counts them: at createContainer it may be
+    /// another number, or none.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pid(&self) -> Result<i32, Error> {
+        let pid = self.pid.0.and_then(|pid| i32::try_from(pid).ok());
+        pid.filter(|pid| *pid > 0).ok_or(Error::NoProcess)
+    }
+
+    /// Annotations that name the container for a person, as far as engines are known to write them.
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.annotations.0
+    }
+
+    /// The content of the bundle's `config.json`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is longer than [`CONFIG_LIMIT`].
+    pub fn config(&self) -> Result<Vec<u8>, Error> {
+        let path = self.bundle()?.join("config.json");
+        let what = format!("{path:?}");
+        let file = File::open(&path).map_err(|source| Error::Read { what: what.clone(), source })?;
+        read_bounded(file, CONFIG_LIMIT, &what)
+    }
+
     /// The container's root directory on the host: what the state says, or else the bundle's `config.json`.
     ///
     /// In a user namespace of its own the bundle is out of reach, for the engine's directories are closed to the
@@ -129,15 +193,14 @@ impl Container {
             _ if !bundle.is_absolute() => return Err(Error::NoBundle),
             _ => {}
         }
-        let path = bundle.join("config.json");
-        let what = format!("{path:?}");
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && is_elsewhere(bundle) => {
-                return Ok(PathBuf::from("."));
+        match self.config() {
+            Err(Error::Read { source, .. })
+                if source.kind() == ErrorKind::PermissionDenied && is_elsewhere(bundle) =>
+            {
+                Ok(PathBuf::from("."))
             }
-            opened => opened.map_err(|source| Error::Read { what: what.clone(), source })?,
-        };
-        root_in_config(bundle, &read_bounded(file, CONFIG_LIMIT, &what)?)
+            config => root_in_config(bundle, &config?),
+        }
     }
 }
 
@@ -190,8 +253,18 @@ mod tests {
         assert_eq!((runc.bundle.as_path(), &runc.root), (Path::new("/run/b"), &None));
         let crun = Container::parse(CRUN.as_bytes()).unwrap();
         assert_eq!(crun.root().unwrap(), Path::new("/var/lib/merged"));
-        let newer = r#"{"bundle":"/b","status":"paused","pid":4294967296,"fds":[1],"annotations":{"a":1}}"#;
-        assert_eq!(Container::parse(newer.as_bytes()).unwrap().bundle, Path::new("/b"));
+        assert_eq!((runc.id().unwrap(), runc.pid().unwrap()), ("c1", 1));
+        assert_eq!(crun.pid().unwrap_err().to_string(), "the container's state names no process");
+        for newer in [
+            r#"{"bundle":"/b","status":"paused","pid":4294967296,"fds":[1],"annotations":{"a":1}}"#,
+            r#"{"bundle":"/b","id":7,"pid":"12","annotations":["a"]}"#,
+            r#"{"bundle":"/b","id":null,"pid":-1,"annotations":null}"#,
+            r#"{"bundle":"/b","id":"","pid":0.5,"annotations":"a"}"#,
+        ] {
+            let newer = Container::parse(newer.as_bytes()).unwrap();
+            assert_eq!(newer.bundle().unwrap(), Path::new("/b"));
+            assert!(newer.pid().is_err() && newer.id().is_err() && newer.annotations().is_empty());
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
 use crate::engines;
 use crate::failure::{Status, printable, say};
-use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, SideDevice, VENDOR};
+use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Limits, Plan, PlannedNode, Problem, SideDevice, VENDOR};
 use crate::publish;
 use crate::spec;
 
@@ -155,7 +155,8 @@ fn about(gpu: &Gpu) -> String {
     format!("GPU {}: {}", gpu.index, facts.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
-fn mib(bytes: u64) -> String {
+/// Bytes in MiB.
+pub fn mib(bytes: u64) -> String {
     format!("{}MiB", bytes >> 20)
 }
 
@@ -167,7 +168,7 @@ fn row(device: &Device) -> [String; COLUMNS] {
         mode(device),
         or_dash(device.memory_bytes.map(mib)),
         or_dash(device.sms.map(|sms| sms.to_string())),
-        limited_by(device),
+        limited_by(device.kind, &device.limits),
         mig.unwrap_or_default(),
     ]
 }
@@ -180,13 +181,18 @@ pub fn full_name(device: &Device) -> String {
     }
 }
 
-fn mode(device: &Device) -> String {
-    let mode = match device.mode {
-        Mode::Whole if device.kind == Kind::Mig => "mig",
+/// How a device is given out.
+pub fn mode_word(kind: Kind, mode: Mode) -> &'static str {
+    match mode {
+        Mode::Whole if kind == Kind::Mig => "mig",
         Mode::Whole => "whole",
         Mode::TimeSlice => "time-slice",
         Mode::Mps => "mps",
-    };
+    }
+}
+
+fn mode(device: &Device) -> String {
+    let mode = mode_word(device.kind, device.mode);
     match &device.share {
         Some(share) => format!("{mode}, 1 of {} on {}", share.count, share.of),
         None => mode.into(),
@@ -194,11 +200,11 @@ fn mode(device: &Device) -> String {
 }
 
 /// What keeps the container to the memory and SMs of its line. A whole GPU needs nothing to.
-fn limited_by(device: &Device) -> String {
-    let limits = [("memory", device.limits.memory), ("SMs", device.limits.sms)];
+pub fn limited_by(kind: Kind, limits: &Limits) -> String {
+    let limits = [("memory", limits.memory), ("SMs", limits.sms)];
     let held: Vec<_> = limits.iter().filter_map(|(what, limit)| Some((*what, (*limit)?))).collect();
     match held[..] {
-        [] if device.kind == Kind::Share => "nothing".into(),
+        [] if kind == Kind::Share => "nothing".into(),
         [] => "-".into(),
         [(_, one), (_, other)] if one == other => level(&one).into(),
         _ => held

@@ -6,10 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use hooks::lease::{Answer, LINE_LIMIT, Request, VERSION};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::caller::Peer;
 use crate::sys;
 
 /// How long a caller may take to say what it wants, and to take an answer.
@@ -62,6 +65,12 @@ impl Error {
         };
         Answer::Refused { status: 1, message: self.to_string(), hint }
     }
+}
+
+/// Who is at the other end.
+pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = getsockopt(&stream.as_fd(), PeerCredentials)?;
+    Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
 }
 
 /// Reads the one request of a connection and the descriptor that came with it.

@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use hooks::lease::{Answer, Lease, Request};
+use hooks::lease::{Answer, Container, Lease, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 use tokio::net::{UnixListener, UnixStream};
@@ -17,12 +18,15 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::caller::{self, Peer};
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::plan_file::PlanFile;
-use super::refusal::Refusal;
+use super::refusal::{Reason, Refusal};
 use super::store::Store;
-use super::{caller, cgroup, connection, deny, watch};
+use super::refused::{Refusals, Refused};
+use super::{cgroup, connection, deny, watch};
+use crate::sys;
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -47,7 +51,7 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Asked {
     ticket: Ticket,
-    peer: caller::Peer,
+    peer: Peer,
     request: Request,
     descriptor: OwnedFd,
     answers: UnboundedSender<Answer>,
@@ -56,7 +60,8 @@ pub struct Asked {
 /// Serves until SIGTERM or SIGINT.
 pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result<()> {
     let (to, mut inbox) = mpsc::unbounded_channel();
-    let mut daemon = Daemon::new(state_dir, store, to.clone());
+    let kernel = caller::Daemon::read().context("cannot read from /proc where this daemon is")?;
+    let mut daemon = Daemon::new(state_dir, store, kernel, to);
     daemon.read_plan();
     daemon.take_up()?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -104,6 +109,7 @@ fn tell_systemd(state: &[NotifyState<'_>]) {
 
 struct Daemon {
     leases: Leases,
+    kernel: caller::Daemon,
     store: Store,
     plan: PlanFile,
     /// Connections by their tickets: who, and once there is a request how to answer.
@@ -111,7 +117,7 @@ struct Daemon {
     last_ticket: Ticket,
     /// First processes of containers with leases, as long as these are there.
     holders: HashMap<Key, Arc<OwnedFd>>,
-    refused: super::refused::Refused,
+    refused: Refusals,
     to: UnboundedSender<Message>,
     began: Instant,
 }
@@ -129,15 +135,19 @@ struct Asker {
 }
 
 impl Daemon {
-    fn new(state_dir: &Path, store: Store, to: UnboundedSender<Message>) -> Self {
+    fn new(state_dir: &Path, store: Store, kernel: caller::Daemon, to: UnboundedSender<Message>) -> Self {
         Self {
             leases: Leases::new(),
             plan: PlanFile::new(state_dir),
             connections: HashMap::new(),
             last_ticket: 0,
             holders: HashMap::new(),
-            refused: super::refused::Refused::read(state_dir),
+            refused: Refusals::read(state_dir).unwrap_or_else(|error| {
+                warn!("earlier refusals are forgotten: {error:#}");
+                Refusals::default()
+            }),
             store,
+            kernel,
             to,
             began: Instant::now(),
         }
@@ -147,7 +157,8 @@ impl Daemon {
     fn take_up(&mut self) -> Result<()> {
         for lease in self.store.read()? {
             let key = Key::of(&lease.container);
-            let pidfd = caller::first_process(&lease.container).map(Arc::new);
+            let pidfd = self.kernel.still_runs(&lease.container);
+            let pidfd = pidfd.context("cannot look for the containers of before")?.map(Arc::new);
             let cgroup = lease.container.cgroup.clone();
             self.happens(Event::Adopted(Box::new(lease)));
             if let Some(pidfd) = &pidfd {
@@ -171,15 +182,13 @@ impl Daemon {
 
     /// Lets a caller speak, unless there are too many of his.
     fn admit(&mut self, stream: UnixStream) {
-        let peer = match caller::Peer::of(stream.as_fd()) {
+        let peer = match connection::peer(&stream) {
             Ok(peer) => peer,
             Err(error) => return warn!("turned a caller away: it cannot be known who it is: {error}"),
         };
-        let of =
-            |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
+        let of = |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
         let is_too_many = of(&|_| true) >= MOST
-            || peer.uid != 0
-                && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
+            || peer.uid != 0 && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
         if is_too_many {
             return debug!(uid = peer.uid, "turned a caller away: too many connections");
         }
@@ -210,8 +219,8 @@ impl Daemon {
         let Asked { ticket, peer, request, descriptor, answers } = asked;
         self.read_plan();
         self.notice_ends();
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        match caller::examine(&peer, descriptor, &request) {
+        let wall = now();
+        match self.kernel.facts(peer, descriptor, &request) {
             Ok(facts) => {
                 if let Some(connection) = self.connections.get_mut(&ticket) {
                     connection.asker = Some(Asker { answers, pidfd: Arc::new(facts.pidfd) });
@@ -221,13 +230,13 @@ impl Daemon {
                 self.happens(Event::Asked(Box::new(ask)));
             }
             Err(error) => {
-                let _ = answers.send(Answer::Refused {
-                    status: 1,
-                    message: error.to_string(),
-                    hint: error.hint(),
-                });
-                let refusal = Refused::caller(&error, &peer, &request, wall);
-                self.remember(refusal);
+                let hint = Some(error.hint().to_owned());
+                let message = format!("{:#}", anyhow::Error::new(error));
+                let _ = answers.send(Answer::Refused { status: 1, message: message.clone(), hint: hint.clone() });
+                let Request { id, devices, .. } = request;
+                let asked = devices.iter().map(ToString::to_string).collect();
+                let (engine, name, uid) = (None, None, peer.uid);
+                self.remember(Refused { at: wall, asked, id, engine, name, uid, status: 1, message, hint });
             }
         }
     }
@@ -245,7 +254,7 @@ impl Daemon {
         for ((key, _), _) in holders.iter().zip(is_gone).filter(|(_, is_gone)| *is_gone) {
             let cgroup = self.leases.lease_of(*key).map(|lease| lease.container.cgroup.clone());
             self.first_process_gone(*key);
-            if cgroup.is_some_and(|cgroup| cgroup.is_none_or(|path| cgroup::is_empty(&path))) {
+            if cgroup.is_some_and(|cgroup| cgroup.as_deref().is_none_or(watch::is_empty)) {
                 self.happens(Event::Gone(*key));
             }
         }
@@ -253,7 +262,8 @@ impl Daemon {
 
     /// Decides, and does what was decided. What cannot be done is one more event.
     fn happens(&mut self, event: Event) {
-        let mut events = vec![event];
+        // Time first: a lease begins when it does.
+        let mut events = vec![event, Event::Time(self.began.elapsed())];
         while let Some(event) = events.pop() {
             for decision in self.leases.handle(event) {
                 if let Some(failed) = self.carry_out(decision) {
@@ -278,16 +288,14 @@ impl Daemon {
                     });
                 }
             }
+            Decision::Warn(what) => warn!("{what}"),
             Decision::End(lease) => {
                 let key = Key::of(&lease.container);
                 self.holders.remove(&key);
                 info!(container = lease.container.id, devices = names(&lease), "ended a lease");
                 if let Err(error) = self.store.remove(&lease) {
                     // The next start of the daemon finds that its container is gone.
-                    error!(
-                        container = lease.container.id,
-                        "cannot remove the file of an ended lease: {error}"
-                    );
+                    error!(container = lease.container.id, "cannot remove the file of an ended lease: {error}");
                 }
             }
         }
@@ -298,10 +306,10 @@ impl Daemon {
     /// is the second time, and changes nothing.
     fn grant(&mut self, ticket: Ticket, mut lease: Lease) -> Option<Key> {
         let key = Key::of(&lease.container);
-        if let Err(problem) = self.make_good(&mut lease) {
+        if let Err(reason) = self.make_good(&mut lease) {
             let _ = self.store.remove(&lease);
             self.holders.remove(&key);
-            self.refuse(ticket, &problem);
+            self.refuse(ticket, &Refusal::of_lease(reason, &lease));
             return Some(key);
         }
         let container = &lease.container;
@@ -326,27 +334,60 @@ impl Daemon {
     }
 
     /// On disk first: a daemon that dies in between finds the container again, whose hook asks once more.
-    fn make_good(&self, lease: &mut Lease) -> Result<(), Refusal> {
+    fn make_good(&self, lease: &mut Lease) -> Result<(), Reason> {
         let numbers = self.numbers(lease)?;
-        let cgroup = lease.container.cgroup.clone().filter(|_| !numbers.is_empty());
-        lease.denied_by = cgroup.as_deref().map(cgroup::denies_by);
-        self.store.write(lease).map_err(|error| Refusal::not_written(lease, &error))?;
-        let Some(cgroup) = cgroup else { return Ok(()) };
-        deny::deny(&cgroup, &numbers).map_err(|error| Refusal::not_denied(lease, &error))
+        let not_written = |error: io::Error| Reason::NotWritten(error.to_string());
+        self.store.write(lease).map_err(not_written)?;
+        let Some(cgroup) = lease.container.cgroup.as_deref().filter(|_| !numbers.is_empty()) else {
+            return Ok(());
+        };
+        match deny::deny(cgroup, &numbers) {
+            Ok(by) => lease.denied_by = Some(by),
+            // What a user's container was brought are mounts, which its hook takes away for good.
+            Err(error) if lease.container.uid != 0 => {
+                warn!(container = lease.container.id, "no device program: {:#}", anyhow::Error::new(error));
+            }
+            Err(error) => {
+                let hint = error.hint().map(str::to_owned);
+                return Err(Reason::NotDenied(format!("{:#}", anyhow::Error::new(error)), hint));
+            }
+        }
+        self.store.write(lease).map_err(not_written)
     }
 
     /// The numbers of what was brought and not granted.
-    fn numbers(&self, lease: &Lease) -> Result<Vec<(u32, u32)>, Refusal> {
-        let number = |path: &std::path::PathBuf| {
-            self.plan.numbers(path).map_err(|error| Refusal::no_number(lease, path, &error))
+    fn numbers(&self, lease: &Lease) -> Result<Vec<(u32, u32)>, Reason> {
+        let number = |path: &PathBuf| {
+            let number = self.plan.numbers(path);
+            number.map_err(|error| Reason::NotDenied(format!("{}: {error}", path.display()), None))
         };
         lease.remove.iter().map(number).collect()
     }
 
     fn refuse(&mut self, ticket: Ticket, refusal: &Refusal) {
-        let clock = |wall| sys::time_of_day(wall);
+        let wall = now();
+        let clock = |at| sys::local_time(at, wall);
         let (message, hint, status) = (refusal.message(&clock), refusal.hint(), refusal.status());
-        self.answer(ticket, Answer::Refused { status, message, hint });
+        self.answer(ticket, Answer::Refused { status, message: message.clone(), hint: hint.clone() });
+        let Container { id, engine, name, uid, .. } = refusal.container.clone();
+        let asked = refusal.asked.iter().map(ToString::to_string).collect();
+        self.remember(Refused { at: wall, asked, id, engine, name, uid, status, message, hint });
+    }
+
+    fn remember(&mut self, refused: Refused) {
+        warn!(
+            container = refused.id,
+            engine = refused.engine,
+            name = refused.name,
+            uid = refused.uid,
+            asked = refused.asked.join(" "),
+            "refused: {}",
+            refused.message
+        );
+        self.refused.push(refused);
+        if let Err(error) = self.store.write_refused(&self.refused) {
+            error!("the refusal is not kept for `divvy ps --refused`: {error}");
+        }
     }
 
     fn asker(&self, ticket: Ticket) -> Option<&Asker> {
@@ -361,13 +402,18 @@ impl Daemon {
     }
 }
 
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// `gpu=shared-0 gpu=shared-3`, for the log.
 fn names(lease: &Lease) -> String {
     lease.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(" ")
 }
 
 /// One connection from beginning to end.
-async fn converse(mut stream: UnixStream, ticket: Ticket, peer: caller::Peer, to: UnboundedSender<Message>) {
+async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
     match connection::receive(&stream).await {
         Ok((request, descriptor)) => {
             let (answers, mut answered) = mpsc::unbounded_channel();

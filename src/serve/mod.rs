@@ -12,12 +12,18 @@
 //! - `watch`: when a container is gone
 //! - `daemon`: all of it together
 
+mod caller;
+pub mod cgroup;
 mod connection;
 mod daemon;
+mod deny;
 pub mod leases;
 mod listen;
+mod names;
 mod plan_file;
+mod process;
 pub mod refusal;
+pub mod refused;
 mod store;
 mod watch;
 

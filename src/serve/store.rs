@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use hooks::lease::{LEASE_LIMIT, LEASES, Lease};
 use tracing::warn;
 
+use super::refused::{self, Refusals};
 use crate::failure::Failure;
 
 /// Where it all lies.
@@ -91,8 +92,8 @@ impl Store {
     }
 
     /// Writes the last refusals.
-    pub fn write_refused(&self, text: &str) -> io::Result<()> {
-        self.put(&self.state_dir.join(super::refused::FILE), text.as_bytes())
+    pub fn write_refused(&self, refused: &Refusals) -> io::Result<()> {
+        self.put(&self.state_dir.join(refused::FILE), &serde_json::to_vec(refused)?)
     }
 
     fn aside(&self, lease: &Lease) -> PathBuf {

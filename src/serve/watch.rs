@@ -2,7 +2,7 @@
 //! process of its cgroup, which is there a moment longer at most, unless somebody shares the host's process ids.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,10 +48,18 @@ pub async fn container(
     let _ = to.send(Message::FirstProcessGone(key));
     let mut pause = FIRST_LOOK;
     while let Some(path) = &cgroup
-        && !cgroup::is_empty(path)
+        && !is_empty(path)
     {
         sleep(pause).await;
         pause = (pause * 2).min(SELDOM);
     }
     let _ = to.send(Message::Gone(key));
+}
+
+/// A cgroup that cannot be looked at keeps its lease: too long is better than two containers on one share.
+pub fn is_empty(cgroup: &Path) -> bool {
+    cgroup::is_empty(cgroup).unwrap_or_else(|error| {
+        error!(cgroup = %cgroup.display(), "cannot see whether a container is gone: {error}");
+        false
+    })
 }
