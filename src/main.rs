@@ -35,7 +35,7 @@ mod trust;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    log(cli.debug);
+    log(&cli);
     match commands::run(cli) {
         Ok(status) => status,
         Err(error) if is_closed_pipe(&error) => failure::Status::Done,
@@ -44,8 +44,13 @@ fn main() -> ExitCode {
     .into()
 }
 
-fn log(debug: bool) {
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+fn log(cli: &cli::Cli) {
+    let level = match cli.command {
+        _ if cli.debug => tracing::Level::DEBUG,
+        // What it does is all that can be seen of a daemon.
+        cli::Command::Serve(_) if !cli.quiet => tracing::Level::INFO,
+        _ => tracing::Level::WARN,
+    };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-pub use descriptors::{passed, receive};
+pub use descriptors::{passed, receive, watched};
 
 /// Who a pidfd is of (proc_pid_fdinfo(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use hooks::lease::{Answer, Container, Lease, Request};
+use hooks::lease::{Answer, Container, DeviceName, Lease, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
@@ -22,10 +22,10 @@ use super::caller::{self, Peer};
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::plan_file::PlanFile;
-use super::refusal::{Reason, Refusal};
+use super::refusal::Refusal;
 use super::store::Store;
 use super::refused::{Refusals, Refused};
-use super::{cgroup, connection, deny, watch};
+use super::{connection, deny, watch};
 use crate::sys;
 
 /// Connections of one user at a time, root excepted.
@@ -125,6 +125,13 @@ struct Daemon {
 struct Connection {
     uid: u32,
     asker: Option<Asker>,
+}
+
+/// A refusal in words.
+struct No {
+    status: u8,
+    message: String,
+    hint: Option<String>,
 }
 
 /// Who waits for an answer.
@@ -306,10 +313,10 @@ impl Daemon {
     /// is the second time, and changes nothing.
     fn grant(&mut self, ticket: Ticket, mut lease: Lease) -> Option<Key> {
         let key = Key::of(&lease.container);
-        if let Err(reason) = self.make_good(&mut lease) {
+        if let Err(broken) = self.make_good(&mut lease) {
             let _ = self.store.remove(&lease);
             self.holders.remove(&key);
-            self.refuse(ticket, &Refusal::of_lease(reason, &lease));
+            self.say_no(ticket, &lease.container, &lease.asked, broken);
             return Some(key);
         }
         let container = &lease.container;
@@ -334,9 +341,13 @@ impl Daemon {
     }
 
     /// On disk first: a daemon that dies in between finds the container again, whose hook asks once more.
-    fn make_good(&self, lease: &mut Lease) -> Result<(), Reason> {
+    fn make_good(&self, lease: &mut Lease) -> Result<(), No> {
         let numbers = self.numbers(lease)?;
-        let not_written = |error: io::Error| Reason::NotWritten(error.to_string());
+        let not_written = |error: io::Error| No {
+            status: 1,
+            message: format!("the lease cannot be written: {error}"),
+            hint: Some("see with `df /run` whether there is room".into()),
+        };
         self.store.write(lease).map_err(not_written)?;
         let Some(cgroup) = lease.container.cgroup.as_deref().filter(|_| !numbers.is_empty()) else {
             return Ok(());
@@ -349,17 +360,20 @@ impl Daemon {
             }
             Err(error) => {
                 let hint = error.hint().map(str::to_owned);
-                return Err(Reason::NotDenied(format!("{:#}", anyhow::Error::new(error)), hint));
+                return Err(No { status: 5, message: format!("{:#}", anyhow::Error::new(error)), hint });
             }
         }
         self.store.write(lease).map_err(not_written)
     }
 
     /// The numbers of what was brought and not granted.
-    fn numbers(&self, lease: &Lease) -> Result<Vec<(u32, u32)>, Reason> {
+    fn numbers(&self, lease: &Lease) -> Result<Vec<(u32, u32)>, No> {
         let number = |path: &PathBuf| {
-            let number = self.plan.numbers(path);
-            number.map_err(|error| Reason::NotDenied(format!("{}: {error}", path.display()), None))
+            self.plan.numbers(path).map_err(|error| No {
+                status: 5,
+                message: format!("{} cannot be denied, since its number is not known: {error}", path.display()),
+                hint: Some("sudo divvy generate --create-device-nodes".into()),
+            })
         };
         lease.remove.iter().map(number).collect()
     }
@@ -368,10 +382,16 @@ impl Daemon {
         let wall = now();
         let clock = |at| sys::local_time(at, wall);
         let (message, hint, status) = (refusal.message(&clock), refusal.hint(), refusal.status());
+        self.say_no(ticket, &refusal.container, &refusal.asked, No { status, message, hint });
+    }
+
+    /// Answers and remembers.
+    fn say_no(&mut self, ticket: Ticket, container: &Container, asked: &[DeviceName], no: No) {
+        let No { status, message, hint } = no;
         self.answer(ticket, Answer::Refused { status, message: message.clone(), hint: hint.clone() });
-        let Container { id, engine, name, uid, .. } = refusal.container.clone();
-        let asked = refusal.asked.iter().map(ToString::to_string).collect();
-        self.remember(Refused { at: wall, asked, id, engine, name, uid, status, message, hint });
+        let Container { id, engine, name, uid, .. } = container.clone();
+        let (at, asked) = (now(), asked.iter().map(ToString::to_string).collect());
+        self.remember(Refused { at, asked, id, engine, name, uid, status, message, hint });
     }
 
     fn remember(&mut self, refused: Refused) {

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 use tracing::error;
@@ -15,13 +13,14 @@ use tracing::error;
 use super::cgroup;
 use super::daemon::Message;
 use super::leases::Key;
+use crate::sys;
 
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const SELDOM: Duration = Duration::from_secs(1);
 
 /// Returns when the process of a pidfd is gone.
 pub async fn ended(pidfd: &Arc<OwnedFd>) {
-    let watched = match AsyncFd::with_interest(Arc::clone(pidfd), Interest::READABLE) {
+    let watched = match sys::watched(Arc::clone(pidfd)) {
         Ok(watched) => watched,
         Err(error) => {
             error!("a container's end goes unnoticed until the next request: {error}");

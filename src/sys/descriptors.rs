@@ -2,9 +2,12 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Reads what a stream socket has, at most `buffer`'s length, with the descriptors that came along (unix(7),
 /// SCM_RIGHTS). They are closed on exec.
@@ -28,6 +31,17 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
         return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
     }
     Ok((message.bytes, descriptors))
+}
+
+/// A descriptor whose readiness tasks can wait for.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn watched(descriptor: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the descriptor is open as long as what is returned, which holds it and gives it to nobody.
+    #[expect(unsafe_code)]
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    watched.map_err(io::Error::from)
 }
 
 /// The socket that systemd passed as descriptor `fd` (sd_listen_fds(3)).
