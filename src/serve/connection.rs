@@ -89,8 +89,7 @@ async fn read_line(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Error
     let mut descriptors = Vec::new();
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let received =
-            stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
+        let received = stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
         let (read, more) = received?;
         descriptors.extend(more);
         let part = buffer.get(..read).unwrap_or_default();
@@ -134,8 +133,7 @@ pub async fn answer(stream: &mut UnixStream, answer: &Answer) {
 pub async fn left(stream: &UnixStream) {
     let mut buffer = [0; 512];
     for _ in 0..16 {
-        let received =
-            stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
+        let received = stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
         if !matches!(received, Ok((1.., _))) {
             return;
         }
@@ -148,21 +146,14 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_told_why() {
-        let request = |rest: &str| {
-            format!(
-                "{{\"version\":1,\"id\":\"c\",\"bundle\":\"/b\",\"labels\":{{}},\"unbound\":null,{rest}}}"
-            )
-        };
+        let request = |rest: &str| format!("{{\"version\":1,\"id\":\"c\",\"bundle\":\"/b\",\"labels\":{{}},\"unbound\":null,{rest}}}");
         let nodes = vec!["\"/dev/nvidia0\""; MOST_NODES + 1].join(",");
         for (line, said) in [
             (String::new(), "the request is malformed"),
             ("[]".into(), "the request is malformed"),
             ("{\"version\":2}".into(), "the request is of version 2, and this divvy serves version 1"),
             ("{\"version\":1}".into(), "the request is malformed"),
-            (
-                request(&format!("\"devices\":[],\"nodes\":[{nodes}]")),
-                "the request names more than 256 devices or 4096 nodes",
-            ),
+            (request(&format!("\"devices\":[],\"nodes\":[{nodes}]")), "the request names more than 256 devices or 4096 nodes"),
         ] {
             assert_eq!(parse(line.as_bytes()).unwrap_err().to_string(), said, "{line:.80}");
         }

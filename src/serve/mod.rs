@@ -49,9 +49,7 @@ use store::Store;
 pub fn run(state_dir: &Path) -> Result<()> {
     if !geteuid().is_root() {
         let error = anyhow::anyhow!("only root can tell whose containers are whose");
-        return Err(Failure::new(error)
-            .hint("sudo divvy serve, or systemctl enable --now divvy.socket")
-            .into());
+        return Err(Failure::new(error).hint("sudo divvy serve, or systemctl enable --now divvy.socket").into());
     }
     let store = Store::open(state_dir)?;
     let listener = Listener::open(state_dir)?;
