@@ -104,6 +104,9 @@ pub struct GenerateArgs {
     /// Show what would be written and write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Move names that running containers hold to other devices
+    #[arg(long)]
+    pub force: bool,
     /// Make the device nodes that are missing in /dev (needs root)
     #[arg(long, conflicts_with_all = ["host", "dry_run"])]
     pub create_device_nodes: bool,

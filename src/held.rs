@@ -4,10 +4,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use hooks::lease::{Container, DeviceName, LEASE_LIMIT, Lease};
+use hooks::lease::{Container, LEASE_LIMIT, LEASES, Lease, LeasedDevice, SOCKET};
 
+use crate::plan::{Device, Kind};
 use crate::publish::read_regular;
 
 const PROC: &str = "/proc";
@@ -15,6 +17,11 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// As many characters of a container's id as engines print.
 const SHORT_ID: usize = 12;
+
+/// Whether the daemon, or systemd for it, takes requests. It is asked nothing.
+pub fn daemon_answers(state_dir: &Path) -> bool {
+    UnixStream::connect(state_dir.join(SOCKET)).is_ok()
+}
 
 /// The leases in a directory, the oldest first; and what is wrong with those that cannot be read. A directory that is
 /// not there holds none.
@@ -101,9 +108,24 @@ fn has_processes(cgroup: &Path, mount: &Path) -> bool {
     procs.is_ok_and(|procs| !procs.trim().is_empty())
 }
 
-/// Who has a device.
-pub fn holder<'a>(leases: &'a [Lease], device: &DeviceName) -> Option<&'a Lease> {
-    leases.iter().find(|lease| lease.devices.iter().any(|leased| leased.name == *device))
+/// The leases in a state directory whose containers run, and what is wrong with those that cannot be read.
+pub fn running(state_dir: &Path) -> (Vec<Lease>, Vec<String>) {
+    let (mut leases, warnings) = read(&state_dir.join(LEASES));
+    leases.retain(is_alive);
+    (leases, warnings)
+}
+
+/// Who has a device, and as what: a share is taken while its GPU is leased as a whole, and the whole while one of its
+/// shares is.
+pub fn holder<'a>(leases: &'a [Lease], device: &Device) -> Option<(&'a Lease, &'a LeasedDevice)> {
+    let of_it = |leased: &&LeasedDevice| leased.uuid == device.uuid;
+    let is_it = |leased: &LeasedDevice| {
+        leased.name.name == device.name && device.classes.contains(&leased.name.class)
+    };
+    let excludes = |leased: &LeasedDevice| leased.is_share != (device.kind == Kind::Share);
+    let all = || leases.iter().flat_map(|lease| lease.devices.iter().map(move |leased| (lease, leased)));
+    let find = |is: &dyn Fn(&LeasedDevice) -> bool| all().find(|(_, leased)| of_it(leased) && is(leased));
+    find(&is_it).or_else(|| find(&excludes))
 }
 
 /// `podman container web`, or by its id as engines shorten it.
@@ -119,7 +141,7 @@ pub fn who(container: &Container) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hooks::lease::{LeasedDevice, VERSION};
+    use hooks::lease::VERSION;
 
     fn lease(pid: i32, start_time: u64) -> Lease {
         Lease {
@@ -210,13 +232,10 @@ mod tests {
     }
 
     #[test]
-    fn who_has_what() {
-        let leases = [lease(7, 100)];
-        let name = |text: &str| text.parse::<DeviceName>().unwrap();
-        let found = holder(&leases, &name("gpu=shared-0")).unwrap();
-        assert_eq!(holder(&leases, &name("gpu.shared=shared-0")), None);
-        assert_eq!(who(&found.container), "podman container 3f2a5d1c0b9e");
-        let named = Container { name: Some("web".into()), engine: None, ..found.container.clone() };
+    fn names_of_containers() {
+        let unnamed = lease(7, 100).container;
+        assert_eq!(who(&unnamed), "podman container 3f2a5d1c0b9e");
+        let named = Container { name: Some("web".into()), engine: None, ..unnamed };
         assert_eq!(who(&named), "container web");
     }
 }

@@ -1,6 +1,7 @@
 //! System calls that neither std nor nix has, each behind a safe function: pidfds, what namespaces belong to, programs
 //! on cgroups, local time. With src/nvml/, all unsafe code of this crate.
 
+#[path = "sys/descriptors.rs"]
 mod descriptors;
 
 use std::fs;
@@ -137,6 +138,7 @@ pub struct Program {
 /// From enum bpf_cmd, enum bpf_prog_type, enum bpf_attach_type and the flags of BPF_PROG_ATTACH (linux/bpf.h).
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
@@ -246,6 +248,19 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
     // SAFETY: `attach` is what this command takes, and has no pointer.
     #[expect(unsafe_code)]
     let done = unsafe { bpf(BPF_PROG_ATTACH, &mut attach) };
+    done.map(drop)
+}
+
+/// Takes a device program off a cgroup of v2; the others there stay (bpf(2), Linux 4.15).
+///
+/// # Errors
+/// ENOENT when it is not attached there.
+pub fn detach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut detach =
+        Attach { target: number(cgroup), program: number(program), kind: BPF_CGROUP_DEVICE, flags: 0 };
+    // SAFETY: `detach` is what this command takes, and has no pointer.
+    #[expect(unsafe_code)]
+    let done = unsafe { bpf(BPF_PROG_DETACH, &mut detach) };
     done.map(drop)
 }
 

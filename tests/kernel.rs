@@ -197,13 +197,18 @@ fn a_program_is_attached_once() {
 }
 
 fn the_v1_controller_denies_what_is_listed() {
+    let dir = nodes(&[200, 201, 202]);
+    let open_to_all = Cgroup::new("devices", "open");
+    deny::deny(&open_to_all.0, &[(MAJOR, 201)]).unwrap();
+    assert!(is_denied(&open_to_all, &dir.path().join("201")));
+    assert!(!is_denied(&open_to_all, &dir.path().join("202")));
+
     let cgroup = Cgroup::new("devices", "deny");
     // As engines set it up: nothing, then what is given; every node may be made.
     fs::write(cgroup.0.join("devices.deny"), "a").unwrap();
     for rule in ["c *:* m", "c 1:3 rwm", "c 195:200 rw", "c 195:201 rw", "c 195:202 rwm"] {
         fs::write(cgroup.0.join("devices.allow"), rule).unwrap();
     }
-    let dir = nodes(&[200, 201, 202]);
     let denied = |minor: &str| is_denied(&cgroup, &dir.path().join(minor));
     assert!(!denied("201"));
     for _ in 0..2 {

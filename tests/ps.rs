@@ -193,7 +193,8 @@ fn a_row_for_each_leased_device() {
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!(status, 0, "{errors}");
     let out = out.replace(&web.to_string(), "PID").replace(&db.to_string(), "PID");
-    let out: Vec<String> = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let out: Vec<String> =
+        out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(
         out,
         [
@@ -244,7 +245,8 @@ fn json_has_all_of_it() {
     let mut ground = Ground::new();
     let (web, in_web) = ground.start();
     ground.lease(4_000_000_001, web, |lease| {
-        let second = json!({"class": "gpu", "name": "shared-1", "uuid": GPU, "is_share": true, "pool": "shared"});
+        let second =
+            json!({"class": "gpu", "name": "shared-1", "uuid": GPU, "is_share": true, "pool": "shared"});
         lease["devices"].as_array_mut().unwrap().push(second);
     });
     ground.processes(&json!({GPU: {"compute": [used(in_web, 7)]}}));
@@ -311,7 +313,10 @@ fn lists_that_nvml_does_not_have() {
     let many: Vec<Value> = (0..40).map(|n| used(4_100_000 + n, 1)).collect();
     ground.processes(&json!({GPU: {"compute": many, "graphics": null, "mps": [used(web, 3)]}}));
     let shown = ground.json(&[]);
-    assert_eq!((&shown["rows"][0]["used_bytes"], shown["rows"].as_array().unwrap().len()), (&json!(3 << 20), 41));
+    assert_eq!(
+        (&shown["rows"][0]["used_bytes"], shown["rows"].as_array().unwrap().len()),
+        (&json!(3 << 20), 41)
+    );
     // A process that /proc does not have is a row by its number.
     assert_eq!(shown["rows"][1]["pid"], 4_100_000);
     assert_eq!(shown["rows"][1]["uid"], Value::Null);
@@ -322,7 +327,8 @@ fn nothing_is_held() {
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!((status, out.as_str()), (0, "nothing is held\n"));
     assert!(
-        errors.starts_with("note: the daemon does not answer at DIR/state/divvy.sock: ") && errors.contains("`divvy serve`"),
+        errors.starts_with("note: the daemon does not answer at DIR/state/divvy.sock: ")
+            && errors.contains("`divvy serve`"),
         "{errors}"
     );
     let (_, _, errors) = ground.run(ground.ps(&["--quiet"]));
@@ -355,12 +361,13 @@ fn a_lease_whose_process_is_gone_is_ending() {
         lease["devices"][0]["name"] = "shared-2".into();
     });
     let shown = ground.json(&[]);
-    let states: Vec<_> =
-        shown["rows"].as_array().unwrap().iter().map(|row| (row["ending"].clone(), row["pid"].clone())).collect();
-    assert_eq!(
-        states,
-        [(json!(false), json!(web)), (json!(true), Value::Null), (json!(true), Value::Null)]
-    );
+    let states: Vec<_> = shown["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["ending"].clone(), row["pid"].clone()))
+        .collect();
+    assert_eq!(states, [(json!(false), json!(web)), (json!(true), Value::Null), (json!(true), Value::Null)]);
     let (_, out, _) = ground.run(ground.ps(&[]));
     assert_eq!(out.matches("  ending\n").count(), 2, "{out}");
 }
@@ -376,7 +383,10 @@ fn names_are_not_obeyed() {
     assert_eq!(out.lines().count(), 2);
     assert!(out.contains("podman \\u{1b}[2Jweb\\u{a}shared-9  0  \\u{202e}id"), "{out}");
     let (_, _, errors) = ground.run(ground.command(&["release", "shared-0"]));
-    assert!(errors.contains("held by podman container \\u{1b}[2Jweb\\u{a}shared-9  0 (\\u{202e}id, since"), "{errors}");
+    assert!(
+        errors.contains("held by podman container \\u{1b}[2Jweb\\u{a}shared-9  0 (\\u{202e}id, since"),
+        "{errors}"
+    );
     assert!(errors.contains("hint: end it with its engine; "), "{errors}");
 }
 
@@ -419,10 +429,7 @@ fn refused(at: u64, uid: u32, name: &str) -> Value {
 
 fn refusals_the_callers_own_first() {
     let ground = Ground::new();
-    assert_eq!(
-        ground.run(ground.ps(&["--refused"])),
-        (0, "no start was refused\n".into(), String::new())
-    );
+    assert_eq!(ground.run(ground.ps(&["--refused"])), (0, "no start was refused\n".into(), String::new()));
     let me = nix::unistd::getuid().as_raw();
     let mut list = vec![refused(SINCE, me, "mine"), refused(SINCE + 60, 4_000_000, "theirs\u{1b}")];
     list.push(json!({
@@ -481,7 +488,8 @@ fn release_refuses_while_the_container_lives() {
                 "error: {device} is held by {engine} container web (3f2a5d1c0b9e, since Nov 14 22:13, user {user}), which runs\nhint: {hint}"
             );
             // The tests may run as anybody.
-            let error = if nix::unistd::getuid().is_root() { error } else { error.lines().next().unwrap().into() };
+            let error =
+                if nix::unistd::getuid().is_root() { error } else { error.lines().next().unwrap().into() };
             assert!(errors.starts_with(&error), "{errors}");
             assert!(errors.ends_with(&format!("; `divvy release {device} --kill` kills it\n")), "{errors}");
         }
@@ -570,7 +578,10 @@ fn a_damaged_lease_is_named() {
     fs::write(ground.lease_path(4_000_000_002), "{").unwrap();
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!((status, out.lines().count()), (0, 2));
-    assert!(errors.starts_with("warning: the lease DIR/state/leases/4000000002.json is damaged: "), "{errors}");
+    assert!(
+        errors.starts_with("warning: the lease DIR/state/leases/4000000002.json is damaged: "),
+        "{errors}"
+    );
     assert_eq!(ground.json(&[])["warnings"].as_array().unwrap().len(), 1);
 }
 

@@ -14,12 +14,13 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt,
     socket, sockopt::SendTimeout,
 };
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 
 use crate::args::CreateRuntime;
 use crate::lease::{Answer, DeviceName, LINE_LIMIT, Request, SOCKET, VERSION};
 use crate::state::{Asked, Container};
+use crate::tree::Tree;
 
 /// Between two attempts to reach a daemon that is just starting.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -58,8 +59,6 @@ pub enum Error {
     Answer {
         /// Its socket on the host.
         socket: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
     },
     /// The daemon does not come to an end.
     #[error("divvy's daemon at {socket:?} gave an answer longer than {LINE_LIMIT} bytes")]
@@ -218,18 +217,15 @@ impl<F: FnMut(Duration)> Asking<'_, F> {
                     return Err(error.into());
                 }
             };
-            match serde_json::from_slice(&line) {
-                Ok(Answer::Granted { devices }) => return Ok(devices),
-                Ok(Answer::Queued { seconds, .. }) => until = self.queue(seconds),
-                Ok(Answer::Refused { status, message, hint }) => {
+            match answer(&line) {
+                Some(Answer::Granted { devices }) => return Ok(devices),
+                Some(Answer::Queued { seconds, .. }) => until = self.queue(seconds),
+                Some(Answer::Refused { status, message, hint }) => {
                     let hint = hint.map(|hint| plain(&hint));
                     let error = Error::Refused { status, message: plain(&message), hint };
                     return Err(Broken::Final(error));
                 }
-                Err(source) => {
-                    let error = Error::Answer { socket: self.socket.to_owned(), source };
-                    return Err(Broken::Final(error));
-                }
+                None => return Err(Broken::Final(Error::Answer { socket: self.socket.to_owned() })),
             }
         }
     }
@@ -267,6 +263,32 @@ impl<F: FnMut(Duration)> Asking<'_, F> {
         let sent = sendmsg::<UnixAddr>(stream.as_raw_fd(), &bytes, &with_it, MsgFlags::MSG_NOSIGNAL, None)?;
         stream.write_all(&self.line[sent..])
     }
+}
+
+/// An answer, if a line is one.
+fn answer(line: &[u8]) -> Option<Answer> {
+    let tree = Tree::parse(line).ok()?;
+    Some(match tree.get("answer").text()? {
+        "queued" => Answer::Queued {
+            seconds: tree.get("seconds").count()?,
+            ahead: tree.get("ahead").count()?.try_into().ok()?,
+        },
+        "granted" => {
+            let device = |device: &Tree| {
+                let text = |name| device.get(name).text().map(str::to_owned);
+                Some(DeviceName { class: text("class")?, name: text("name")? })
+            };
+            Answer::Granted {
+                devices: tree.get("devices").list()?.iter().map(device).collect::<Option<_>>()?,
+            }
+        }
+        "refused" => Answer::Refused {
+            status: tree.get("status").count()?.try_into().ok()?,
+            message: tree.get("message").text()?.to_owned(),
+            hint: tree.get("hint").text().map(str::to_owned),
+        },
+        _ => return None,
+    })
 }
 
 /// The lines of a daemon's answer.
@@ -307,13 +329,42 @@ impl Lines {
 
 /// The time left, and never none, which would stand for no end.
 fn timeval(until: Instant) -> TimeVal {
-    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let seconds = left.as_secs().try_into().unwrap_or(nix::libc::time_t::MAX);
-    TimeVal::new(seconds, left.subsec_micros().into())
+    let left = until.saturating_duration_since(Instant::now()).as_millis();
+    TimeVal::milliseconds(left.try_into().unwrap_or(i64::MAX).max(1))
 }
 
 /// Another program's words, without what a terminal would obey.
 fn plain(text: &str) -> String {
     let characters = text.chars().take(LONGEST_MESSAGE);
     characters.map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read_as_the_daemon_writes_them() {
+        for given in [
+            Answer::Queued { seconds: 1800, ahead: 2 },
+            Answer::Granted { devices: vec!["gpu=shared-2".parse().unwrap(), "gpu=0:1".parse().unwrap()] },
+            Answer::Granted { devices: Vec::new() },
+            Answer::Refused { status: 3, message: "a \"b\"\n".into(), hint: Some("c".into()) },
+            Answer::Refused { status: 255, message: String::new(), hint: None },
+        ] {
+            assert_eq!(answer(&serde_json::to_vec(&given).unwrap()), Some(given));
+        }
+        for odd in [
+            r#"{"answer":"granted","devices":[{"class":"gpu"}]}"#,
+            r#"{"answer":"granted","devices":["gpu=0"]}"#,
+            r#"{"answer":"granted"}"#,
+            r#"{"answer":"queued","seconds":-1,"ahead":0}"#,
+            r#"{"answer":"queued","seconds":1.5,"ahead":0}"#,
+            r#"{"answer":"refused","status":256,"message":"a"}"#,
+            r#"{"answer":"refused","status":3}"#,
+            r#"{"answer":["granted"],"devices":[]}"#,
+        ] {
+            assert_eq!(answer(odd.as_bytes()), None, "{odd}");
+        }
+    }
 }

@@ -14,9 +14,10 @@ use thiserror::Error;
 
 use crate::args::{Link, is_plain_path};
 use crate::create_container::destination;
-use crate::lease::{LEASE_LIMIT, Lease};
+use crate::lease::{LEASE_LIMIT, Lease, VERSION};
 use crate::rootfs::{self, Root};
 use crate::state::{self, Container};
+use crate::tree::Tree;
 use crate::user_namespace::UserIds;
 
 /// This process's mount namespace, which is the container's (namespaces(7)).
@@ -61,13 +62,11 @@ pub enum Error {
         /// The lease, on the host.
         path: PathBuf,
     },
-    /// It cannot be read, or is of another version.
-    #[error("the lease {path:?} is malformed")]
+    /// It cannot be read.
+    #[error("the lease {path:?} is malformed, or of another version than {VERSION}")]
     Malformed {
         /// The lease, on the host.
         path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
     },
     /// It is another's: the kernel uses numbers of namespaces again.
     #[error("the lease {path:?} is of another container, {id:?}")]
@@ -113,22 +112,50 @@ impl Error {
     }
 }
 
+/// What a lease says to its container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// Nodes that are not this container's, by their paths in it.
+    remove: Vec<PathBuf>,
+}
+
+/// Whose a lease is.
+#[derive(Debug, PartialEq, Eq)]
+struct Owner<'a> {
+    id: &'a str,
+    bundle: &'a Path,
+    mount_namespace: u64,
+}
+
 /// The lease of this container, in whose mount namespace this process is.
 ///
 /// # Errors
 /// [`Error`], but for the last two.
-pub fn read(leases: &Path, container: &Container) -> Result<Lease, Error> {
+pub fn read(leases: &Path, container: &Container) -> Result<Own, Error> {
     let state = |source| Error::State { source };
     let (id, bundle) = (container.id().map_err(state)?, container.bundle().map_err(state)?);
     let namespace = stat(NAMESPACE).map_err(|errno| failed("stat", Path::new(NAMESPACE), errno))?.st_ino;
     let path = Lease::path(leases, namespace);
-    let lease = Lease::parse(&content(leases, &path)?);
-    let lease = lease.map_err(|source| Error::Malformed { path: path.clone(), source })?;
-    let of = &lease.container;
-    if of.id == id && of.bundle == bundle && of.mount_namespace == namespace {
-        return Ok(lease);
+    let lease = Tree::parse(&content(leases, &path)?).unwrap_or_default();
+    let Some((owner, own)) = parts(&lease) else { return Err(Error::Malformed { path }) };
+    if owner == (Owner { id, bundle, mount_namespace: namespace }) {
+        return Ok(own);
     }
-    Err(Error::Foreign { path, id: of.id.clone() })
+    Err(Error::Foreign { path, id: owner.id.to_owned() })
+}
+
+/// Of a [`Lease`], what the hook needs.
+fn parts(lease: &Tree) -> Option<(Owner<'_>, Own)> {
+    let container = lease.get("container");
+    let owner = Owner {
+        id: container.get("id").text()?,
+        bundle: Path::new(container.get("bundle").text()?),
+        mount_namespace: container.get("mount_namespace").count()?,
+    };
+    let remove = lease.get("remove").list()?.iter();
+    let remove = remove.map(|path| path.text().map(PathBuf::from)).collect::<Option<_>>()?;
+    let is_known = lease.get("version").count() == Some(VERSION.into());
+    is_known.then_some((owner, Own { remove }))
 }
 
 /// What stands in a file that is root's alone, in a directory that is.
@@ -162,7 +189,7 @@ fn content(directory: &Path, path: &Path) -> Result<Vec<u8>, Error> {
 ///
 /// # Errors
 /// [`Error::NotADevice`], [`Error::Node`]: then some may be gone.
-pub fn take_away(root: &Root, lease: &Lease, links: &[Link]) -> Result<(), Error> {
+pub fn take_away(root: &Root, lease: &Own, links: &[Link]) -> Result<(), Error> {
     let mut there = Vec::new();
     for path in &lease.remove {
         let below = path.strip_prefix("/dev").ok().filter(|_| is_plain_path(path));

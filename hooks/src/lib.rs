@@ -7,6 +7,7 @@
 //! - [`args`]: the hook's command line, written into the CDI spec and read back when the container starts
 //! - [`stale`]: whether the spec is of the driver and plan that the host has now
 //! - [`lease`]: what hook and daemon say to each other, and the lease
+//! - [`tree`]: JSON of other programs, of which little is needed
 //! - [`state`]: what the engine says on standard input, and where the container's root is
 //! - [`create_runtime`]: asks the daemon for the leased devices
 //! - [`user_namespace`]: whose files are whose
@@ -28,4 +29,5 @@ pub mod leased;
 pub mod rootfs;
 pub mod stale;
 pub mod state;
+pub mod tree;
 pub mod user_namespace;

@@ -4,22 +4,18 @@
 //! `config.json` only what is needed is read, so that values which this program does not know yet cannot fail a start.
 //!
 //! - `asked`: what the configuration says of devices, for the daemon
-//! - `lenient`: values that are taken if they are what is expected
 
 mod asked;
-mod lenient;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::{self, DeserializeOwned};
 use thiserror::Error;
 
+use crate::tree::Tree;
 pub use asked::{Asked, asked_in_config};
-use lenient::{Annotations, Number, Text};
 
 /// The most that is read from standard input, in bytes.
 pub const STATE_LIMIT: u64 = 1 << 20;
@@ -88,33 +84,16 @@ impl Error {
 
 /// The state of a container that is being started: of what the engine says, what is needed. Whatever else it may say,
 /// now or later, is no reason to fail.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
-    /// The bundle's directory.
-    #[serde(default)]
+    /// Empty where there is none.
     bundle: PathBuf,
     /// Where the root is, as crun says beyond the specification. The bundle's `config.json` can be out of reach when
     /// this is not.
-    #[serde(default)]
     root: Option<PathBuf>,
-    #[serde(default)]
-    id: Text,
-    #[serde(default)]
-    pid: Number,
-    #[serde(default)]
-    annotations: Annotations,
-}
-
-/// The part of a bundle's `config.json` that matters here.
-#[derive(Debug, Deserialize)]
-struct Config {
-    root: Option<ConfigRoot>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ConfigRoot {
-    #[serde(default)]
-    path: PathBuf,
+    id: Option<String>,
+    pid: Option<i64>,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Container {
@@ -133,7 +112,14 @@ impl Container {
     /// # Errors
     /// When it is not the JSON of a state.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        object(bytes).map_err(|source| Error::State { source })
+        let state = Tree::parse(bytes).map_err(|source| Error::State { source })?;
+        Ok(Self {
+            bundle: state.get("bundle").text().unwrap_or_default().into(),
+            root: state.get("root").text().map(PathBuf::from),
+            id: state.get("id").text().map(str::to_owned),
+            pid: state.get("pid").number(),
+            annotations: state.annotations(),
+        })
     }
 
     /// The container's id, by which engine and runtime know it.
@@ -141,7 +127,7 @@ impl Container {
     /// # Errors
     /// When there is none.
     pub fn id(&self) -> Result<&str, Error> {
-        self.id.0.as_deref().filter(|id| !id.is_empty()).ok_or(Error::NoId)
+        self.id.as_deref().filter(|id| !id.is_empty()).ok_or(Error::NoId)
     }
 
     /// The bundle's directory, absolute.
@@ -158,13 +144,13 @@ impl Container {
     /// # Errors
     /// When there is none.
     pub fn pid(&self) -> Result<i32, Error> {
-        let pid = self.pid.0.and_then(|pid| i32::try_from(pid).ok());
+        let pid = self.pid.and_then(|pid| i32::try_from(pid).ok());
         pid.filter(|pid| *pid > 0).ok_or(Error::NoProcess)
     }
 
     /// Annotations that name the container for a person, as far as engines are known to write them.
     pub fn annotations(&self) -> &BTreeMap<String, String> {
-        &self.annotations.0
+        &self.annotations
     }
 
     /// The content of the bundle's `config.json`.
@@ -215,19 +201,9 @@ fn is_elsewhere(bundle: &Path) -> bool {
 /// # Errors
 /// When it is no JSON object, or names no root.
 pub fn root_in_config(bundle: &Path, config: &[u8]) -> Result<PathBuf, Error> {
-    let config: Config = object(config).map_err(|source| Error::Config { source })?;
-    match config.root {
-        Some(root) if !root.path.as_os_str().is_empty() => Ok(bundle.join(root.path)),
-        _ => Err(Error::NoRoot),
-    }
-}
-
-/// A JSON object; serde would take an array for one too.
-fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
-    if bytes.trim_ascii_start().starts_with(b"[") {
-        return Err(de::Error::invalid_type(de::Unexpected::Seq, &"an object"));
-    }
-    serde_json::from_slice(bytes)
+    let config = Tree::parse(config).map_err(|source| Error::Config { source })?;
+    let path = config.get("root").get("path").text().filter(|path| !path.is_empty());
+    path.map(|path| bundle.join(path)).ok_or(Error::NoRoot)
 }
 
 fn read_bounded(input: impl Read, limit: u64, what: &str) -> Result<Vec<u8>, Error> {
@@ -274,14 +250,15 @@ mod tests {
             (" \n", "there is no container's state on standard input"),
             ("hello", "the container's state is malformed"),
             ("[]", "the container's state is malformed"),
-            (r#"{"bundle":1}"#, "the container's state is malformed"),
             (r#"{"bundle":"/b"} x"#, "the container's state is malformed"),
         ] {
             assert_eq!(Container::read(input.as_bytes()).unwrap_err().to_string(), error, "{input}");
         }
         let long = Container::read(std::io::repeat(b' ')).unwrap_err();
         assert_eq!(long.to_string(), "the container's state is longer than 1048576 bytes");
-        for input in ["{}", r#"{"bundle":""}"#, r#"{"bundle":"b"}"#, r#"{"root":"merged"}"#] {
+        for input in
+            ["{}", r#"{"bundle":1}"#, r#"{"bundle":""}"#, r#"{"bundle":"b"}"#, r#"{"root":"merged"}"#]
+        {
             let error = Container::parse(input.as_bytes()).unwrap().root().unwrap_err();
             assert_eq!(error.to_string(), "the container's state names no bundle", "{input}");
         }

@@ -16,7 +16,7 @@ use crate::failure::{Status, printable, say};
 use crate::nvml::processes::Session;
 use crate::ps::{self, Held, Row, table};
 use crate::publish;
-use crate::serve::refused::{Refused, Refusals};
+use crate::serve::refused::{Refusals, Refused};
 use crate::sys;
 
 /// To the upper left corner, and clear from there.

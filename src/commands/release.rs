@@ -102,9 +102,10 @@ fn not_held(device: &str, typed: &Typed<'_>, plan: Option<&Kept>) -> Result<Stat
             "`divvy ps` shows what is held",
         ));
     };
-    let pool = plan.pools.iter().find(|pool| {
-        pool.name == typed.name && typed.class.is_none_or(|class| pool.class == class)
-    });
+    let pool = plan
+        .pools
+        .iter()
+        .find(|pool| pool.name == typed.name && typed.class.is_none_or(|class| pool.class == class));
     match (plan.devices.iter().find(|known| typed.is(known)), pool) {
         (Some(known), _) if known.leased => say(&format!("{device} is free: no container holds it")),
         (Some(_), _) => Err(usage(
@@ -115,9 +116,10 @@ fn not_held(device: &str, typed: &Typed<'_>, plan: Option<&Kept>) -> Result<Stat
             format!("{device} is a pool"),
             format!("name one of its devices: {}", pool.devices.join(", ")),
         )),
-        (None, None) => {
-            Err(usage(format!("there is no device {device}"), "`divvy ps` shows what is held, `divvy list` all"))
-        }
+        (None, None) => Err(usage(
+            format!("there is no device {device}"),
+            "`divvy ps` shows what is held, `divvy list` all",
+        )),
     }
 }
 
@@ -208,7 +210,7 @@ fn wait(device: &str, lease: &Lease, path: &Path, state_dir: &Path) -> Result<St
             return say(&format!("{device} is free: {} is gone", held::who(&lease.container)));
         }
         let is_alive = held::is_alive(lease);
-        if !is_alive && !ps::daemon_answers(state_dir) {
+        if !is_alive && !held::daemon_answers(state_dir) {
             return say(&format!(
                 "{} is gone; the daemon is not there, and frees {device} when it starts",
                 held::who(&lease.container)
@@ -216,7 +218,9 @@ fn wait(device: &str, lease: &Lease, path: &Path, state_dir: &Path) -> Result<St
         }
         if Instant::now() >= deadline {
             let (what, hint) = match is_alive {
-                true => ("was killed and still runs", "a process that waits for a device ends when that answers"),
+                true => {
+                    ("was killed and still runs", "a process that waits for a device ends when that answers")
+                }
                 false => ("is gone, and the daemon has not seen it", "see what `divvy serve` logs"),
             };
             let what = anyhow::anyhow!("{device} is still held: {} {what}", held::who(&lease.container));

@@ -3,6 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use hooks::lease::Lease;
+
+use crate::discover::host::Host;
+use crate::held;
+
 use super::earlier::Earlier;
 use super::names::{kind_of, listed};
 use super::{Device, Plan};
@@ -62,6 +67,46 @@ fn gone(earlier: &Earlier, plan: &mut Plan) {
         })
         .collect();
     plan.notes.extend(notes);
+}
+
+/// What running containers hold and would lose the name of: it would mean another device, or none. A device that is not
+/// there any more is lost already.
+pub fn from_under(leases: &[Lease], earlier: &Earlier, host: &Host, plan: &Plan) -> Vec<Held> {
+    let names = earlier.then(plan).names;
+    let gpus = host.gpus.iter().map(|gpu| gpu.uuid.as_str());
+    let mig = host.gpus.iter().flat_map(|gpu| &gpu.mig_devices).map(|mig| mig.uuid.as_str());
+    let there: BTreeSet<&str> = gpus.chain(mig).collect();
+    let devices = leases.iter().flat_map(|lease| lease.devices.iter().map(move |device| (lease, device)));
+    let held = devices.filter_map(|(lease, device)| {
+        let now = names.get(&(device.name.class.clone(), device.name.name.clone()));
+        let is_kept = now == Some(&device.uuid) || now.is_none() && !there.contains(device.uuid.as_str());
+        (!is_kept).then(|| Held {
+            name: format!("{}={}", kind_of(&device.name.class), device.name.name),
+            by: held::who(&lease.container),
+            is: device.uuid.clone(),
+            would_be: now.cloned(),
+        })
+    });
+    held.collect()
+}
+
+/// A name that a running container holds and that would move.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Held {
+    name: String,
+    by: String,
+    is: String,
+    would_be: Option<String>,
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, by, is, .. } = self;
+        match &self.would_be {
+            Some(other) => write!(f, "{name}, held by {by}, would mean {other} and means {is}"),
+            None => write!(f, "{name}, held by {by}, would mean nothing and means {is}"),
+        }
+    }
 }
 
 /// Names in a row that moved from one device to another.

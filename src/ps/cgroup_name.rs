@@ -23,7 +23,8 @@ const PREFIXES: [(&str, &str); 6] = [
 ];
 
 /// Directories in which cgroupfs has a container's by its plain id.
-const PARENTS: [(&str, &str); 3] = [("docker", "docker"), ("k8s.io", "kubernetes"), ("libpod_parent", "podman")];
+const PARENTS: [(&str, &str); 3] =
+    [("docker", "docker"), ("k8s.io", "kubernetes"), ("libpod_parent", "podman")];
 
 /// The container of a cgroup, or the one above that it is nested in.
 pub fn container(cgroup: &Path) -> Option<Named> {

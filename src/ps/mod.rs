@@ -10,10 +10,9 @@ pub mod process;
 pub mod table;
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use hooks::lease::{Container, DeniedBy, LEASES, Lease, LeasedDevice, SOCKET};
+use hooks::lease::{Container, DeniedBy, LEASES, Lease, LeasedDevice};
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
@@ -121,7 +120,7 @@ enum Whose {
 
 /// Puts together what is so now.
 pub fn look(state_dir: &Path, nvml: Option<&Session>) -> Held {
-    let mut held = Held { daemon: daemon_answers(state_dir), ..Held::default() };
+    let mut held = Held { daemon: held::daemon_answers(state_dir), ..Held::default() };
     let (leases, warnings) = held::read(&state_dir.join(LEASES));
     held.warnings = warnings;
     let planned = planned(state_dir, &mut held);
@@ -220,12 +219,7 @@ fn add(one: UsedMemory, other: UsedMemory) -> UsedMemory {
     }
 }
 
-fn leased_row(
-    lease: &Lease,
-    leased: &LeasedDevice,
-    planned: &Planned,
-    used: Option<&UsedDevice>,
-) -> Row {
+fn leased_row(lease: &Lease, leased: &LeasedDevice, planned: &Planned, used: Option<&UsedDevice>) -> Row {
     let ending = !held::has_first_process(&lease.container);
     let mut row = Row {
         lease: true,
@@ -330,9 +324,4 @@ impl Users {
 /// The name of a user; none if nobody knows.
 pub fn user_name(uid: u32) -> Option<String> {
     Some(User::from_uid(Uid::from_raw(uid)).ok()??.name)
-}
-
-/// Whether the daemon, or systemd for it, takes requests. It is asked nothing.
-pub fn daemon_answers(state_dir: &Path) -> bool {
-    UnixStream::connect(state_dir.join(SOCKET)).is_ok()
 }

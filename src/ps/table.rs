@@ -23,8 +23,7 @@ pub fn aligned<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |row: &[String; N]| {
-        let cells: Vec<_> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         cells.join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
@@ -76,10 +75,7 @@ pub fn short_id(id: &str) -> String {
 }
 
 fn marks(row: &Row) -> Vec<&'static str> {
-    let marks = [
-        ("no lease", !row.lease),
-        ("ending", row.ending),
-        ("v1", row.denied_by == Some(DeniedBy::CgroupV1)),
-    ];
+    let marks =
+        [("no lease", !row.lease), ("ending", row.ending), ("v1", row.denied_by == Some(DeniedBy::CgroupV1))];
     marks.into_iter().filter_map(|(mark, is_so)| is_so.then_some(mark)).collect()
 }

@@ -27,6 +27,9 @@ pub enum Error {
     /// Not in time.
     #[error("no whole request came within {} seconds", PATIENCE.as_secs())]
     Silent,
+    /// The caller said nothing and left: it looked whether somebody is here.
+    #[error("the caller left without a word")]
+    Nothing,
     /// The caller closed before the newline.
     #[error("the caller left in the middle of its request")]
     Half,
@@ -89,7 +92,8 @@ async fn read_line(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Error
     let mut descriptors = Vec::new();
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let received = stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
+        let received =
+            stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
         let (read, more) = received?;
         descriptors.extend(more);
         let part = buffer.get(..read).unwrap_or_default();
@@ -99,6 +103,7 @@ async fn read_line(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Error
             _ if line.len() >= LINE_LIMIT => return Err(Error::TooLong),
             _ if descriptors.len() > 1 => return Err(Error::Descriptors { found: descriptors.len() }),
             (Some(_), _) => return Ok((line, descriptors)),
+            (None, 0) if line.is_empty() => return Err(Error::Nothing),
             (None, 0) => return Err(Error::Half),
             (None, _) => {}
         }
@@ -133,7 +138,8 @@ pub async fn answer(stream: &mut UnixStream, answer: &Answer) {
 pub async fn left(stream: &UnixStream) {
     let mut buffer = [0; 512];
     for _ in 0..16 {
-        let received = stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
+        let received =
+            stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
         if !matches!(received, Ok((1.., _))) {
             return;
         }
@@ -146,14 +152,21 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_told_why() {
-        let request = |rest: &str| format!("{{\"version\":1,\"id\":\"c\",\"bundle\":\"/b\",\"labels\":{{}},\"unbound\":null,{rest}}}");
+        let request = |rest: &str| {
+            format!(
+                "{{\"version\":1,\"id\":\"c\",\"bundle\":\"/b\",\"labels\":{{}},\"unbound\":null,{rest}}}"
+            )
+        };
         let nodes = vec!["\"/dev/nvidia0\""; MOST_NODES + 1].join(",");
         for (line, said) in [
             (String::new(), "the request is malformed"),
             ("[]".into(), "the request is malformed"),
             ("{\"version\":2}".into(), "the request is of version 2, and this divvy serves version 1"),
             ("{\"version\":1}".into(), "the request is malformed"),
-            (request(&format!("\"devices\":[],\"nodes\":[{nodes}]")), "the request names more than 256 devices or 4096 nodes"),
+            (
+                request(&format!("\"devices\":[],\"nodes\":[{nodes}]")),
+                "the request names more than 256 devices or 4096 nodes",
+            ),
         ] {
             assert_eq!(parse(line.as_bytes()).unwrap_err().to_string(), said, "{line:.80}");
         }

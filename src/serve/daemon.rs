@@ -2,8 +2,8 @@
 //! decided about each is done before the next.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,8 +23,8 @@ use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::plan_file::PlanFile;
 use super::refusal::Refusal;
-use super::store::Store;
 use super::refused::{Refusals, Refused};
+use super::store::Store;
 use super::{connection, deny, watch};
 use crate::sys;
 
@@ -193,9 +193,11 @@ impl Daemon {
             Ok(peer) => peer,
             Err(error) => return warn!("turned a caller away: it cannot be known who it is: {error}"),
         };
-        let of = |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
+        let of =
+            |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
         let is_too_many = of(&|_| true) >= MOST
-            || peer.uid != 0 && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
+            || peer.uid != 0
+                && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
         if is_too_many {
             return debug!(uid = peer.uid, "turned a caller away: too many connections");
         }
@@ -239,7 +241,8 @@ impl Daemon {
             Err(error) => {
                 let hint = Some(error.hint().to_owned());
                 let message = format!("{:#}", anyhow::Error::new(error));
-                let _ = answers.send(Answer::Refused { status: 1, message: message.clone(), hint: hint.clone() });
+                let _ =
+                    answers.send(Answer::Refused { status: 1, message: message.clone(), hint: hint.clone() });
                 let Request { id, devices, .. } = request;
                 let asked = devices.iter().map(ToString::to_string).collect();
                 let (engine, name, uid) = (None, None, peer.uid);
@@ -302,7 +305,10 @@ impl Daemon {
                 info!(container = lease.container.id, devices = names(&lease), "ended a lease");
                 if let Err(error) = self.store.remove(&lease) {
                     // The next start of the daemon finds that its container is gone.
-                    error!(container = lease.container.id, "cannot remove the file of an ended lease: {error}");
+                    error!(
+                        container = lease.container.id,
+                        "cannot remove the file of an ended lease: {error}"
+                    );
                 }
             }
         }
@@ -349,9 +355,13 @@ impl Daemon {
             hint: Some("see with `df /run` whether there is room".into()),
         };
         self.store.write(lease).map_err(not_written)?;
-        let Some(cgroup) = lease.container.cgroup.as_deref().filter(|_| !numbers.is_empty()) else {
+        let Some(cgroup) = lease.container.cgroup.as_deref() else { return Ok(()) };
+        if numbers.is_empty() {
+            if let Err(error) = deny::lift(cgroup) {
+                warn!(cgroup = %cgroup.display(), "an earlier container's device program may be there: {error}");
+            }
             return Ok(());
-        };
+        }
         match deny::deny(cgroup, &numbers) {
             Ok(by) => lease.denied_by = Some(by),
             // What a user's container was brought are mounts, which its hook takes away for good.
@@ -371,7 +381,10 @@ impl Daemon {
         let number = |path: &PathBuf| {
             self.plan.numbers(path).map_err(|error| No {
                 status: 5,
-                message: format!("{} cannot be denied, since its number is not known: {error}", path.display()),
+                message: format!(
+                    "{} cannot be denied, since its number is not known: {error}",
+                    path.display()
+                ),
                 hint: Some("sudo divvy generate --create-device-nodes".into()),
             })
         };
@@ -453,9 +466,13 @@ async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: Unboun
                 }
             }
         }
+        Err(connection::Error::Nothing) => {
+            debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word")
+        }
         Err(error) => {
-            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {error:#}");
-            connection::answer(&mut stream, &error.answer()).await;
+            let answer = error.answer();
+            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {:#}", anyhow::Error::new(error));
+            connection::answer(&mut stream, &answer).await;
         }
     }
     let _ = to.send(Message::Closed(ticket));

@@ -28,7 +28,8 @@ impl Listener {
     /// Takes systemd's socket (sd_listen_fds(3)), or makes one in the state directory.
     pub fn open(state_dir: &Path) -> Result<Self> {
         let lock = lock(state_dir)?;
-        let passed: Vec<_> = sd_notify::listen_fds().context("cannot ask for the sockets of systemd")?.collect();
+        let passed: Vec<_> =
+            sd_notify::listen_fds().context("cannot ask for the sockets of systemd")?.collect();
         let (socket, own) = match passed[..] {
             [] => {
                 let path = state_dir.join(SOCKET);
@@ -57,7 +58,8 @@ fn lock(state_dir: &Path) -> Result<File> {
     let file = File::options().write(true).create(true).truncate(false).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     // Nobody else may hold it up.
-    file.set_permissions(Permissions::from_mode(0o600)).with_context(|| format!("cannot close {} to others", path.display()))?;
+    file.set_permissions(Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot close {} to others", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => {

@@ -4,33 +4,35 @@
 //!
 //! - `listen`: the socket, systemd's or one of our own
 //! - `connection`: one request, its answers, and the end
-//! - `caller`, `cgroup`, `names`: which container it is about and who asks, as the kernel says
-//! - `leases` and what it is made of: who holds what; pure
+//! - `caller`, by `process` and `cgroup`: which container it is about and who asks, as the kernel says
+//! - `names`: what people call it
+//! - `leases`: who holds what; pure, and so are its parts: `admit` (what can never be granted), `attempt` (what cannot
+//!   now), `choose` (which devices of a pool), `brought` (nodes), `book` (leases), `stock` (the plan), `queue`
 //! - `refusal`, `refused`: why not, and what to do, for a person; and the last of these
 //! - `deny`: devices that a container's cgroup denies
 //! - `store`: leases as files
 //! - `watch`: when a container is gone
 //! - `daemon`: all of it together
 
-mod caller;
-pub mod cgroup;
-mod connection;
-mod daemon;
-mod deny;
 mod admit;
 mod attempt;
 mod book;
 mod brought;
+mod caller;
+pub mod cgroup;
 mod choose;
-mod queue;
-mod stock;
+mod connection;
+mod daemon;
+mod deny;
 pub mod leases;
 mod listen;
 mod names;
 mod plan_file;
 mod process;
+mod queue;
 pub mod refusal;
 pub mod refused;
+mod stock;
 mod store;
 mod watch;
 
@@ -49,7 +51,9 @@ use store::Store;
 pub fn run(state_dir: &Path) -> Result<()> {
     if !geteuid().is_root() {
         let error = anyhow::anyhow!("only root can tell whose containers are whose");
-        return Err(Failure::new(error).hint("sudo divvy serve, or systemctl enable --now divvy.socket").into());
+        return Err(Failure::new(error)
+            .hint("sudo divvy serve, or systemctl enable --now divvy.socket")
+            .into());
     }
     let store = Store::open(state_dir)?;
     let listener = Listener::open(state_dir)?;

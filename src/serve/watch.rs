@@ -34,7 +34,12 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) {
 }
 
 /// Tells of a container's end; `pidfd` is none where its first process was gone before.
-pub async fn container(key: Key, pidfd: Option<Arc<OwnedFd>>, cgroup: Option<PathBuf>, to: UnboundedSender<Message>) {
+pub async fn container(
+    key: Key,
+    pidfd: Option<Arc<OwnedFd>>,
+    cgroup: Option<PathBuf>,
+    to: UnboundedSender<Message>,
+) {
     if let Some(pidfd) = pidfd {
         ended(&pidfd).await;
     }

@@ -4,12 +4,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::lenient::Annotations;
-use super::{Error, object};
-use crate::args::{Command, CreateRuntime, Phase};
+use super::Error;
+use crate::args::{Command, CreateRuntime, Phase, is_plain_path};
 use crate::lease::{DeviceName, Labels, Unbound};
+use crate::tree::Tree;
 
 /// Major number of the nodes /dev/nvidia`<minor>` (the kernel's devices.txt).
 const NVIDIA: i64 = 195;
@@ -34,74 +32,6 @@ pub struct Asked {
     pub labels: Labels,
 }
 
-#[derive(Deserialize)]
-struct Config {
-    process: Option<Process>,
-    mounts: Option<Vec<Mount>>,
-    hooks: Option<Hooks>,
-    #[serde(default)]
-    annotations: Annotations,
-    linux: Option<Linux>,
-}
-
-#[derive(Deserialize)]
-struct Process {
-    env: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-struct Mount {
-    destination: Option<PathBuf>,
-    source: Option<PathBuf>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    options: Option<Vec<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Hooks {
-    prestart: Option<Vec<Hook>>,
-    create_runtime: Option<Vec<Hook>>,
-}
-
-#[derive(Deserialize)]
-struct Hook {
-    path: Option<PathBuf>,
-    args: Option<Vec<String>>,
-}
-
-#[derive(Default, Deserialize)]
-struct Linux {
-    devices: Option<Vec<Device>>,
-    resources: Option<Resources>,
-}
-
-#[derive(Deserialize)]
-struct Device {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    path: Option<PathBuf>,
-    major: Option<i64>,
-    minor: Option<i64>,
-}
-
-#[derive(Deserialize)]
-struct Resources {
-    devices: Option<Vec<Rule>>,
-}
-
-/// A rule of the device cgroup; later ones win.
-#[derive(Deserialize)]
-struct Rule {
-    allow: Option<bool>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    major: Option<i64>,
-    minor: Option<i64>,
-    access: Option<String>,
-}
-
 /// What the configuration says, for the hook that was started as `program` with `own` words. Of hooks of the same name
 /// those count that ask the same daemon; in a user namespace of the caller's (`in_user_namespace`) no device cgroup holds,
 /// whatever is written.
@@ -114,68 +44,84 @@ pub fn asked_in_config(
     own: &CreateRuntime,
     in_user_namespace: bool,
 ) -> Result<Asked, Error> {
-    let config: Config = object(config).map_err(|source| Error::Config { source })?;
-    let hooks = config.hooks.unwrap_or_default();
-    let mounts = config.mounts.unwrap_or_default();
-    let linux = config.linux.unwrap_or_default();
-    let rules = linux.resources.and_then(|resources| resources.devices).unwrap_or_default();
-    let created = hooks.create_runtime.unwrap_or_default();
-    let prestart = hooks.prestart.unwrap_or_default();
+    let config = Tree::parse(config).map_err(|source| Error::Config { source })?;
+    let (hooks, linux) = (config.get("hooks"), config.get("linux"));
+    let (prestart, created) = (hooks.get("prestart").items(), hooks.get("createRuntime").items());
+    let rules = linux.get("resources").get("devices").items();
+    let mounts = config.get("mounts").items();
 
-    let is_told = config.process.and_then(|process| process.env).is_some_and(|env| names_devices(&env));
-    let unbound = if allows_all(&rules) {
+    let is_told = names_devices(config.get("process").get("env").items());
+    let unbound = if allows_all(rules) {
         Some(Unbound::Privileged)
-    } else if (in_user_namespace || rules.is_empty()) && mounts.iter().any(Mount::shows_a_gpu) {
+    } else if (in_user_namespace || rules.is_empty()) && mounts.iter().any(shows_a_gpu) {
         Some(Unbound::HostDev)
-    } else if is_told && prestart.iter().chain(&created).any(Hook::is_nvidias) {
+    } else if is_told && prestart.iter().chain(created).any(is_nvidias) {
         Some(Unbound::NvidiaHook)
     } else {
         None
     };
     Ok(Asked {
-        devices: devices(&created, program, own),
-        nodes: nodes(linux.devices.unwrap_or_default(), &rules),
+        devices: devices(created, program, own),
+        nodes: nodes(linux.get("devices").items(), rules),
         unbound,
         labels: Labels {
-            annotations: config.annotations.0,
-            hostname_file: mounts.into_iter().rev().find_map(Mount::hostname_file),
+            annotations: config.annotations(),
+            hostname_file: mounts.iter().rev().find_map(hostname_file),
         },
     })
 }
 
-fn devices(hooks: &[Hook], program: &str, own: &CreateRuntime) -> Vec<DeviceName> {
-    let asked: Vec<_> = hooks.iter().filter_map(|hook| hook.request(program)).collect();
+fn devices(hooks: &[Tree], program: &str, own: &CreateRuntime) -> Vec<DeviceName> {
+    let asked: Vec<_> = hooks.iter().filter_map(|hook| request(hook, program)).collect();
     // Where an engine hides its hooks from the configuration, this one's words are all there is.
     let asked = if asked.contains(own) { asked } else { vec![own.clone()] };
     let of_daemon = asked.into_iter().filter(|request| request.state_dir == own.state_dir);
     of_daemon.flat_map(|request| request.devices).collect()
 }
 
-fn nodes(devices: Vec<Device>, rules: &[Rule]) -> Vec<PathBuf> {
-    let mut nodes: Vec<PathBuf> = Vec::new();
-    let mut add = |node: PathBuf| {
+/// What a hook asks for, if it is divvy's.
+fn request(hook: &Tree, program: &str) -> Option<CreateRuntime> {
+    let program = Path::new(program).file_name()?.to_str();
+    let args: Option<Vec<&str>> = hook.get("args").items().iter().map(Tree::text).collect();
+    let args = args?;
+    if name(hook) != program || Path::new(args.first()?).file_name()?.to_str() != program {
+        return None;
+    }
+    match Command::parse_words(args).ok()?.phase {
+        Phase::CreateRuntime(request) => Some(request),
+        Phase::CreateContainer(_) => None,
+    }
+}
+
+fn is_nvidias(hook: &Tree) -> bool {
+    name(hook).is_some_and(|name| NVIDIA_HOOKS.contains(&name))
+}
+
+/// The file name of a hook's program.
+fn name(hook: &Tree) -> Option<&str> {
+    Path::new(hook.get("path").text()?).file_name()?.to_str()
+}
+
+fn nodes(devices: &[Tree], rules: &[Tree]) -> Vec<PathBuf> {
+    // `u` is what the specification calls an unbuffered character device: mknod(1) knows no other.
+    let devices = devices.iter().filter(|device| matches!(device.get("type").text(), Some("c" | "u")));
+    let paths = devices.clone().filter_map(|device| device.get("path").text());
+    let paths = paths.filter(|path| is_of_the_driver(Path::new(path))).map(PathBuf::from);
+    let opened = rules.iter().filter(|rule| rule.get("allow").is_true() && opens(rule));
+    let mut nodes = Vec::new();
+    for node in paths.chain(devices.chain(opened).filter_map(gpu)) {
         if !nodes.contains(&node) {
             nodes.push(node);
         }
-    };
-    for device in devices {
-        // `u` is what the specification calls an unbuffered character device: mknod(1) knows no other.
-        if !matches!(device.kind.as_deref(), Some("c" | "u")) {
-            continue;
-        }
-        device.path.filter(|path| is_of_the_driver(path)).into_iter().for_each(&mut add);
-        gpu(device.major, device.minor).into_iter().for_each(&mut add);
-    }
-    for rule in rules.iter().filter(|rule| rule.allow == Some(true) && rule.opens()) {
-        gpu(rule.major, rule.minor).into_iter().for_each(&mut add);
     }
     nodes
 }
 
-/// The node of the GPU with these numbers.
-fn gpu(major: Option<i64>, minor: Option<i64>) -> Option<PathBuf> {
-    let minor = minor.filter(|minor| major == Some(NVIDIA) && (0..=MOST_GPU_MINOR).contains(minor))?;
-    Some(format!("/dev/nvidia{minor}").into())
+/// The node of the GPU whose numbers a device or a rule has.
+fn gpu(numbers: &Tree) -> Option<PathBuf> {
+    let minor = numbers.get("minor").number()?;
+    let is_gpu = numbers.get("major").number() == Some(NVIDIA) && (0..=MOST_GPU_MINOR).contains(&minor);
+    is_gpu.then(|| format!("/dev/nvidia{minor}").into())
 }
 
 fn is_of_the_driver(path: &Path) -> bool {
@@ -184,81 +130,64 @@ fn is_of_the_driver(path: &Path) -> bool {
     first == "dri" || first.as_encoded_bytes().starts_with(b"nvidia")
 }
 
-/// Whether the rules let a container open every node of NVIDIA's major number, as they do for `--privileged`.
-fn allows_all(rules: &[Rule]) -> bool {
-    let concerns = |rule: &&Rule| {
-        // -1 is how some engines write that any number will do; `*` is not in the specification's JSON.
+/// Whether the rules of the device cgroup, of which later ones win, let a container open every node of NVIDIA's major
+/// number, as they do for `--privileged`.
+fn allows_all(rules: &[Tree]) -> bool {
+    let concerns = |rule: &&Tree| {
+        // -1 is how some engines write that any number will do.
         let is_any = |number: Option<i64>| number.is_none_or(|number| number < 0);
-        matches!(rule.kind.as_deref(), None | Some("" | "a" | "c"))
-            && (is_any(rule.major) || rule.major == Some(NVIDIA))
-            && is_any(rule.minor)
-            && rule.opens()
+        let (major, minor) = (rule.get("major").number(), rule.get("minor").number());
+        matches!(rule.get("type").text(), None | Some("" | "a" | "c"))
+            && (is_any(major) || major == Some(NVIDIA))
+            && is_any(minor)
+            && opens(rule)
     };
-    rules.iter().rev().find(concerns).is_some_and(|rule| rule.allow == Some(true))
+    rules.iter().rev().find(concerns).is_some_and(|rule| rule.get("allow").is_true())
+}
+
+/// Whether a rule is about opening nodes: every engine allows `m`, to make them.
+fn opens(rule: &Tree) -> bool {
+    let access = rule.get("access").text().unwrap_or_default();
+    access.is_empty() || access.contains(['r', 'w'])
 }
 
 /// Whether the last NVIDIA_VISIBLE_DEVICES, which is the one that counts, names any.
-fn names_devices(env: &[String]) -> bool {
-    let last = env.iter().rev().find_map(|entry| entry.strip_prefix(VISIBLE));
+fn names_devices(env: &[Tree]) -> bool {
+    let last = env.iter().rev().find_map(|entry| entry.text()?.strip_prefix(VISIBLE));
     last.is_some_and(|value| !matches!(value.trim(), "" | "void" | "none"))
 }
 
-impl Rule {
-    /// Whether it is about opening nodes: every engine allows `m`, to make them.
-    fn opens(&self) -> bool {
-        self.access.as_deref().is_none_or(|access| access.is_empty() || access.contains(['r', 'w']))
+fn is_bind(mount: &Tree) -> bool {
+    let options = mount.get("options").items().iter();
+    mount.get("type").text() == Some("bind")
+        || options.filter_map(Tree::text).any(|option| matches!(option, "bind" | "rbind"))
+}
+
+/// Whether a GPU's node of the host shows in a mount.
+fn shows_a_gpu(mount: &Tree) -> bool {
+    let Some(source) = mount.get("source").text().filter(|_| is_bind(mount)).map(Path::new) else {
+        return false;
+    };
+    let mut names = source.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.as_encoded_bytes()),
+        _ => None,
+    });
+    match (names.next(), names.next()) {
+        (None, _) => source.is_absolute(),
+        (Some(b"dev"), None) => true,
+        (Some(b"dev"), Some(name)) => name
+            .strip_prefix(b"nvidia")
+            .is_some_and(|rest| rest == b"-caps" || !rest.is_empty() && rest.iter().all(u8::is_ascii_digit)),
+        _ => false,
     }
 }
 
-impl Hook {
-    fn name(&self) -> Option<&str> {
-        self.path.as_deref()?.file_name()?.to_str()
-    }
-
-    /// What it asks for, if it is divvy's.
-    fn request(&self, program: &str) -> Option<CreateRuntime> {
-        let args = self.args.as_deref()?;
-        let program = Path::new(program).file_name()?.to_str();
-        if self.name() != program || Path::new(args.first()?).file_name()?.to_str() != program {
-            return None;
-        }
-        match Command::parse_words(args).ok()?.phase {
-            Phase::CreateRuntime(request) => Some(request),
-            Phase::CreateContainer(_) => None,
-        }
-    }
-
-    fn is_nvidias(&self) -> bool {
-        self.name().is_some_and(|name| NVIDIA_HOOKS.contains(&name))
-    }
+/// The host's file behind /etc/hostname, if that is what a mount is.
+fn hostname_file(mount: &Tree) -> Option<PathBuf> {
+    let source = Path::new(mount.get("source").text()?);
+    let is_it = mount.get("destination").text() == Some("/etc/hostname") && is_bind(mount);
+    (is_it && is_plain_path(source)).then(|| source.to_owned())
 }
 
-impl Mount {
-    fn is_bind(&self) -> bool {
-        let has = |option: &String| matches!(option.as_str(), "bind" | "rbind");
-        self.kind.as_deref() == Some("bind") || self.options.as_deref().is_some_and(|all| all.iter().any(has))
-    }
-
-    /// Whether a GPU's node of the host shows in it.
-    fn shows_a_gpu(&self) -> bool {
-        let Some(source) = self.source.as_deref().filter(|_| self.is_bind()) else { return false };
-        let mut names = source.components().filter_map(|part| match part {
-            Component::Normal(name) => Some(name.as_encoded_bytes()),
-            _ => None,
-        });
-        match (names.next(), names.next()) {
-            (None, _) => source.is_absolute(),
-            (Some(b"dev"), None) => true,
-            (Some(b"dev"), Some(name)) => name.strip_prefix(b"nvidia").is_some_and(|rest| {
-                rest == b"-caps" || !rest.is_empty() && rest.iter().all(u8::is_ascii_digit)
-            }),
-            _ => false,
-        }
-    }
-
-    /// The host's file behind /etc/hostname.
-    fn hostname_file(self) -> Option<PathBuf> {
-        let is_it = self.destination.as_deref() == Some(Path::new("/etc/hostname")) && self.is_bind();
-        self.source.filter(|source| is_it && source.is_absolute() && crate::args::is_plain_path(source))
-    }
-}
+#[cfg(test)]
+mod tests;
