@@ -56,7 +56,15 @@ pub fn assert_refused(ground: &Ground, engine: &Engine, output: &Output, (status
 }
 
 fn held_by(engine: &Engine, device: &str, held: &Held) -> String {
-    format!("{device} is held by {} container {}", word(engine), held.name)
+    format!("{device} is held by {} container {} (", word(engine), shown_name(engine, held))
+}
+
+/// A pod's container has the names of all three, namespace, pod and container.
+fn shown_name(engine: &Engine, held: &Held) -> String {
+    match word(engine) {
+        "kubernetes" => format!("default/{0}/{0}", held.name),
+        _ => held.name.clone(),
+    }
 }
 
 /// The GPU of a container with one share.
@@ -212,7 +220,7 @@ fn lease_in_ps(ground: &Ground, engine: &Engine) {
     let table = ground.sh("divvy ps --state-dir /run/engines");
     let row = table.ok().lines().find(|line| line.starts_with(&format!("{share} ")));
     let row = row.unwrap_or_else(|| panic!("{table:?}"));
-    for part in [word(engine), &held.name, if engine.rootful { " root " } else { " dev " }] {
+    for part in [word(engine), &shown_name(engine, &held), if engine.rootful { " root " } else { " dev " }] {
         assert!(row.contains(part), "{part:?} in {row:?}");
     }
     held.stop();
