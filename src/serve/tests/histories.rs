@@ -258,8 +258,8 @@ fn a_start_waits_for_a_container_that_is_about_to_end() {
              gone 1 -> 1 ends, 2 has shared-0, 3 refused 3
              first 2 ->
              ask 4 {who} ->
-             at 14 ->
-             at 15 -> 4 refused 3
+             at 9 ->
+             at 10 -> 4 refused 3
              gone 2 -> 2 ends"
         )
     };
