@@ -12,13 +12,14 @@ use anyhow::{Context, Result};
 use hooks::lease::{Answer, Container, DeviceName, Lease, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::caller::{self, Peer};
+use super::caller::{self, Facts, Peer};
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::plan_file::PlanFile;
@@ -116,7 +117,7 @@ struct Daemon {
     connections: HashMap<Ticket, Connection>,
     last_ticket: Ticket,
     /// First processes of containers with leases, as long as these are there.
-    holders: HashMap<Key, Arc<OwnedFd>>,
+    holders: HashMap<Key, Arc<AsyncFd<OwnedFd>>>,
     refused: Refusals,
     to: UnboundedSender<Message>,
     began: Instant,
@@ -138,7 +139,7 @@ struct No {
 struct Asker {
     answers: UnboundedSender<Answer>,
     /// The container's first process.
-    pidfd: Arc<OwnedFd>,
+    pidfd: Arc<AsyncFd<OwnedFd>>,
 }
 
 impl Daemon {
@@ -165,7 +166,9 @@ impl Daemon {
         for lease in self.store.read()? {
             let key = Key::of(&lease.container);
             let pidfd = self.kernel.still_runs(&lease.container);
-            let pidfd = pidfd.context("cannot look for the containers of before")?.map(Arc::new);
+            let pidfd = pidfd.context("cannot look for the containers of before")?;
+            let pidfd = pidfd.map(sys::watched).transpose().context("cannot wait for a container's end")?;
+            let pidfd = pidfd.map(Arc::new);
             let cgroup = lease.container.cgroup.clone();
             self.happens(Event::Adopted(Box::new(lease)));
             if let Some(pidfd) = &pidfd {
@@ -229,13 +232,20 @@ impl Daemon {
         self.read_plan();
         self.notice_ends();
         let wall = now();
-        match self.kernel.facts(peer, descriptor, &request) {
-            Ok(facts) => {
+        let facts =
+            self.kernel.facts(peer, descriptor, &request).and_then(|Facts { container, pidfd, user }| {
+                let unwatched =
+                    |source| caller::Error::Unreadable { what: "the pidfd", pid: container.pid, source };
+                let pidfd = sys::watched(pidfd).map_err(unwatched)?;
+                Ok((container, Arc::new(pidfd), user))
+            });
+        match facts {
+            Ok((container, pidfd, user)) => {
                 if let Some(connection) = self.connections.get_mut(&ticket) {
-                    connection.asker = Some(Asker { answers, pidfd: Arc::new(facts.pidfd) });
+                    connection.asker = Some(Asker { answers, pidfd });
                 }
                 let now = self.began.elapsed();
-                let ask = Ask { ticket, container: facts.container, request, user: facts.user, wall, now };
+                let ask = Ask { ticket, container, request, user, wall, now };
                 self.happens(Event::Asked(Box::new(ask)));
             }
             Err(error) => {
@@ -253,7 +263,7 @@ impl Daemon {
 
     /// Whoever asks again at once for what a container had that has just ended shall find it free.
     fn notice_ends(&mut self) {
-        let holders: Vec<(Key, Arc<OwnedFd>)> =
+        let holders: Vec<(Key, Arc<AsyncFd<OwnedFd>>)> =
             self.holders.iter().map(|(key, pidfd)| (*key, Arc::clone(pidfd))).collect();
         let mut polled: Vec<PollFd<'_>> =
             holders.iter().map(|(_, pidfd)| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)).collect();
