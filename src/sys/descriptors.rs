@@ -8,13 +8,17 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// The most that the kernel lets one message bring (SCM_MAX_FD, linux/net/scm.h).
+const MOST_AT_ONCE: usize = 253;
+
 /// Reads what a stream socket has, at most `buffer`'s length, with the descriptors that came along (unix(7),
 /// SCM_RIGHTS). They are closed on exec.
 ///
 /// # Errors
-/// What recvmsg(2) says; `InvalidData` where more descriptors came than one message of ours has.
+/// What recvmsg(2) says; `InvalidData` where this process can have no more descriptors.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = cmsg_space!([i32; 4]);
+    // Of a message that does not fit, those descriptors that do are open all the same, and nobody would close them.
+    let mut space = cmsg_space!([i32; MOST_AT_ONCE]);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
