@@ -266,7 +266,7 @@ fn a_start_waits_for_a_container_that_is_about_to_end() {
     history(plan("shared*1"), &lines("shared"));
     history(plan("shared*1"), &lines("shared-0"));
     let world = history(plan("shared*1"), "ask 1 shared -> 1 has shared-0\nfirst 1 ->\nask 2 shared ->");
-    assert_eq!(world.leases.next_deadline(), Some(Duration::from_secs(10)));
+    assert_eq!(world.leases.next_deadline(), Some(Duration::from_secs(5)));
     // Where pools queue, it is told so.
     history(
         plan("shared*2").wait(60),
