@@ -36,7 +36,7 @@ pub struct Cli {
 pub enum Command {
     /// Write the CDI spec that names this machine's GPUs, MIG devices and shares
     Generate(GenerateArgs),
-    /// Show the devices that containers can ask for
+    /// Show the devices that containers can ask for, and who has those that are taken
     List(ListArgs),
     /// Show which container has which device, and what uses a GPU without a lease
     Ps(PsArgs),
@@ -81,7 +81,7 @@ pub struct PlanArgs {
     /// Configuration, or the YAML of NVIDIA's device plugin [default: /etc/divvy/config.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where the plan is kept [default: /run/divvy, for a spec where engines look]
+    /// Where plan and leases are kept [default: /run/divvy, for a spec where engines look]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }

@@ -11,9 +11,9 @@ use hooks::lease::{Container, LEASE_LIMIT, LEASES, Lease, LeasedDevice, SOCKET};
 
 use crate::plan::{Device, Kind};
 use crate::publish::read_regular;
+use crate::serve::cgroup;
 
 const PROC: &str = "/proc";
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// As many characters of a container's id as engines print.
 const SHORT_ID: usize = 12;
@@ -62,7 +62,7 @@ fn is_lease(path: &Path) -> bool {
 
 /// Whether its container still runs: its first process, or one in the cgroup that is its own.
 pub fn is_alive(lease: &Lease) -> bool {
-    runs(&lease.container, Path::new(PROC), Path::new(CGROUPS))
+    runs(&lease.container, Path::new(PROC))
 }
 
 /// Whether a container's first process still runs. If not, and the lease stands, it is ending.
@@ -75,10 +75,10 @@ fn is_this_boot(container: &Container, proc: &Path) -> bool {
     boot_id.trim() == container.boot_id
 }
 
-fn runs(container: &Container, proc: &Path, cgroups: &Path) -> bool {
+fn runs(container: &Container, proc: &Path) -> bool {
     is_this_boot(container, proc)
         && (first_process_runs(container, proc)
-            || container.cgroup.as_ref().is_some_and(|cgroup| has_processes(cgroup, cgroups)))
+            || container.cgroup.as_ref().is_some_and(|own| !cgroup::is_empty(own).unwrap_or(false)))
 }
 
 fn first_process_runs(container: &Container, proc: &Path) -> bool {
@@ -96,16 +96,6 @@ fn is_it(stat: &str, start_time: u64) -> bool {
     let mut fields = fields.split_ascii_whitespace();
     let has_ended = matches!(fields.next(), Some("Z" | "X") | None);
     !has_ended && fields.nth(18).and_then(|field| field.parse().ok()) == Some(start_time)
-}
-
-/// In cgroup v2, or in v1's device controller.
-fn has_processes(cgroup: &Path, mount: &Path) -> bool {
-    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
-    if let Ok(events) = fs::read_to_string(mount.join(below).join("cgroup.events")) {
-        return events.lines().any(|line| line == "populated 1");
-    }
-    let procs = fs::read_to_string(mount.join("devices").join(below).join("cgroup.procs"));
-    procs.is_ok_and(|procs| !procs.trim().is_empty())
 }
 
 /// The leases in a state directory whose containers run, and what is wrong with those that cannot be read.
@@ -205,8 +195,10 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let runs =
-            |lease: Lease| runs(&lease.container, &dir.path().join("proc"), &dir.path().join("cgroup"));
+        let runs = |mut lease: Lease| {
+            lease.container.cgroup = Some(dir.path().join("cgroup/pod/web"));
+            runs(&lease.container, &dir.path().join("proc"))
+        };
         let stat =
             |state: &str, start: u64| format!("7 (a) b (c)) {state} {} {start} 1 2\n", ["1"; 18].join(" "));
         write("proc/sys/kernel/random/boot_id", "b\n");
@@ -218,7 +210,7 @@ mod tests {
         assert!(!runs(lease(7, 100)), "it has ended");
         for (file, populated, empty) in [
             ("cgroup/pod/web/cgroup.events", "populated 1\nfrozen 0\n", "populated 0\nfrozen 0\n"),
-            ("cgroup/devices/pod/web/cgroup.procs", "9\n", ""),
+            ("cgroup/pod/web/cgroup.procs", "9\n", ""),
         ] {
             write(file, populated);
             assert!(runs(lease(7, 100)), "{file}");

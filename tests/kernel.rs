@@ -35,6 +35,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serve::caller::{Daemon, Error, Peer};
 use serve::cgroup::{self, First, Hierarchies, NotOwn};
 use serve::deny;
+use sys::Instruction;
 
 /// Belongs to NVIDIA's driver; where that is not loaded, opening gives ENXIO, and never EPERM.
 const MAJOR: u32 = 195;
@@ -178,18 +179,46 @@ fn a_program_denies_what_is_listed() {
 
 fn a_program_is_attached_once() {
     let cgroup = Cgroup::new("cgroup2", "once");
-    let count = || sys::device_programs(File::open(&cgroup.0).unwrap().as_fd()).unwrap().len();
-    let many: Vec<(u32, u32)> = (0..700).map(|minor| (510, minor)).collect();
-    for (devices, programs) in [
-        (&[(MAJOR, 201), (MAJOR, 200)][..], 1),
-        (&[(MAJOR, 200), (MAJOR, 201), (MAJOR, 200)], 1),
-        (&[(MAJOR, 203)], 2),
-        (&[(MAJOR, 201), (MAJOR, 200)], 2),
-        (&many, 3),
+    let dir = nodes(&[200, 201, 202]);
+    let denied = |minor: &str| is_denied(&cgroup, &dir.path().join(minor));
+    let directory = File::open(&cgroup.0).unwrap();
+    let programs = || sys::device_programs(directory.as_fd()).unwrap();
+    // A runtime's, which denies 195:202: `r0 = minor != 202`.
+    let of = |code, registers, offset, immediate| Instruction { code, registers, offset, immediate };
+    let theirs = [
+        of(0x61, 0x12, 8, 0),
+        of(0xb7, 0, 0, 1),
+        of(0x55, 0x02, 1, 202),
+        of(0xb7, 0, 0, 0),
+        of(0x95, 0, 0, 0),
+    ];
+    let theirs = sys::load_device_program(&theirs, b"a_runtimes\0\0\0\0\0\0").unwrap();
+    sys::attach_device_program(directory.as_fd(), theirs.as_fd()).unwrap();
+    let theirs = programs();
+
+    let many: Vec<(u32, u32)> = (0..700).map(|minor| (510, minor)).chain([(MAJOR, 200)]).collect();
+    let mut ours = None;
+    for (devices, is_same, denies_200, denies_201) in [
+        (&[(MAJOR, 201), (MAJOR, 200)][..], false, true, true),
+        (&[(MAJOR, 200), (MAJOR, 201), (MAJOR, 200)], true, true, true),
+        // What the one before in this cgroup was denied, the next one may have been granted.
+        (&[(MAJOR, 201)], false, false, true),
+        (&many, false, true, false),
     ] {
         deny::deny(&cgroup.0, devices).unwrap();
-        assert_eq!(count(), programs, "{devices:?}");
+        let now: Vec<u32> = programs().into_iter().filter(|id| !theirs.contains(id)).collect();
+        assert_eq!(now.len(), 1, "{devices:?}");
+        assert_eq!(ours.replace(now.clone()) == Some(now), is_same, "{devices:?}");
+        assert_eq!(
+            (denied("200"), denied("201"), denied("202")),
+            (denies_200, denies_201, true),
+            "{devices:?}"
+        );
     }
+    deny::lift(&cgroup.0).unwrap();
+    assert_eq!(programs(), theirs);
+    assert!(!denied("200") && denied("202"));
+
     let gone = cgroup.0.join("gone");
     let error = deny::deny(&gone, &[(MAJOR, 1)]).unwrap_err();
     assert!(matches!(error, deny::Error::Open { .. }) && error.hint().is_some(), "{error:?}");

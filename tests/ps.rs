@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use libtest_mimic::{Arguments, Trial};
 use serde_json::{Value, json};
@@ -45,6 +45,8 @@ fn main() {
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, test)| needs::trial(name, &[], test)).collect();
     trials.push(needs::trial("everybody_sees_the_same", &[Need::Root], everybody_sees_the_same));
+    let name = "release_kills_all_in_its_mount_namespace";
+    trials.push(needs::trial(name, &[Need::Root, Need::Mounts], release_kills_all_in_its_mount_namespace));
     trials.push(needs::trial("only_root_and_the_owner_kill", &[Need::Root], only_root_and_the_owner_kill));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -53,6 +55,8 @@ fn main() {
 struct Ground {
     place: Place,
     started: Vec<Child>,
+    /// As long as these are open, the children of those live.
+    ends: Vec<ChildStdin>,
 }
 
 impl Drop for Ground {
@@ -66,14 +70,14 @@ impl Drop for Ground {
 
 impl Ground {
     fn new() -> Self {
-        let place = Place::with(FOUR);
+        let place = Place::in_sight(FOUR);
         let (status, _, errors) = place.generate("--host=sim:l4");
         assert_eq!(status, 0, "{errors}");
         let driver = place.path(&format!("driver/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
         fs::create_dir_all(&driver).unwrap();
         fs::create_dir(place.path("state/leases")).unwrap();
         mock_nvml(&driver);
-        let ground = Self { place, started: Vec::new() };
+        let ground = Self { place, started: Vec::new(), ends: Vec::new() };
         ground.processes(&json!({}));
         ground
     }
@@ -81,11 +85,13 @@ impl Ground {
     /// A process as a container's first one: a shell with a child.
     fn start(&mut self) -> (u32, u32) {
         let mut shell = Command::new("sh");
-        shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped());
-        let mut child = shell.spawn().unwrap();
+        // The child ends with this test, whatever becomes of the shell: then nobody holds the other end.
+        shell.args(["-c", "exec 3<&0; cat <&3 >/dev/null & echo $!; wait"]);
+        let mut child = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let pid = child.id();
+        self.ends.push(child.stdin.take().unwrap());
         self.started.push(child);
         (pid, line.trim().parse().unwrap())
     }
@@ -221,7 +227,7 @@ fn what_uses_a_gpu_without_a_lease() {
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines.len(), 4, "{out}");
     for (line, pid, command, memory) in
-        [(lines[2], stranger, "sh", "20MiB"), (lines[3], in_stranger, "sleep", "30MiB")]
+        [(lines[2], stranger, "sh", "20MiB"), (lines[3], in_stranger, "cat", "30MiB")]
     {
         let words: Vec<&str> = line.split_whitespace().collect();
         // No device of divvy's is the whole GPU, which is shared.
@@ -469,11 +475,11 @@ fn release_refuses_while_the_container_lives() {
     let mut ground = Ground::new();
     let (web, _) = ground.start();
     for (engine, uid, bundle, hint) in [
-        ("podman", 0, "/b", "`podman stop web`"),
-        ("docker", 0, "/b", "`docker stop web`"),
+        ("podman", 0, "/b", "`podman stop web` ends it; "),
+        ("docker", 4_000_000, "/b", "`docker stop web` ends it; "),
         ("kubernetes", 0, "/b", "`crictl stop 3f2a5d1c0b9e8f7a"),
         ("containerd", 0, "/run/tasks/k8s.io/web", "`ctr --namespace k8s.io task kill --signal SIGTERM 3f2a"),
-        ("podman", 4_000_000, "/b", "`podman stop web` as user 4000000"),
+        ("podman", 4_000_000, "/b", "`podman stop web` as user 4000000 ends it; "),
     ] {
         ground.lease(4_000_000_001, web, |lease| {
             lease["container"]["engine"] = engine.into();
@@ -516,6 +522,45 @@ fn release_kills_and_waits() {
     assert_eq!(out, "shared-0 is free: podman container web is gone\n");
     assert!(!ground.lease_path(4_000_000_001).exists());
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&daemon.join().unwrap()), Some(9));
+}
+
+/// What left the pid namespace's reach goes with it: here, a container that shares the host's.
+fn release_kills_all_in_its_mount_namespace() {
+    let mut ground = Ground::new();
+    let script = "exec 3<&0; cat <&3 >/dev/null & echo $!; wait";
+    let mut first = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(first.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let namespace = fs::metadata(format!("/proc/{}/ns/mnt", first.id())).unwrap().ino();
+    let (stranger, _) = ground.start();
+    ground.lease(namespace, first.id(), |_| {});
+    // Each way: its memory is that of the second process, and killed are both.
+    ground.processes(&json!({GPU: {"compute": [used(line.trim().parse().unwrap(), 9)]}}));
+    assert_eq!(ground.json(&[])["rows"][0]["used_bytes"], 9 << 20);
+    let end = first.stdin.take().unwrap();
+    let waits = std::thread::spawn(move || first.wait().unwrap());
+    let (status, out, errors) = ground.run(ground.command(&["release", "shared-0", "--kill"]));
+    assert_eq!((status, errors.as_str()), (0, ""), "{out}");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&waits.join().unwrap()), Some(9));
+    // It was sent its signal, and may not have got it yet.
+    let has_ended = || {
+        let second = fs::read_to_string(format!("/proc/{}/stat", line.trim()));
+        second.map_or(true, |stat| stat.contains(") Z ") || stat.contains(") X "))
+    };
+    for left in (0..500).rev() {
+        if has_ended() {
+            break;
+        }
+        assert!(left > 0, "it lives on");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(Path::new(&format!("/proc/{stranger}")).exists());
+    drop(end);
 }
 
 fn release_of_what_is_gone() {
@@ -585,25 +630,19 @@ fn a_damaged_lease_is_named() {
     assert_eq!(ground.json(&[])["warnings"].as_array().unwrap().len(), 1);
 }
 
-/// Opens a ground to everybody, with the command in it.
-fn open_to_all(ground: &Ground) -> PathBuf {
+/// The same command as a user without rights.
+fn as_nobody(ground: &Ground, command: &Command) -> (i32, String, String) {
     let program = ground.place.path("divvy");
     fs::copy(env!("CARGO_BIN_EXE_divvy"), &program).unwrap();
-    fs::set_permissions(ground.place.dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    program
-}
-
-/// The same command as a user without rights.
-fn as_nobody(ground: &Ground, command: &Command) -> Option<(i32, String, String)> {
-    let mut nobody = Command::new(open_to_all(ground));
-    nobody.args(command.get_args()).uid(65534).gid(65534).groups(&[]);
-    nobody.env_remove("LD_LIBRARY_PATH");
+    let mut nobody = Command::new(program);
+    nobody.args(command.get_args()).uid(65534).gid(65534);
     for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            nobody.env(name, value);
-        }
+        match value {
+            Some(value) => nobody.env(name, value),
+            None => nobody.env_remove(name),
+        };
     }
-    nobody.output().ok().map(|_| ground.run(nobody))
+    ground.run(nobody)
 }
 
 fn everybody_sees_the_same() {
@@ -619,7 +658,7 @@ fn everybody_sees_the_same() {
     for args in [&[][..], &["--format=json"], &["--refused"]] {
         let mut command = ground.ps(args);
         command.env("MOCK_NVML_FACTS", &facts);
-        let theirs = as_nobody(&ground, &command).unwrap();
+        let theirs = as_nobody(&ground, &command);
         let ours = ground.run(command);
         assert_eq!(theirs, ours);
     }
@@ -630,7 +669,7 @@ fn only_root_and_the_owner_kill() {
     let (web, _) = ground.start();
     ground.lease(4_000_000_001, web, |_| {});
     let kill = ground.command(&["release", "shared-0", "--kill"]);
-    let (status, out, errors) = as_nobody(&ground, &kill).unwrap();
+    let (status, out, errors) = as_nobody(&ground, &kill);
     assert_eq!((status, out.as_str()), (1, ""));
     assert_eq!(
         errors,

@@ -98,7 +98,7 @@ impl Look<'_> {
                 .with_context(|| format!("cannot resolve {}", self.args.driver_root.display()))?;
             self.nvml = discover::nvml_session(&Roots { dev: driver.clone(), driver });
         }
-        Ok(ps::look(&self.state_dir, self.nvml.as_ref()))
+        Ok(ps::look(&self.state_dir, &mut self.nvml))
     }
 
     fn refusals(&self) -> Result<Vec<Refused>> {

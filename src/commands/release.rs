@@ -1,15 +1,16 @@
 //! `divvy release`: says how the container that has a device is ended, or ends it. A lease itself is never taken away:
 //! what uses the GPU would go on using it.
 
+use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use hooks::lease::{Container, LEASES, Lease};
-use nix::libc::SIGKILL;
+use nix::libc::{ESRCH, SIGKILL};
 
 use super::STDOUT;
 use crate::cli::ReleaseArgs;
@@ -20,6 +21,7 @@ use crate::plan::{Kind, VENDOR};
 use crate::ps;
 use crate::publish;
 use crate::serve::cgroup;
+use crate::serve::process::Namespace;
 use crate::sys;
 
 /// How long a killed container may take to be gone, and the daemon to see it.
@@ -52,7 +54,7 @@ pub fn run(args: &ReleaseArgs) -> Result<Status> {
         }
         kill(&lease.container).map_err(|error| cannot_kill(lease, error))?;
     }
-    wait(&args.device, lease, &path, &state_dir)
+    wait(args, lease, &path, &state_dir)
 }
 
 impl<'a> Typed<'a> {
@@ -142,9 +144,9 @@ fn refuse(device: &str, lease: &Lease) -> anyhow::Error {
     Failure::new(what).hint(hint).into()
 }
 
-/// A user's containers are known to that user's engine alone.
+/// Podman knows each user's containers apart.
 fn needs_user(container: &Container) -> bool {
-    container.uid != nix::unistd::geteuid().as_raw()
+    container.engine.as_deref() == Some("podman") && container.uid != nix::unistd::geteuid().as_raw()
 }
 
 /// What ends the container, as it is typed in a shell: what is not a plain word there is left out.
@@ -168,28 +170,39 @@ fn is_plain(word: &str) -> bool {
     !word.is_empty() && !word.starts_with('-') && word.chars().all(is_plain)
 }
 
-/// All of its processes: by its cgroup, else by its first one, whose end ends the others in its pid namespace.
+/// All of its processes: by the cgroup that is its own, else by its mount namespace, which nothing outside of it is in.
 fn kill(container: &Container) -> io::Result<()> {
-    if let Some(own) = &container.cgroup {
-        match cgroup::kill(own) {
-            // Before Linux 5.14, and on cgroup v1.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => return done,
-        }
+    match &container.cgroup {
+        Some(own) => cgroup::kill(own),
+        None => kill_in_namespace(container),
     }
-    let pidfd = match sys::pidfd_open(container.pid) {
-        Ok(pidfd) => pidfd,
-        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(()),
-        Err(error) => return Err(error),
+}
+
+fn kill_in_namespace(container: &Container) -> io::Result<()> {
+    let ids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_in = |pid: i32| {
+        let namespace = Namespace::of(pid, "mnt");
+        pid == container.pid || namespace.is_ok_and(|found| found.inode == container.mount_namespace)
     };
-    // Its id may have come to another process before the pidfd was opened, and not since.
+    // By descriptors, since an id may come to another process at any time.
+    let pidfds: Vec<OwnedFd> = ids
+        .filter(|pid| is_in(*pid))
+        .filter_map(|pid| Some((pid, sys::pidfd_open(pid).ok()?)))
+        .filter(|(pid, _)| is_in(*pid))
+        .map(|(_, pidfd)| pidfd)
+        .collect();
+    // Else its id, and the namespace's number, may have been another's when they were looked at.
     if !held::has_first_process(container) {
         return Ok(());
     }
-    match sys::pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
-        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
-        done => done,
+    for pidfd in &pidfds {
+        match sys::pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
+            // Its first process ends the others of its pid namespace.
+            Err(error) if error.raw_os_error() == Some(ESRCH) => {}
+            done => done?,
+        }
     }
+    Ok(())
 }
 
 fn cannot_kill(lease: &Lease, error: io::Error) -> anyhow::Error {
@@ -203,13 +216,19 @@ fn cannot_kill(lease: &Lease, error: io::Error) -> anyhow::Error {
 }
 
 /// Until the daemon has seen that the container is gone.
-fn wait(device: &str, lease: &Lease, path: &Path, state_dir: &Path) -> Result<Status> {
+fn wait(args: &ReleaseArgs, lease: &Lease, path: &Path, state_dir: &Path) -> Result<Status> {
+    let device = &args.device;
     let deadline = Instant::now() + PATIENCE;
     loop {
         if !stands(lease, path) {
             return say(&format!("{device} is free: {} is gone", held::who(&lease.container)));
         }
         let is_alive = held::is_alive(lease);
+        // Without cgroup.kill (Linux 5.14, cgroup v2) those escape that are forked meanwhile.
+        let escape = |own: &PathBuf| !own.join("cgroup.kill").exists();
+        if args.kill && is_alive && lease.container.cgroup.as_ref().is_some_and(escape) {
+            kill(&lease.container).map_err(|error| cannot_kill(lease, error))?;
+        }
         if !is_alive && !held::daemon_answers(state_dir) {
             return say(&format!(
                 "{} is gone; the daemon is not there, and frees {device} when it starts",

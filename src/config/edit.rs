@@ -146,10 +146,10 @@ fn remove(
 ) -> Changed {
     let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
     let first = gpus.iter().position(|table| entries(table).iter().any(covers));
-    // Any of them: the device may be several, of which an earlier table decides on some.
-    if own_affair != OwnAffair::default()
-        || gpus.iter().any(|table| entries(table).iter().any(covers) && !is_whole(table))
-    {
+    // A table that stays may say other things of the device, or share it. Any of them: the device may be several, of which
+    // an earlier table decides on some.
+    let next = first.and_then(|at| gpus.get(at)).map(OwnAffair::of).unwrap_or_default();
+    if next != own_affair || gpus.iter().any(|table| entries(table).iter().any(covers) && !is_whole(table)) {
         insert(gpus, first, rule(device, own_affair, |table| table["mode"] = toml_edit::value("whole")));
     }
     Changed { orphaned, at_end: false }

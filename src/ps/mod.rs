@@ -22,7 +22,7 @@ use crate::nvml::processes::{Session, UsedDevice, UsedMemory};
 use crate::plan::kept::KeptDevice;
 use crate::plan::{Kind, Limits, VENDOR};
 use crate::publish;
-use process::Process;
+use process::{Machine, Process};
 
 /// All there is to show.
 #[derive(Debug, Default, Serialize)]
@@ -118,20 +118,21 @@ enum Whose {
     Process(u32),
 }
 
-/// Puts together what is so now.
-pub fn look(state_dir: &Path, nvml: Option<&Session>) -> Held {
+/// Puts together what is so now. A session that knows no device any more is taken for lost: the driver was loaded anew.
+pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
     let mut held = Held { daemon: held::daemon_answers(state_dir), ..Held::default() };
     let (leases, warnings) = held::read(&state_dir.join(LEASES));
     held.warnings = warnings;
     let planned = planned(state_dir, &mut held);
-    let used = nvml.map(Session::devices).unwrap_or_default();
-    let boot_time = process::boot_time();
+    let used = nvml.as_ref().map(Session::devices).unwrap_or_default();
+    nvml.take_if(|_| used.is_empty());
+    let machine = Machine::read();
     let mut users = Users::default();
 
     let mut of: BTreeMap<(usize, Whose), (UsedMemory, Process)> = BTreeMap::new();
     for (at, device) in used.iter().enumerate() {
         for (pid, memory) in device.processes.iter().flatten() {
-            let process = Process::read(*pid, boot_time);
+            let process = Process::read(*pid, &machine);
             let whose = whose(&leases, &process);
             match of.get_mut(&(at, whose.clone())) {
                 Some((sum, first)) => {
@@ -283,7 +284,7 @@ impl Row {
         self.mode = Some(kept.mode);
         self.memory_bytes = kept.memory_bytes;
         self.sms = kept.sms;
-        self.limits = Some(kept.limits.clone());
+        self.limits = Some(kept.limits);
         let whole = kept.share.as_ref().map_or(&kept.name, |share| &share.of);
         self.mig = whole.split_once(':').and_then(|(_, mig)| mig.parse().ok());
     }

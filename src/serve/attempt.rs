@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::serve::book::Book;
 use crate::serve::choose;
 use crate::serve::queue::Waiter;
-use crate::serve::refusal::{FreeIn, Full, Held, Reason};
+use crate::serve::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason};
 use crate::serve::stock::{Group, GroupId, Index, Stock, View, Wanted};
 
 /// What keeps a request from being granted.
@@ -96,7 +96,8 @@ pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupI
         Lack::Named(taken) => {
             let groups: BTreeSet<_> = taken.iter().filter_map(|index| stock.group_of(*index)).collect();
             Reason::Taken {
-                held: taken.iter().filter_map(|index| held(book, *index)).collect(),
+                held: taken.iter().take(MOST_LISTED).filter_map(|index| held(book, *index)).collect(),
+                more: taken.len().saturating_sub(MOST_LISTED),
                 free: groups.into_iter().map(|group| free_in(stock, group)).collect(),
             }
         }
@@ -125,7 +126,7 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
         devices: devices.len(),
         free: stock.free_in(group, View::Now),
         waiting,
-        held: taken.filter_map(|index| held(book, *index)).collect(),
+        held: taken.take(MOST_LISTED).filter_map(|index| held(book, *index)).collect(),
     }
 }
 

@@ -28,7 +28,7 @@ pub mod leases;
 mod listen;
 mod names;
 mod plan_file;
-mod process;
+pub mod process;
 mod queue;
 pub mod refusal;
 pub mod refused;
@@ -71,3 +71,6 @@ fn open_many_descriptors() {
         warn!("no more than the usual number of leases: RLIMIT_NOFILE cannot be raised: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use hooks::lease::{Container, DeviceName, Unbound};
 
-/// Most holders, names or nodes that a message lists.
-const MOST_LISTED: usize = 3;
+/// Most holders that a message lists.
+pub const MOST_LISTED: usize = 3;
 
 /// A request that was refused, as it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub struct Full {
     pub free: u32,
     /// How many containers wait for the pool, in whose turn nobody comes.
     pub waiting: u32,
-    /// Who has the others, in the plan's order.
+    /// Who has the others, in the plan's order: the first [`MOST_LISTED`].
     pub held: Vec<Held>,
 }
 
@@ -150,8 +150,10 @@ pub enum Reason {
     SameNamespace(Box<Holder>),
     /// Named devices that somebody has.
     Taken {
-        /// Each with its holder.
+        /// Each with its holder: the first [`MOST_LISTED`].
         held: Vec<Held>,
+        /// How many more.
+        more: usize,
         /// What is free of the pools of these.
         free: Vec<FreeIn>,
     },
@@ -202,7 +204,7 @@ impl Reason {
             | Reason::Full(_)
             | Reason::NotTogether { .. }
             | Reason::Waited { .. } => 3,
-            Reason::NoCgroup { .. } => 5,
+            Reason::Unbound(_) | Reason::PastShares { .. } | Reason::NoCgroup { .. } => 5,
             Reason::Unknown(_) => 6,
             _ => 1,
         }
@@ -267,7 +269,7 @@ impl Reason {
             Reason::SameNamespace(holder) => {
                 format!("{} lives in the same mount namespace, and has a lease", holder.text(clock))
             }
-            Reason::Taken { held, free } => taken(held, free, clock),
+            Reason::Taken { held, more, free } => taken(held, *more, free, clock),
             Reason::Full(pools) => pools.iter().map(|full| full.text(clock)).collect::<Vec<_>>().join("; "),
             Reason::NotTogether { pools } => format!(
                 "pools {} have free devices, but not at once: whole GPUs of the one are shares of the other",
@@ -348,9 +350,10 @@ impl Full {
             (0, _) => format!("all {devices} devices of pool {pool} are held"),
             _ => format!("of {devices} devices of pool {pool} {free} {}, {asked} asked for", is_free(*free)),
         };
-        let mut by: Vec<_> = held.iter().take(MOST_LISTED).map(|held| held.short(clock)).collect();
-        if held.len() > MOST_LISTED {
-            by.push(format!("{} more", held.len() - MOST_LISTED));
+        let mut by: Vec<_> = held.iter().map(|held| held.short(clock)).collect();
+        let more = devices.saturating_sub(*free as usize + held.len());
+        if more > 0 {
+            by.push(format!("{more} more"));
         }
         if let Some((last, others)) = by.split_last() {
             let and = if others.is_empty() { "" } else { " and " };
@@ -368,10 +371,10 @@ fn is_free(count: u32) -> &'static str {
     if count == 1 { "is free" } else { "are free" }
 }
 
-fn taken(held: &[Held], free: &[FreeIn], clock: &dyn Fn(u64) -> String) -> String {
-    let mut text: Vec<_> = held.iter().take(MOST_LISTED).map(|held| held.text(clock)).collect();
-    if held.len() > MOST_LISTED {
-        text.push(format!("{} more are held", held.len() - MOST_LISTED));
+fn taken(held: &[Held], more: usize, free: &[FreeIn], clock: &dyn Fn(u64) -> String) -> String {
+    let mut text: Vec<_> = held.iter().map(|held| held.text(clock)).collect();
+    if more > 0 {
+        text.push(format!("{more} more of what is asked for {} held", if more == 1 { "is" } else { "are" }));
     }
     for FreeIn { pool, devices } in free {
         text.push(match devices.as_slice() {

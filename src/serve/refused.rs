@@ -14,6 +14,8 @@ use crate::publish::read_regular;
 pub const FILE: &str = "refused.json";
 /// How many are remembered.
 pub const MOST: usize = 64;
+/// Of one user, root excepted.
+const MOST_OF_USER: usize = 16;
 
 const VERSION: u32 = 1;
 
@@ -80,8 +82,14 @@ impl Refusals {
         anyhow::bail!("it is of version {}, and this divvy reads version {VERSION}", refusals.version)
     }
 
-    /// Remembers one more, and forgets the oldest for it.
+    /// Remembers one more, and forgets the oldest for it: the oldest of a user who has many, so that nobody drives out
+    /// those of all others.
     pub fn push(&mut self, refused: Refused) {
+        let of_user = |other: &Refused| other.uid == refused.uid;
+        if refused.uid != 0 && self.refused.iter().filter(|other| of_user(other)).count() >= MOST_OF_USER {
+            let oldest = self.refused.iter().position(of_user);
+            oldest.and_then(|oldest| self.refused.remove(oldest));
+        }
         self.refused.push_back(refused);
         while self.refused.len() > MOST {
             self.refused.pop_front();
@@ -126,8 +134,12 @@ mod tests {
             refusals.of_user_first(1001).iter().map(|refused| (refused.uid, refused.at)).collect();
         assert_eq!(shown.len(), MOST);
         assert_eq!(shown[..2], [(1001, 99), (1001, 97)]);
-        assert_eq!(shown[31..34], [(1001, 37), (0, 98), (0, 96)]);
-        assert_eq!(shown[63], (0, 36));
+        assert_eq!(shown[MOST_OF_USER - 1..MOST_OF_USER + 2], [(1001, 69), (0, 98), (0, 96)]);
+        for at in 100..200 {
+            refusals.push(refused(at, 1002));
+        }
+        assert_eq!(refusals.of_user_first(1001).len(), MOST);
+        assert_eq!(refusals.of_user_first(1001)[MOST_OF_USER - 1].at, 69);
     }
 
     #[test]

@@ -220,7 +220,10 @@ impl Stock {
 
     /// Whether a leased device keeps this one from others.
     pub fn excludes(&self, leased: &LeasedDevice, index: Index) -> bool {
-        self.excluded_by(leased).contains(&index)
+        if leased.is_share && self.is_share(index) {
+            return self.names.get(&leased.name) == Some(&index);
+        }
+        self.devices[index].uuid == leased.uuid
     }
 
     /// What the names of a request mean; or those that mean nothing in this plan.

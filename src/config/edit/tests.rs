@@ -227,6 +227,11 @@ fn exclusive_stays_with_what_is_whole() {
     let rules = Config::parse("c.toml", &after).unwrap().rules;
     let told = rules.iter().map(|rule| (rule.mode, rule.exclusive, rule.matches.len())).collect::<Vec<_>>();
     assert!(told.contains(&(Mode::Whole, true, 1)) && told.contains(&(Mode::TimeSlice, true, 1)), "{after}");
+    // The one behind says it already.
+    let behind = alone.replace("\"0\"", "\"all\"");
+    assert_eq!(edited(&format!("{beside}\n{behind}"), "0", None).matches("exclusive = true").count(), 2);
+    let first = format!("{behind}\n[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\n");
+    assert_eq!(edited(&first, "0", None), behind);
     // A rule for some of what another one has exclusive.
     let all = alone.replace("\"0\"", "\"all\"");
     let after = edited(&all, "0", Some(&cut(2)));

@@ -304,7 +304,10 @@ fn a_held_name_that_would_move_is_told() {
     let held = lease(&[("gpu=shared-1", one), ("gpu=shared-2", two)]);
     let moves = |host: &Host, config: &str| {
         let plan = after(host, config, &earlier);
-        from_under(&[held.clone()], &earlier, host, &plan).iter().map(ToString::to_string).collect::<Vec<_>>()
+        from_under(std::slice::from_ref(&held), &earlier, host, &plan)
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
     };
     assert_eq!(moves(&lab(), &before), Vec::<String>::new());
     assert_eq!(moves(&lab(), &cut("\"1\", \"2\"", "replicas = 2\nwhole = true")), Vec::<String>::new());
