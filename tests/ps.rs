@@ -211,7 +211,7 @@ fn a_row_for_each_leased_device() {
     );
     assert_eq!(
         errors,
-        "note: v1: other devices of the pool are denied by cgroup v1, where `docker update` on that container lifts it\n"
+        "note: v1: other devices of the pool are denied by cgroup v1, which holds until something writes that container's devices anew\n"
     );
 }
 

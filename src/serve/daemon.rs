@@ -54,6 +54,7 @@ pub struct Asked {
     peer: Peer,
     request: Request,
     descriptor: OwnedFd,
+    user: Result<Option<String>, caller::Error>,
     answers: UnboundedSender<Answer>,
 }
 
@@ -225,17 +226,18 @@ impl Daemon {
     }
 
     fn asked(&mut self, asked: Asked) {
-        let Asked { ticket, peer, request, descriptor, answers } = asked;
+        let Asked { ticket, peer, request, descriptor, user, answers } = asked;
         self.read_plan();
         self.notice_ends();
         let wall = now();
-        match self.kernel.facts(peer, descriptor, &request) {
-            Ok(facts) => {
+        let facts = user.and_then(|user| Ok((self.kernel.facts(peer, descriptor, &request)?, user)));
+        match facts {
+            Ok((facts, user)) => {
                 if let Some(connection) = self.connections.get_mut(&ticket) {
                     connection.asker = Some(Asker { answers, pidfd: Arc::new(facts.pidfd) });
                 }
                 let now = self.began.elapsed();
-                let ask = Ask { ticket, container: facts.container, request, user: facts.user, wall, now };
+                let ask = Ask { ticket, container: facts.container, request, user, wall, now };
                 self.happens(Event::Asked(Box::new(ask)));
             }
             Err(error) => {
@@ -445,12 +447,23 @@ fn names(lease: &Lease) -> String {
     lease.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// The user database may be on another machine: who comes from there waits for it, and nobody else.
+async fn user_name(uid: u32) -> Result<Option<String>, caller::Error> {
+    if uid == 0 {
+        return Ok(None);
+    }
+    let asked = tokio::task::spawn_blocking(move || caller::name_of(uid)).await;
+    asked.unwrap_or_else(|error| Err(caller::Error::User { uid, source: io::Error::other(error) }))
+}
+
 /// One connection from beginning to end.
 async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
     match connection::receive(&stream).await {
         Ok((request, descriptor)) => {
+            let user = user_name(peer.uid).await;
             let (answers, mut answered) = mpsc::unbounded_channel();
-            let _ = to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, answers })));
+            let _ =
+                to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, user, answers })));
             loop {
                 tokio::select! {
                     answer = answered.recv() => match answer {

@@ -47,6 +47,9 @@ use crate::failure::Failure;
 use listen::Listener;
 use store::Store;
 
+/// Names of users that are looked up at a time.
+const LOOKUPS: usize = 4;
+
 /// Serves until SIGTERM or SIGINT.
 pub fn run(state_dir: &Path) -> Result<()> {
     if !geteuid().is_root() {
@@ -59,7 +62,8 @@ pub fn run(state_dir: &Path) -> Result<()> {
     let listener = Listener::open(state_dir)?;
     open_many_descriptors();
     // One thread: every decision is made after the other.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(LOOKUPS).enable_all().build();
     runtime.context("cannot start")?.block_on(daemon::serve(state_dir, store, listener))
 }
 
