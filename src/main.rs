@@ -26,6 +26,7 @@ mod held;
 mod nvml;
 mod plan;
 mod publish;
+mod serve;
 mod spec;
 mod sys;
 mod trust;
