@@ -110,6 +110,13 @@ impl Model {
                 + named.iter().filter(|device| pool.devices.contains(&device.name.name)).count();
             pool.per_container.is_some_and(|most| of_pool > most as usize)
         });
+        // A spec of another plan may have brought more than this one's pools.
+        let own = pools.iter().flat_map(|pool| self.members(pool)).chain(named.clone());
+        let own: Vec<_> = own.map(|device| device.uuid).collect();
+        let has_more = self.plan.devices.iter().any(|device| {
+            let node = &device.nodes.last().unwrap().path;
+            device.leased && ask.request.nodes.contains(node) && !own.contains(&device.uuid)
+        });
         let cap = self.cap(ask);
         let is_denied = cap.and_then(|cap| cap.pools.as_ref()).is_some_and(|allowed| {
             let may = |device: &LeasedDevice| {
@@ -123,6 +130,7 @@ impl Model {
         let refused = count == 0
             || named.iter().any(clashes)
             || too_many
+            || has_more
             || is_denied
             || is_over
             || !self.can_pick(&pools, &named);

@@ -168,7 +168,12 @@ impl Run {
                 Decision::Warn(warning) => panic!("{warning}"),
             })
             .collect();
-        assert_eq!(decided, expected, "{event:?}");
+        let what = match event {
+            Event::Plan(plan) => plan.generation.clone(),
+            Event::Asked(ask) => format!("{} asks {:?}", ask.container.pid, ask.request.devices),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(decided, expected, "{what}");
         // Every refusal can be put in words.
         for decision in &decisions {
             if let Decision::Refuse(_, refusal) = decision {
