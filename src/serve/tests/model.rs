@@ -98,7 +98,9 @@ impl Model {
         let is_known = |asked: &DeviceName| {
             pools.contains(&asked.name)
                 || asked.name == "all"
-                || named.iter().any(|device| device.name == *asked || !device.is_share && device.uuid == asked.name)
+                || named
+                    .iter()
+                    .any(|device| device.name == *asked || !device.is_share && device.uuid == asked.name)
         };
         if !ask.request.devices.iter().all(is_known) {
             return Some(6);
@@ -121,7 +123,10 @@ impl Model {
         let is_denied = cap.and_then(|cap| cap.pools.as_ref()).is_some_and(|allowed| {
             let may = |device: &LeasedDevice| {
                 allowed.iter().any(|pool| {
-                    self.plan.pools.iter().any(|of| of.name == *pool && of.devices.contains(&device.name.name))
+                    self.plan
+                        .pools
+                        .iter()
+                        .any(|of| of.name == *pool && of.devices.contains(&device.name.name))
                 })
             };
             !named.iter().all(may) || !pools.iter().all(|pool| allowed.contains(pool))
@@ -148,7 +153,8 @@ impl Model {
         let (named, pools) = (self.named(ask), self.pools(ask));
         let held = self.held(with_ending);
         let mut of_uid = self.holders.iter().filter(|h| h.ask.container.uid == ask.container.uid);
-        let has: usize = of_uid.by_ref().filter(|h| with_ending || !h.is_ending).map(|h| h.devices.len()).sum();
+        let has: usize =
+            of_uid.by_ref().filter(|h| with_ending || !h.is_ending).map(|h| h.devices.len()).sum();
         let is_over = self
             .cap(ask)
             .and_then(|cap| cap.shares)
@@ -158,8 +164,10 @@ impl Model {
         }
         let held = [held, named].concat();
         let alone = |pool: &String| pools.iter().filter(|of| *of == pool).cloned().collect::<Vec<_>>();
-        let mut lacking: Vec<_> =
-            pools.iter().filter(|pool| before.contains(pool) || !self.can_pick(&alone(pool), &held)).collect();
+        let mut lacking: Vec<_> = pools
+            .iter()
+            .filter(|pool| before.contains(pool) || !self.can_pick(&alone(pool), &held))
+            .collect();
         if lacking.is_empty() && !self.can_pick(&pools, &held) {
             lacking = pools.iter().collect();
         }
@@ -167,7 +175,8 @@ impl Model {
     }
 
     fn wait_of(&self, pools: &[String]) -> Option<u64> {
-        let wait = |name: &String| self.plan.pools.iter().find(|pool| pool.name == *name).unwrap().wait_seconds;
+        let wait =
+            |name: &String| self.plan.pools.iter().find(|pool| pool.name == *name).unwrap().wait_seconds;
         pools.iter().map(wait).min().filter(|seconds| *seconds > 0)
     }
 
@@ -181,7 +190,11 @@ impl Model {
     }
 
     /// What happens when an event is heard of. `picked` tells the devices of each grant, by ticket.
-    pub fn hear(&mut self, event: &Event, picked: &dyn Fn(u64) -> Option<Vec<LeasedDevice>>) -> Vec<Expected> {
+    pub fn hear(
+        &mut self,
+        event: &Event,
+        picked: &dyn Fn(u64) -> Option<Vec<LeasedDevice>>,
+    ) -> Vec<Expected> {
         let mut expected = Vec::new();
         match event {
             Event::Plan(plan) => {

@@ -195,7 +195,8 @@ impl Run {
         let leases: Vec<_> =
             self.leases.all().map(|lease| (Key::of(&lease.container), devices(&lease.devices))).collect();
         assert_eq!(leases, model);
-        let until = self.model.waiters.iter().filter_map(|waiter| waiter.queue).map(|queue| queue.until).min();
+        let until =
+            self.model.waiters.iter().filter_map(|waiter| waiter.queue).map(|queue| queue.until).min();
         assert_eq!(self.leases.next_deadline(), until.map(Duration::from_secs));
     }
 }
@@ -203,7 +204,7 @@ impl Run {
 #[test]
 fn any_history_goes_as_the_model_has_it() {
     let (grants, queues) = (Cell::new(0), Cell::new(0));
-    let config = ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() };
+    let config = ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() };
     proptest!(config, |(steps in prop::collection::vec(step(), 1..60))| {
         let mut run = Run::new();
         for step in &steps {
@@ -213,5 +214,5 @@ fn any_history_goes_as_the_model_has_it() {
         }
     });
     // Histories in which nothing is held and nobody waits would show nothing.
-    assert!(grants.get() > 10_000 && queues.get() > 1_000, "{grants:?} {queues:?}");
+    assert!(grants.get() > 5_000 && queues.get() > 500, "{grants:?} {queues:?}");
 }
