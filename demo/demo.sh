@@ -45,6 +45,21 @@ try() {
     [ $status = 0 ] || fail "the command ended with status $status"
 }
 
+# The same for a command that has to fail.
+refused() {
+    local status=0
+    printf '     %s$ %s%s\n' "$bold" "$*" "$plain"
+    output=$(root in.sh "$name" sh -c "$*" 2>&1 </dev/null) || status=$?
+    sed 's/^/       /' <<<"$output"
+    [ $status != 0 ] || fail "the command did not fail"
+}
+
+# Checks that the last command printed this somewhere.
+says() {
+    grep -qF -- "$2" <<<"$output" || fail "not so: $1"
+    printf '     %s✓%s %s\n' "$green" "$plain" "$1"
+}
+
 # Compares what the last command printed, line by line in any order, with what it must be.
 expect() {
     local what=$1 wanted
@@ -132,15 +147,22 @@ expect "the same driver" "libcuda.so.1: /usr/lib/x86_64-linux-gnu/libcuda.so.1"
 try "podman exec whole probe mknod /tmp/gpu2 195 2"
 expect "GPU 2 is not given to it" "/tmp/gpu2: EPERM"
 
-step "GPU 7, shared by four"
+step "GPU 7, shared by four: each share is one container's at a time"
 try "divvy share 7 --replicas 4 --host sim:a100-lab --config /etc/divvy/config.toml"
 try "divvy generate --host sim:a100-lab --config /etc/divvy/config.toml --output /var/run/cdi/divvy.json"
+try "setsid divvy serve >/var/log/divvy.log 2>&1 &"
 try "podman run --detach --name one --device nvidia.com/gpu=shared-0 debian sleep 600 >/dev/null"
-try "podman run --detach --name two --device nvidia.com/gpu=shared-1 debian sleep 600 >/dev/null"
+try "podman run --detach --name two --device nvidia.com/gpu=shared debian sleep 600 >/dev/null"
 try "for name in one two; do podman exec \$name $nodes; done"
-expect "both have GPU 7, at once" "${control[@]}" /dev/nvidia7 "${control[@]}" /dev/nvidia7
-try "divvy list --host sim:a100-lab --config /etc/divvy/config.toml --quiet | grep -A 4 'GPU 7'"
-note "LIMITED BY nothing: they take turns, and each can use all of its memory. Limits are not built yet."
+expect "both have GPU 7, at once: \"shared\" is any share that is free" "${control[@]}" /dev/nvidia7 "${control[@]}" /dev/nvidia7
+try "divvy ps"
+refused "podman run --rm --device nvidia.com/gpu=shared-0 debian true"
+says "shared-0 is taken; crun tells the hook's status, 3, and divvy keeps the reason" "exit code: 3"
+try "divvy ps --refused"
+says "who has it, and what is free instead" "shared-0 is held by podman container one"
+try "podman rm --force --time 0 one >/dev/null; podman run --rm --device nvidia.com/gpu=shared-0 debian echo started"
+expect "it is free as soon as its container is gone" started
+note "Shares take turns, and each can use all of the GPU's memory. Limits are not built yet."
 
 printf '\n%sAll of this held.%s On a machine with a GPU: make build, sudo make install, sudo divvy generate.\n' \
     "$bold" "$plain"

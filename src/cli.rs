@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{MOST_REPLICAS, value};
 use crate::discover::sim;
+use crate::publish::STATE_DIR;
 
 /// Share NVIDIA GPUs between containers, by name, on the engine you already run
 #[derive(Debug, Parser)]
@@ -35,10 +36,16 @@ pub struct Cli {
 pub enum Command {
     /// Write the CDI spec that names this machine's GPUs, MIG devices and shares
     Generate(GenerateArgs),
-    /// Show the devices that containers can ask for
+    /// Show the devices that containers can ask for, and who has those that are taken
     List(ListArgs),
+    /// Show which container has which device, and what uses a GPU without a lease
+    Ps(PsArgs),
+    /// End the lease of a device, with the container that holds it
+    Release(ReleaseArgs),
     /// Cut a GPU or MIG device into shares, in the configuration
     Share(ShareArgs),
+    /// Give leased devices to containers that start, one container each (needs root; systemd runs it)
+    Serve(ServeArgs),
     /// Lay a simulated host out as real files and device nodes
     Sim(SimArgs),
     /// Write all that divvy reads on this machine into a directory, for a bug report or a test
@@ -74,7 +81,7 @@ pub struct PlanArgs {
     /// Configuration, or the YAML of NVIDIA's device plugin [default: /etc/divvy/config.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where the plan is kept [default: /run/divvy, for a spec where engines look]
+    /// Where plan and leases are kept [default: /run/divvy, for a spec where engines look]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
@@ -97,6 +104,9 @@ pub struct GenerateArgs {
     /// Show what would be written and write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Move names that running containers hold to other devices
+    #[arg(long)]
+    pub force: bool,
     /// Make the device nodes that are missing in /dev (needs root)
     #[arg(long, conflicts_with_all = ["host", "dry_run"])]
     pub create_device_nodes: bool,
@@ -134,6 +144,49 @@ pub enum ListFormat {
     Table,
     // For programs.
     Json,
+}
+
+/// Options of `ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Marks in the last column: `no lease`, it uses the GPU and no lease is its own; `ending`, its first process is
+gone and others of the container are not; `v1`, cgroup v1 holds it from other devices of the pool.
+MEMORY is what all processes of the container use together on that GPU or MIG device, by the driver's count.
+`-` is what is not known: without a driver nobody counts memory.")]
+pub struct PsArgs {
+    /// Format of the listing
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: ListFormat,
+    /// Show it again every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+    /// Show the last starts that were refused a device, your own first
+    #[arg(long)]
+    pub refused: bool,
+    /// Where leases and the plan are kept [default: /run/divvy]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the driver's libraries lie, if not in /
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub driver_root: PathBuf,
+}
+
+/// Options of `release`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A lease ends with its container. While that runs, `release` says who it is and what ends it; with --kill all of
+its processes are killed, by root or by the user that the container is of. What an engine starts again
+by itself, as `docker run --restart always`, it starts again.")]
+pub struct ReleaseArgs {
+    /// The device: shared-0, or with its kind nvidia.com/gpu.shared=shared-0
+    pub device: String,
+    /// Kill the container that holds it
+    #[arg(long)]
+    pub kill: bool,
+    /// Where leases and the plan are kept [default: /run/divvy]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Ways to share that this version has.
@@ -186,6 +239,14 @@ pub struct ShareArgs {
     /// The configuration to write, and the plan
     #[command(flatten)]
     pub plan: PlanArgs,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where the plan is, the socket, and the leases
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 /// Options of `sim`.

@@ -4,17 +4,24 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use hooks::lease::{Container, DeviceName, LEASE_LIMIT, Lease};
+use hooks::lease::{Container, LEASE_LIMIT, LEASES, Lease, LeasedDevice, SOCKET};
 
+use crate::plan::{Device, Kind};
 use crate::publish::read_regular;
+use crate::serve::cgroup;
 
 const PROC: &str = "/proc";
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// As many characters of a container's id as engines print.
 const SHORT_ID: usize = 12;
+
+/// Whether the daemon, or systemd for it, takes requests. It is asked nothing.
+pub fn daemon_answers(state_dir: &Path) -> bool {
+    UnixStream::connect(state_dir.join(SOCKET)).is_ok()
+}
 
 /// The leases in a directory, the oldest first; and what is wrong with those that cannot be read. A directory that is
 /// not there holds none.
@@ -55,16 +62,23 @@ fn is_lease(path: &Path) -> bool {
 
 /// Whether its container still runs: its first process, or one in the cgroup that is its own.
 pub fn is_alive(lease: &Lease) -> bool {
-    runs(&lease.container, Path::new(PROC), Path::new(CGROUPS))
+    runs(&lease.container, Path::new(PROC))
 }
 
-fn runs(container: &Container, proc: &Path, cgroups: &Path) -> bool {
+/// Whether a container's first process still runs. If not, and the lease stands, it is ending.
+pub fn has_first_process(container: &Container) -> bool {
+    is_this_boot(container, Path::new(PROC)) && first_process_runs(container, Path::new(PROC))
+}
+
+fn is_this_boot(container: &Container, proc: &Path) -> bool {
     let boot_id = fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
-    if boot_id.trim() != container.boot_id {
-        return false;
-    }
-    first_process_runs(container, proc)
-        || container.cgroup.as_ref().is_some_and(|cgroup| has_processes(cgroup, cgroups))
+    boot_id.trim() == container.boot_id
+}
+
+fn runs(container: &Container, proc: &Path) -> bool {
+    is_this_boot(container, proc)
+        && (first_process_runs(container, proc)
+            || container.cgroup.as_ref().is_some_and(|own| !cgroup::is_empty(own).unwrap_or(false)))
 }
 
 fn first_process_runs(container: &Container, proc: &Path) -> bool {
@@ -84,19 +98,24 @@ fn is_it(stat: &str, start_time: u64) -> bool {
     !has_ended && fields.nth(18).and_then(|field| field.parse().ok()) == Some(start_time)
 }
 
-/// In cgroup v2, or in v1's device controller.
-fn has_processes(cgroup: &Path, mount: &Path) -> bool {
-    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
-    if let Ok(events) = fs::read_to_string(mount.join(below).join("cgroup.events")) {
-        return events.lines().any(|line| line == "populated 1");
-    }
-    let procs = fs::read_to_string(mount.join("devices").join(below).join("cgroup.procs"));
-    procs.is_ok_and(|procs| !procs.trim().is_empty())
+/// The leases in a state directory whose containers run, and what is wrong with those that cannot be read.
+pub fn running(state_dir: &Path) -> (Vec<Lease>, Vec<String>) {
+    let (mut leases, warnings) = read(&state_dir.join(LEASES));
+    leases.retain(is_alive);
+    (leases, warnings)
 }
 
-/// Who has a device.
-pub fn holder<'a>(leases: &'a [Lease], device: &DeviceName) -> Option<&'a Lease> {
-    leases.iter().find(|lease| lease.devices.iter().any(|leased| leased.name == *device))
+/// Who has a device, and as what: a share is taken while its GPU is leased as a whole, and the whole while one of its
+/// shares is.
+pub fn holder<'a>(leases: &'a [Lease], device: &Device) -> Option<(&'a Lease, &'a LeasedDevice)> {
+    let of_it = |leased: &&LeasedDevice| leased.uuid == device.uuid;
+    let is_it = |leased: &LeasedDevice| {
+        leased.name.name == device.name && device.classes.contains(&leased.name.class)
+    };
+    let excludes = |leased: &LeasedDevice| leased.is_share != (device.kind == Kind::Share);
+    let all = || leases.iter().flat_map(|lease| lease.devices.iter().map(move |leased| (lease, leased)));
+    let find = |is: &dyn Fn(&LeasedDevice) -> bool| all().find(|(_, leased)| of_it(leased) && is(leased));
+    find(&is_it).or_else(|| find(&excludes))
 }
 
 /// `podman container web`, or by its id as engines shorten it.
@@ -112,7 +131,7 @@ pub fn who(container: &Container) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hooks::lease::{LeasedDevice, VERSION};
+    use hooks::lease::VERSION;
 
     fn lease(pid: i32, start_time: u64) -> Lease {
         Lease {
@@ -176,8 +195,10 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let runs =
-            |lease: Lease| runs(&lease.container, &dir.path().join("proc"), &dir.path().join("cgroup"));
+        let runs = |mut lease: Lease| {
+            lease.container.cgroup = Some(dir.path().join("cgroup/pod/web"));
+            runs(&lease.container, &dir.path().join("proc"))
+        };
         let stat =
             |state: &str, start: u64| format!("7 (a) b (c)) {state} {} {start} 1 2\n", ["1"; 18].join(" "));
         write("proc/sys/kernel/random/boot_id", "b\n");
@@ -189,7 +210,7 @@ mod tests {
         assert!(!runs(lease(7, 100)), "it has ended");
         for (file, populated, empty) in [
             ("cgroup/pod/web/cgroup.events", "populated 1\nfrozen 0\n", "populated 0\nfrozen 0\n"),
-            ("cgroup/devices/pod/web/cgroup.procs", "9\n", ""),
+            ("cgroup/pod/web/cgroup.procs", "9\n", ""),
         ] {
             write(file, populated);
             assert!(runs(lease(7, 100)), "{file}");
@@ -203,13 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn who_has_what() {
-        let leases = [lease(7, 100)];
-        let name = |text: &str| text.parse::<DeviceName>().unwrap();
-        let found = holder(&leases, &name("gpu=shared-0")).unwrap();
-        assert_eq!(holder(&leases, &name("gpu.shared=shared-0")), None);
-        assert_eq!(who(&found.container), "podman container 3f2a5d1c0b9e");
-        let named = Container { name: Some("web".into()), engine: None, ..found.container.clone() };
+    fn names_of_containers() {
+        let unnamed = lease(7, 100).container;
+        assert_eq!(who(&unnamed), "podman container 3f2a5d1c0b9e");
+        let named = Container { name: Some("web".into()), engine: None, ..unnamed };
         assert_eq!(who(&named), "container web");
     }
 }

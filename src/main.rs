@@ -7,6 +7,7 @@
 //! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
 //! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk
 //! - `held`: who has which device, read back
+//! - `ps`: and who uses it, put together for people
 //! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
@@ -25,6 +26,7 @@ mod failure;
 mod held;
 mod nvml;
 mod plan;
+mod ps;
 mod publish;
 mod serve;
 mod spec;
@@ -33,7 +35,7 @@ mod trust;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    log(cli.debug);
+    log(&cli);
     match commands::run(cli) {
         Ok(status) => status,
         Err(error) if is_closed_pipe(&error) => failure::Status::Done,
@@ -42,8 +44,13 @@ fn main() -> ExitCode {
     .into()
 }
 
-fn log(debug: bool) {
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+fn log(cli: &cli::Cli) {
+    let level = match cli.command {
+        _ if cli.debug => tracing::Level::DEBUG,
+        // What it does is all that can be seen of a daemon.
+        cli::Command::Serve(_) if !cli.quiet => tracing::Level::INFO,
+        _ => tracing::Level::WARN,
+    };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
 }
 

@@ -26,7 +26,7 @@ pub const STATE_DIR: &str = "/run/divvy";
 
 const STATE_HINT: &str = "run as root, choose another with --state-dir, or a spec of your own with --output";
 
-const PLAN: &str = "plan.json";
+pub const PLAN: &str = "plan.json";
 const LOCK: &str = "generate.lock";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -129,10 +129,18 @@ pub fn plan_path(state_dir: &Path) -> Option<PathBuf> {
     Some(dir.join(PLAN)).filter(|path| hooks::args::is_plain_path(path))
 }
 
+/// The plan's text, for those who only look.
+///
+/// # Errors
+/// When there is none, and when it cannot be read.
+pub fn plan_text(state_dir: &Path) -> io::Result<String> {
+    read_regular(&state_dir.join(PLAN), PLAN_LIMIT)
+}
+
 /// The plan before this one; none where there is none. One that cannot be read costs the memory of names, not the run.
 pub fn earlier(state_dir: &Path) -> Earlier {
     let path = state_dir.join(PLAN);
-    let text = match read_regular(&path, PLAN_LIMIT) {
+    let text = match plan_text(state_dir) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Earlier::default(),
         Err(error) => return no_earlier(&path, &error),

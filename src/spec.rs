@@ -1,14 +1,15 @@
 //! Step 3: `Plan` -> CDI specs, one for each kind. What each device gets, by each of its names, and what every container
 //! gets besides: control nodes, the driver's files, one environment variable and the one hook. Spec-level edits apply
 //! once to a container however many devices of the kind it asks for (CDI SPEC.md, "OCI Edits"); devices of two kinds
-//! bring the same ones twice, which engines and hook take as once.
+//! bring the same ones twice, which engines and hook take as once. A leased name brings one hook more, which asks for it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
-use hooks::args::{CreateContainer, Library, Link};
+use hooks::args::{CreateContainer, CreateRuntime, Library, Link, START_TIMEOUT};
+use hooks::lease::{DeviceName, LEASES};
 
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Host, Purpose, SideClass};
@@ -35,6 +36,8 @@ pub struct Paths<'a> {
     pub hook: &'a Path,
     /// Where the plan will be found when a container starts, if it is kept.
     pub plan: Option<&'a Path>,
+    /// Where the daemon will be found.
+    pub state: &'a Path,
 }
 
 /// What the hook does besides what every run of it does.
@@ -45,6 +48,8 @@ struct Work<'a> {
     by_path: Vec<(String, PathBuf)>,
     /// What draws asks which of the host's GPUs it may use.
     draws: bool,
+    /// Without a lease the container does not start.
+    leased: bool,
 }
 
 /// A spec and the file that it belongs into.
@@ -64,26 +69,58 @@ pub fn build(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> 
     classes.dedup();
     let mut built = Vec::new();
     for class in classes {
-        let devices = plan.devices.iter().filter(|device| device.classes.iter().any(|of| of == class));
-        let (drawing, computing): (Vec<_>, Vec<_>) = devices.partition(|device| device.graphics);
-        let whole: Vec<&Device> =
-            drawing.iter().chain(&computing).copied().filter(|device| device.kind != Kind::Share).collect();
-        // Who asks for everything gets the files of everything.
-        let all_draws = whole.iter().any(|device| device.graphics);
-        for (devices, purpose) in [(&drawing, Purpose::Graphics), (&computing, Purpose::Compute)] {
-            if devices.is_empty() {
+        let entries = entries(class, plan);
+        let mut is_first = true;
+        for (graphics, leased) in [(true, false), (false, false), (true, true), (false, true)] {
+            let is_of = |entry: &&Entry<'_>| (entry.draws(), entry.is_leased()) == (graphics, leased);
+            let entries: Vec<&Entry<'_>> = entries.iter().filter(is_of).collect();
+            if entries.is_empty() {
                 continue;
             }
-            let part =
-                if purpose == Purpose::Compute && !drawing.is_empty() { Part::Compute } else { Part::Main };
-            let all = if all_draws == (purpose == Purpose::Graphics) { &whole[..] } else { &[] };
-            let common = common(purpose, plan, host, paths)?;
-            let spec = build_spec(class, devices, all, &common, &host.driver_files, paths)?;
+            let part = if is_first { Part::Main } else { Part::Beside { compute: !graphics, leased } };
+            is_first = false;
+            let purpose = if graphics { Purpose::Graphics } else { Purpose::Compute };
+            let common = common(purpose, leased, plan, host, paths)?;
+            let spec = build_spec(class, &entries, common, plan, &host.driver_files, paths)?;
             built.push(Built { spec, part });
         }
     }
     built.extend(side(plan, host, paths)?);
     Ok(built)
+}
+
+/// Names and the devices that they bring: one of them by all of its names, `all`, or a pool, of which the container
+/// keeps what it is granted.
+struct Entry<'a> {
+    names: Vec<&'a str>,
+    devices: Vec<&'a Device>,
+}
+
+impl Entry<'_> {
+    /// Who asks for several gets the files of each.
+    fn draws(&self) -> bool {
+        self.devices.iter().any(|device| device.graphics)
+    }
+
+    fn is_leased(&self) -> bool {
+        self.devices.iter().any(|device| device.leased)
+    }
+}
+
+fn entries<'a>(class: &str, plan: &'a Plan) -> Vec<Entry<'a>> {
+    let is_of = |device: &&Device| device.classes.iter().any(|of| of == class);
+    let devices: Vec<&Device> = plan.devices.iter().filter(is_of).collect();
+    let one = |device: &&'a Device| Entry { names: device.names().collect(), devices: vec![*device] };
+    let mut entries: Vec<Entry<'a>> = devices.iter().map(one).collect();
+    let whole: Vec<&Device> = devices.iter().copied().filter(|device| device.kind != Kind::Share).collect();
+    if !whole.is_empty() {
+        entries.push(Entry { names: vec![ALL], devices: whole });
+    }
+    for pool in plan.pools.iter().filter(|pool| pool.class == class) {
+        let members = devices.iter().copied().filter(|device| device.pool.as_ref() == Some(&pool.name));
+        entries.push(Entry { names: vec![&pool.name], devices: members.collect() });
+    }
+    entries
 }
 
 /// The specs of side kinds. They bring their nodes, and no driver: who asks for one has a GPU besides, or manages the
@@ -106,7 +143,7 @@ fn side(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
             ContainerEdits {
                 device_nodes: Vec::new(),
                 additional_gids: Vec::new(),
-                ..common(Purpose::Compute, plan, host, paths)?
+                ..common(Purpose::Compute, false, plan, host, paths)?
             }
         } else {
             ContainerEdits {
@@ -127,23 +164,24 @@ fn side(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
 
 fn build_spec(
     class: &str,
-    devices: &[&Device],
-    all: &[&Device],
-    common: &ContainerEdits,
+    entries: &[&Entry<'_>],
+    common: ContainerEdits,
+    plan: &Plan,
     files: &DriverFiles,
     paths: &Paths<'_>,
 ) -> Result<Spec> {
     let mut spec = Spec::new(format!("{VENDOR}/{class}").parse()?);
-    for device in devices {
-        let edits = of_devices(&[device], files, paths)?;
-        for name in device.names() {
-            spec.devices.push(named(name, edits.clone())?);
+    for entry in entries {
+        let edits = of_devices(&entry.devices, files, paths)?;
+        for name in &entry.names {
+            let mut edits = edits.clone();
+            if entry.is_leased() {
+                edits.hooks.push(create_runtime_hook(class, name, plan, paths)?);
+            }
+            spec.devices.push(named(name, edits)?);
         }
     }
-    if !all.is_empty() {
-        spec.devices.push(named(ALL, of_devices(all, files, paths)?)?);
-    }
-    spec.container_edits = common.clone();
+    spec.container_edits = common;
     finished(spec)
 }
 
@@ -224,7 +262,13 @@ fn mount(file: &DriverFile, options: &[&str], paths: &Paths<'_>) -> Result<Mount
 }
 
 /// What every container with a device of one spec gets.
-fn common(purpose: Purpose, plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<ContainerEdits> {
+fn common(
+    purpose: Purpose,
+    leased: bool,
+    plan: &Plan,
+    host: &Host,
+    paths: &Paths<'_>,
+) -> Result<ContainerEdits> {
     let files = &host.driver_files;
     let wanted = |of: Purpose| of == Purpose::Compute || of == purpose;
     let libraries: Vec<&DriverLibrary> =
@@ -240,7 +284,7 @@ fn common(purpose: Purpose, plan: &Plan, host: &Host, paths: &Paths<'_>) -> Resu
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
     let draws = purpose == Purpose::Graphics;
     let by_path = if draws { by_path(plan) } else { Vec::new() };
-    let work = Work { libraries, links, by_path, draws };
+    let work = Work { libraries, links, by_path, draws, leased };
     Ok(ContainerEdits {
         env: vec![VISIBLE_DEVICES.into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
@@ -268,10 +312,8 @@ fn by_path(plan: &Plan) -> Vec<(String, PathBuf)> {
     links
 }
 
-/// The one spec-level hook. Its environment must not be empty: a runtime may hand the image's environment to a
-/// hook without one (CVE-2025-23266).
+/// The one spec-level hook.
 fn create_container_hook(plan: &Plan, host: &Host, work: &Work<'_>, paths: &Paths<'_>) -> Result<Hook> {
-    let name = paths.hook.file_name().context("the hook's path has no file name")?;
     let library = |library: &&DriverLibrary| Library::new(&library.path, &library.soname);
     let links = work.links.iter().map(|link| Link::new(&link.target, &link.path));
     let device_links = work.by_path.iter().map(|(target, path)| Link::new(target, path));
@@ -281,15 +323,32 @@ fn create_container_hook(plan: &Plan, host: &Host, work: &Work<'_>, paths: &Path
         generation: Some(plan.generation.clone()),
         plan: paths.plan.map(Path::to_owned),
         application_profile: work.draws,
+        leases: work.leased.then(|| paths.state.join(LEASES)),
         libraries: work.libraries.iter().map(library).collect::<Result<_, _>>()?,
         links: links.collect::<Result<_, _>>()?,
         device_links: device_links.collect::<Result<_, _>>()?,
-        leases: None,
     };
+    hook(HookName::CreateContainer, request.to_args(), paths)
+}
+
+/// What a leased name adds: the question for it, in the engine's namespaces, before the container's own are filled.
+fn create_runtime_hook(class: &str, name: &str, plan: &Plan, paths: &Paths<'_>) -> Result<Hook> {
+    let request = CreateRuntime {
+        state_dir: paths.state.to_owned(),
+        start_timeout: plan.start_timeout.unwrap_or(START_TIMEOUT),
+        devices: vec![DeviceName { class: class.to_owned(), name: name.to_owned() }],
+    };
+    hook(HookName::CreateRuntime, request.to_args(), paths)
+}
+
+/// Its environment must not be empty: a runtime may hand the image's environment to a hook without one
+/// (CVE-2025-23266).
+fn hook(hook_name: HookName, args: Vec<String>, paths: &Paths<'_>) -> Result<Hook> {
+    let name = paths.hook.file_name().context("the hook's path has no file name")?;
     Ok(Hook {
-        hook_name: HookName::CreateContainer,
+        hook_name,
         path: text(paths.hook)?,
-        args: std::iter::once(text(Path::new(name))?).chain(request.to_args()).collect(),
+        args: std::iter::once(text(Path::new(name))?).chain(args).collect(),
         env: vec!["PATH=/usr/sbin:/usr/bin".into()],
         timeout: None,
     })

@@ -228,8 +228,12 @@ fn the_commands_in_the_readme_parse() {
     let dir = tempfile::tempdir().unwrap();
     for line in shown {
         let mut args: Vec<_> = line.split_whitespace().collect();
-        // A simulated host in place of this machine's; making nodes is for live machines alone.
-        if args[0] != "completions" && !args.contains(&"--host") {
+        // Of the machine that they run on: that they are understood is all that can be asked of any.
+        if ["ps", "release", "serve"].contains(&args[0]) {
+            args.iter_mut().for_each(|arg| *arg = arg.trim_matches(['[', ']']));
+            args.push("--help");
+        } else if args[0] != "completions" && !args.contains(&"--host") {
+            // A simulated host in place of this machine's; making nodes is for live machines alone.
             args.retain(|arg| *arg != "--create-device-nodes");
             // The README's GPU 0 is one that can be shared.
             args.push(if args[0] == "share" { "--host=sim:l4" } else { LAB });
@@ -247,17 +251,21 @@ fn the_commands_in_the_readme_parse() {
 #[test]
 fn the_configuration_in_the_readme_is_one() {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let config = readme.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+    let blocks = readme.split("```toml\n").skip(1).map(|block| block.split_once("```").unwrap().0);
+    let config: String = blocks.collect();
+    assert!(config.contains("exclusive") && config.contains("[pool.shared]"), "{config}");
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("config.toml"), config).unwrap();
     let config = format!("--config={}", dir.path().join("config.toml").display());
     let (_, out, errors) = run(&mut divvy(&["generate", "--host=sim:mixed", &config, "--dry-run"]));
-    assert!(out.contains("ci-0 to ci-1, notebook-0"), "{out}{errors}");
+    for decided in ["ci-0 to ci-1, notebook-0", "\nwhole: 3 devices\n", "leased, with graphics"] {
+        assert!(out.contains(decided), "{decided}: {out}{errors}");
+    }
 }
 
 #[test]
 fn help_is_there_for_every_verb() {
-    for verb in ["generate", "list", "share", "sim", "record", "completions"] {
+    for verb in ["generate", "list", "share", "sim", "record", "ps", "release", "serve", "completions"] {
         let (status, help, _) = run(&mut divvy(&[verb, "--help"]));
         assert_eq!(status, 0);
         assert!(help.contains("Usage: divvy"), "{help}");

@@ -111,7 +111,7 @@ fn share_writes_what_it_shows() {
     );
     assert_eq!(
         place.generate(LAB).1,
-        "wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 4 shares\n"
+        "wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute.json, wrote DIR/cdi/divvy+compute+leased.json: 6 GPUs, 4 MIG devices, 4 shares\n"
     );
     // A GPU in front of it takes the first numbers, and that is told.
     let (_, out, errors) = share(&["1", "--replicas=2", LAB]);
@@ -267,7 +267,7 @@ fn share_is_not_stopped_by_what_was_wrong_before() {
     assert!(out.ends_with("NVIDIA A100*: whole\n"), "{out}");
     assert_eq!(
         place.generate(LAB).1,
-        "wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute.json: 7 GPUs, 4 shares\n"
+        "wrote DIR/cdi/divvy.json, wrote DIR/cdi/divvy+compute+leased.json: 7 GPUs, 4 shares\n"
     );
 }
 

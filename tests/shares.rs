@@ -39,9 +39,23 @@ fn a_share_is_the_gpus_node_and_the_whole_has_no_name() {
         (0, "wrote DIR/cdi/divvy.json: 4 shares\n".into(), String::new())
     );
     let spec = place.json("cdi/divvy.json");
-    assert_eq!(names(&spec), ["shared-0", "shared-1", "shared-2", "shared-3"]);
+    assert_eq!(names(&spec), ["shared", "shared-0", "shared-1", "shared-2", "shared-3"]);
     let node = json!({"path": "/dev/nvidia0", "type": "c", "fileMode": 438, "permissions": "rw"});
-    assert_eq!(spec["devices"][2]["containerEdits"], json!({"deviceNodes": [node]}));
+    let state = place.path("state").display().to_string();
+    let hook = |name: &str| {
+        json!({
+            "hookName": "createRuntime",
+            "path": "/bin/true",
+            "args": ["true", "create-runtime", format!("--state-dir={state}"), format!("--device=gpu={name}")],
+            "env": ["PATH=/usr/sbin:/usr/bin"],
+        })
+    };
+    for (device, name) in [(0, "shared"), (3, "shared-2")] {
+        let edits = json!({"deviceNodes": [node], "hooks": [hook(name)]});
+        assert_eq!(spec["devices"][device]["containerEdits"], edits);
+    }
+    let args = spec["containerEdits"]["hooks"][0]["args"].as_array().unwrap();
+    assert!(args.contains(&json!(format!("--leases={state}/leases"))), "{args:?}");
     // No name that begins with a digit and no annotation: what the oldest engines read.
     assert_eq!(spec["cdiVersion"], "0.4.0");
 }
@@ -265,7 +279,11 @@ fn a_spec_of_960_shares_is_small() {
     let (status, said, errors) = place.generate(&format!("--host={}", record.dir().display()));
     assert_eq!((status, errors.as_str()), (0, ""));
     assert_eq!(said, "wrote DIR/cdi/divvy.json: 960 shares\n");
-    let size = fs::metadata(place.path("cdi/divvy.json")).unwrap().len();
+    let spec = fs::read_to_string(place.path("cdi/divvy.json")).unwrap();
+    assert_eq!(spec.matches("create-runtime").count(), 961);
+    // As installed, the hook has a longer name.
+    let size =
+        spec.replace("/bin/true", "/usr/local/bin/divvy-hook").replace("\"true\"", "\"divvy-hook\"").len();
     assert!(size < 400_000, "{size} bytes");
 }
 

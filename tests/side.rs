@@ -150,7 +150,7 @@ fn names_that_an_engine_of_the_host_cannot_read_are_told() {
          hint: Docker reads them since 25.0\n\
          warning: Podman 4.3.1 cannot read nvidia.com/gpu=2, 3 and 3 more: CDI 0.7.0, and it knows up to 0.5.0\n\
          hint: use Podman 5.1 or newer; or do without /dev/dri, whose groups need CDI 0.7.0: [[gpu]] match = [\"all\"] graphics = false\n\
-         warning: Podman 4.3.1 cannot read nvidia.com/gpu.shared=shared-0: CDI 0.6.0, and it knows up to 0.5.0\n\
+         warning: Podman 4.3.1 cannot read nvidia.com/gpu.shared=shared and shared-0: CDI 0.6.0, and it knows up to 0.5.0\n\
          hint: use Podman 4.7 or newer; kinds with a dot come from rename and mig_strategy\n"
     );
     let (listed, _) = with(json!([engine("podman", "4.9.3")]));
@@ -169,6 +169,7 @@ fn graphics_is_for_whole_gpus_unless_the_configuration_says_otherwise() {
     );
     assert_eq!(place.generate("--host=sim:mixed").0, 0);
     let (full, compute) = (place.json("cdi/divvy.json"), place.json("cdi/divvy+compute.json"));
+    let leased = place.json("cdi/divvy+leased.json");
     let names = |spec: &Value| -> Vec<String> {
         let devices = spec["devices"].as_array().unwrap();
         let names = devices.iter().map(|device| device["name"].as_str().unwrap().to_owned());
@@ -176,13 +177,15 @@ fn graphics_is_for_whole_gpus_unless_the_configuration_says_otherwise() {
             .filter(|name| !name.contains("-0") && !name.starts_with("GPU-") && !name.starts_with("MIG-"))
             .collect()
     };
-    assert_eq!(names(&full), ["2", "all", "shared-1"]);
+    assert_eq!(names(&full), ["2", "all"]);
+    assert_eq!(names(&leased), ["shared", "shared-1"]);
     assert_eq!(names(&compute), ["0", "1:0", "1:1", "1:3"]);
-    assert_eq!(nodes(&full, "shared-1"), ["/dev/nvidia3", "/dev/dri/card4", "/dev/dri/renderD131"]);
+    assert_eq!(nodes(&leased, "shared-1"), ["/dev/nvidia3", "/dev/dri/card4", "/dev/dri/renderD131"]);
     assert_eq!(nodes(&compute, "0"), ["/dev/nvidia0"]);
     // An older engine reads the one file where it cannot read the other.
     assert_eq!((&full["cdiVersion"], &compute["cdiVersion"]), (&json!("0.7.0"), &json!("0.5.0")));
     let libraries = |spec: &Value| spec["containerEdits"]["mounts"].to_string();
+    assert_eq!(libraries(&full), libraries(&leased));
     assert!(libraries(&full).contains("libGLX_nvidia") && libraries(&full).contains("libcuda.so"));
     assert!(
         !libraries(&compute).contains("libGLX_nvidia") && libraries(&compute).contains("libnvidia-encode")

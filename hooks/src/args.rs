@@ -71,6 +71,12 @@ pub enum Error {
         /// What was given.
         word: String,
     },
+    /// Not as many seconds as a start may wait.
+    #[error("{word:?} is not a number of seconds up to {LONGEST_START_TIMEOUT}")]
+    Seconds {
+        /// What was given.
+        word: String,
+    },
     /// A link without `=`.
     #[error("{word:?} is not of the form TARGET=PATH")]
     Form {

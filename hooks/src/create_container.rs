@@ -280,7 +280,7 @@ fn why(error: &rootfs::Error) -> String {
 }
 
 /// Where a link leads, by the names alone: its directory need not be there yet.
-fn destination(link: &Link) -> PathBuf {
+pub(crate) fn destination(link: &Link) -> PathBuf {
     let mut path = link.path.parent().unwrap_or(Path::new("/")).to_owned();
     for part in Path::new(&link.target).components() {
         match part {

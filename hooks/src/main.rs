@@ -4,69 +4,122 @@
 //! standard input a terminal, 6 when the spec is not of this machine as it is now, 1 for anything else.
 
 mod process;
+mod syslog;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::parent_id;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
-use hooks::args::{Command, Phase};
+use hooks::args::{Command, CreateContainer, CreateRuntime, Phase};
 use hooks::rootfs::Root;
-use hooks::state::Container;
-use hooks::{create_container, device_files, stale, state};
+use hooks::state::{Container, asked_in_config};
+use hooks::user_namespace::UserIds;
+use hooks::{create_container, create_runtime, device_files, leased, stale, state};
 
 const USAGE: u8 = 2;
 const STALE: u8 = 6;
 
 fn main() -> ExitCode {
-    if let Err(error) = process::clean() {
-        return fail(&error.into());
-    }
+    let mut deadline = match process::clean() {
+        Ok(deadline) => deadline,
+        Err(error) => return fail(&error.into()).0,
+    };
     match Command::parse_words(std::env::args_os()) {
         Ok(_) if std::io::stdin().is_terminal() => {
             say("error", "standard input is a terminal");
             hint(state::Error::Empty.hint());
             ExitCode::from(USAGE)
         }
-        Ok(command) => match run(command.phase) {
+        Ok(Command { phase: Phase::CreateContainer(request) }) => match create_container(&request) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error),
+            Err(error) => fail(&error).0,
         },
+        Ok(Command { phase: Phase::CreateRuntime(words) }) => {
+            let mut id = None;
+            let done = create_runtime(&words, &mut deadline, &mut id);
+            done.map_or_else(|error| log(id.as_deref(), fail(&error)), |()| ExitCode::SUCCESS)
+        }
         Err(error) => refuse(&error),
     }
 }
 
-fn run(phase: Phase) -> anyhow::Result<()> {
-    let request = match phase {
-        Phase::CreateContainer(request) => request,
-        Phase::CreateRuntime(_) => anyhow::bail!("this release asks no daemon"),
-    };
+/// Gives the container's id to `id` as soon as it is known.
+fn create_runtime(
+    words: &CreateRuntime,
+    deadline: &mut process::Deadline,
+    id: &mut Option<String>,
+) -> anyhow::Result<()> {
+    process::keep(&[process::TO_READ])?;
+    let container = Container::read(std::io::stdin().lock())?;
+    *id = Some(container.id()?.to_owned());
+    let program = std::env::args().next().unwrap_or_default();
+    let is_rootless = !UserIds::read().are_the_hosts();
+    let runtime = format!("/proc/{}/cmdline", parent_id());
+    let (bundle, config) = container.config_by(Path::new(&runtime))?;
+    let asked = asked_in_config(&config, &program, words, is_rootless)?;
+    process::keep(&[])?;
+    let request = create_runtime::request(&container, bundle, asked)?;
+    let process = process::handle_of(container.pid()?)?;
+    deadline.after(create_runtime::patience(words))?;
+    // A queue may be lost, and the daemon be asked again, in the time that it was given at first.
+    let mut late = Ok(());
+    let queues = |wait| late = deadline.after(wait);
+    let granted = create_runtime::ask(words, &request, process.as_fd(), queues);
+    granted.map(drop).map_err(anyhow::Error::from).and(late.map_err(anyhow::Error::from))
+}
+
+fn create_container(request: &CreateContainer) -> anyhow::Result<()> {
     let params = device_files::params_without_modification();
-    let to_mount: &[_] = if params.is_some() { process::TO_MOUNT } else { &[] };
+    let mounts = params.is_some() || request.leases.is_some();
+    let to_mount: &[_] = if mounts { process::TO_MOUNT } else { &[] };
     process::keep(&[process::FOR_FILES, process::TO_BE_THE_OWNER, to_mount])?;
     let container = Container::read(std::io::stdin().lock())?;
-    stale::check(&request)?;
+    stale::check(request)?;
+    let lease = request.leases.as_deref().map(|leases| leased::read(leases, &container)).transpose()?;
     let root = Root::open(&container.root()?)?;
     process::create_files_as(root.owner());
-    if let Some(params) = params {
-        process::keep(&[process::FOR_FILES, process::TO_MOUNT])?;
-        if let Err(error) = device_files::switch_off(&root, &params) {
-            let error = anyhow::Error::new(error);
-            say("warning", format_args!("the driver may make device nodes in this container: {error:#}"));
-        }
+    process::keep(&[process::FOR_FILES, to_mount])?;
+    if let Some(lease) = lease {
+        leased::take_away(&root, &lease, &request.device_links)?;
+    }
+    if let Some(params) = params
+        && let Err(error) = device_files::switch_off(&root, &params)
+    {
+        let error = anyhow::Error::new(error);
+        say("warning", format_args!("the driver may make device nodes in this container: {error:#}"));
     }
     process::keep(&[process::FOR_FILES])?;
-    let report = create_container::run(&root, &request)?;
+    let report = create_container::run(&root, request)?;
     report.notes.iter().for_each(|note| say("warning", note));
     Ok(())
 }
 
-fn fail(error: &anyhow::Error) -> ExitCode {
-    say("error", format_args!("{error:#}"));
-    let stale = error.downcast_ref().map(stale::Error::hint);
-    let of_pass = error.downcast_ref().and_then(create_container::Error::hint);
-    hint(stale.or(of_pass).or_else(|| error.downcast_ref().and_then(state::Error::hint)));
-    if stale.is_some() { ExitCode::from(STALE) } else { ExitCode::FAILURE }
+/// Says why, and gives that and the status.
+fn fail(error: &anyhow::Error) -> (ExitCode, String) {
+    let why = format!("{error:#}");
+    say("error", &why);
+    let of_daemon: Option<&create_runtime::Error> = error.downcast_ref();
+    let stale: Option<&stale::Error> = error.downcast_ref();
+    hint(
+        of_daemon
+            .and_then(create_runtime::Error::hint)
+            .or(stale.map(stale::Error::hint))
+            .or_else(|| error.downcast_ref().and_then(leased::Error::hint))
+            .or_else(|| error.downcast_ref().and_then(create_container::Error::hint))
+            .or_else(|| error.downcast_ref().and_then(state::Error::hint)),
+    );
+    let status = of_daemon.map(create_runtime::Error::status).or(stale.map(|_| STALE));
+    (status.map_or(ExitCode::FAILURE, ExitCode::from), why)
+}
+
+/// Tells the system's log too.
+fn log(container: Option<&str>, (status, why): (ExitCode, String)) -> ExitCode {
+    syslog::failure(container, &why);
+    status
 }
 
 /// Ends a run whose command line is not one to act on, or asks for help.
@@ -86,7 +139,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         say("error", "a subcommand is missing");
     } else {
-        say("error", error.to_string().trim_start_matches("error: ").trim_end());
+        let why = error.to_string();
+        let why = why.trim_start_matches("error: ").trim_end();
+        say("error", why);
+        if std::env::args_os().nth(1).is_some_and(|phase| phase == "create-runtime") {
+            syslog::failure(None, why);
+        }
     }
     hint(Some(match error.kind() {
         ErrorKind::UnknownArgument => {

@@ -1,10 +1,16 @@
-//! What this process gives up: what it inherited, before it reads anything, and the capabilities it does not use. The
-//! one file of this crate with unsafe code.
+//! What this process gives up: what it inherited, before it reads anything, the capabilities it does not use, and in the
+//! end itself. The one file of this crate with unsafe code.
 //!
 //! What NVIDIA's hooks taught: CVE-2025-23266, where a hook loaded a library that the image's environment named.
 
+use std::mem::ManuallyDrop;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
+
 use caps::errors::CapsError;
 use caps::{CapSet, Capability};
+use hooks::user_namespace::overflow_id;
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
 use nix::sys::signal::{
@@ -25,10 +31,13 @@ pub const TO_BE_THE_OWNER: &[Capability] = &[Capability::CAP_SETGID, Capability:
 /// What a mount in the container needs besides.
 pub const TO_MOUNT: &[Capability] = &[Capability::CAP_SYS_ADMIN];
 
+/// What enters a bundle whose directories are closed to others than their owner.
+pub const TO_READ: &[Capability] = &[Capability::CAP_DAC_READ_SEARCH];
+
 /// A run takes a few milliseconds. What hangs, on a file system that does not answer or an engine that does not close
 /// its pipe, must not keep a container's start hanging too.
-const DEADLINE_SECONDS: libc::c_uint = 30;
-const LATE: &[u8] = b"error: divvy-hook: not done after 30 seconds\n";
+const WORK: Duration = Duration::from_secs(30);
+const LATE: &[u8] = b"error: divvy-hook: not done in time\n";
 
 /// What could not be given up.
 #[derive(Debug, Error)]
@@ -46,7 +55,7 @@ pub enum Error {
     #[error("cannot change a setting of this process")]
     Process {
         /// What the system said.
-        source: nix::errno::Errno,
+        source: Errno,
     },
     /// A set of capabilities.
     #[error("cannot drop capabilities")]
@@ -54,27 +63,64 @@ pub enum Error {
         /// What the system said.
         source: CapsError,
     },
+    /// A handle of the container's first process.
+    #[error("pidfd_open failed for the container's process {pid}")]
+    Container {
+        /// As this process counts them.
+        pid: i32,
+        /// What the call said.
+        source: Errno,
+    },
 }
 
 /// Closes what was inherited beside the standard streams, clears the environment and the signal mask, sets the umask to
-/// 022 and a deadline. A process that shares the pid namespace must not reach the host's files through this one, whose
+/// 022 and a deadline of 30 seconds. A process that shares the pid namespace must not reach the host's files through this one, whose
 /// root is still the host's: so it cannot be traced, nor looked into below /proc.
 ///
 /// # Errors
 /// When the environment stays, or it cannot be known what to close.
-pub fn clean() -> Result<(), Error> {
+pub fn clean() -> Result<Deadline, Error> {
     close_inherited().map_err(|source| Error::Descriptors { source })?;
     // SAFETY: this is the first thing main does, so no other thread reads or writes the environment.
     #[expect(unsafe_code)]
     unsafe { nix::env::clearenv() }.map_err(|_| Error::Environment)?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    set_deadline().map_err(|source| Error::Process { source })?;
-    set_no_new_privs().and_then(|()| set_dumpable(false)).map_err(|source| Error::Process { source })
+    let process = |source| Error::Process { source };
+    let mut deadline = Deadline::new().map_err(process)?;
+    deadline.after(Duration::ZERO)?;
+    set_no_new_privs().and_then(|()| set_dumpable(false)).map_err(process)?;
+    Ok(deadline)
 }
 
 /// Ends this process with status 1 when the time is over; by SIGKILL a second later, should it wait for what holds up
 /// signals.
-fn set_deadline() -> nix::Result<()> {
+pub struct Deadline {
+    /// Lasts as long as the process.
+    kill: ManuallyDrop<Timer>,
+}
+
+impl Deadline {
+    fn new() -> nix::Result<Self> {
+        catch_signals()?;
+        // A file system whose server does not answer (FUSE, NFS) holds up all signals but this.
+        let kill = SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 };
+        let kill = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(kill))?;
+        Ok(Self { kill: ManuallyDrop::new(kill) })
+    }
+
+    /// Sets it anew: from now on there is `wait`, and then 30 seconds for what else is to do.
+    ///
+    /// # Errors
+    /// Those of timer_settime(2).
+    pub fn after(&mut self, wait: Duration) -> Result<(), Error> {
+        let seconds = (wait + WORK).as_secs().try_into().unwrap_or(i32::MAX);
+        alarm::set(seconds.unsigned_abs());
+        let at = Expiration::OneShot(TimeSpec::new(i64::from(seconds) + 1, 0));
+        self.kill.set(at, TimerSetTimeFlags::empty()).map_err(|source| Error::Process { source })
+    }
+}
+
+fn catch_signals() -> nix::Result<()> {
     extern "C" fn late(_: libc::c_int) {
         // SAFETY: write(2) and _exit(2) are async-signal-safe (signal-safety(7)); the bytes are a constant's.
         #[expect(unsafe_code)]
@@ -92,14 +138,22 @@ fn set_deadline() -> nix::Result<()> {
     // SAFETY: no handler is set.
     #[expect(unsafe_code)]
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
-    alarm::set(DEADLINE_SECONDS);
-    // A file system whose server does not answer (FUSE, NFS) holds up all signals but this.
-    let kill = SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 };
-    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(kill))?;
-    let at = TimeSpec::new(i64::from(DEADLINE_SECONDS) + 1, 0);
-    timer.set(Expiration::OneShot(at), TimerSetTimeFlags::empty())?;
-    std::mem::forget(timer);
     Ok(())
+}
+
+/// A handle of the process with this id (pidfd_open(2)), which no other process can take over.
+///
+/// # Errors
+/// When there is no such process, or the kernel has no such handles (before 5.3).
+pub fn handle_of(pid: i32) -> Result<OwnedFd, Error> {
+    // SAFETY: the call takes a number and flags, and touches no memory of this process.
+    #[expect(unsafe_code)]
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let number = Errno::result(result).map_err(|source| Error::Container { pid, source })?;
+    let number = i32::try_from(number).map_err(|_| Error::Container { pid, source: Errno::EBADF })?;
+    // SAFETY: the kernel has just opened this descriptor, close-on-exec, and nothing else knows its number.
+    #[expect(unsafe_code)]
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// An engine's leaked descriptor of a directory is a way out of the container (CVE-2024-21626).
@@ -151,9 +205,4 @@ pub fn create_files_as((user, group): (u32, u32)) {
     setfsuid(Uid::from_raw(user));
     // The kernel takes such a change for a reason to forget it (PR_SET_DUMPABLE(2const)).
     let _ = set_dumpable(false);
-}
-
-/// What stands for ids that a user namespace does not map (user_namespaces(7)): 65534 unless somebody changed it.
-fn overflow_id(path: &str) -> u32 {
-    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65534)
 }

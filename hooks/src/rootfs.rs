@@ -62,6 +62,12 @@ pub enum Error {
         /// The path that was to be read.
         path: PathBuf,
     },
+    /// Something else stands where a device node was to be removed.
+    #[error("{path:?} in the container is no device")]
+    NotADevice {
+        /// The path that was to be removed.
+        path: PathBuf,
+    },
     /// A file longer than its reader can have use for.
     #[error("{path:?} in the container is longer than {limit} bytes")]
     TooLarge {
@@ -83,6 +89,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it only says that nothing is there.
+    fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::Call { source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG, .. }
+        )
+    }
+
     /// What the administrator can do about it, if there is something to say.
     pub fn hint(&self) -> Option<&'static str> {
         let source = match self {
@@ -241,10 +255,7 @@ impl Root {
                 let stat = fstat(&handle).map_err(|errno| failed("fstat", path, errno))?;
                 Ok(Some((handle, stat)))
             }
-            Err(Error::Call {
-                source: Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG,
-                ..
-            }) => Ok(None),
+            Err(error) if error.is_absence() => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -2,14 +2,20 @@
 //!
 //! The state comes from the engine, not from the image, but it is bounded all the same. Of it and of the bundle's
 //! `config.json` only what is needed is read, so that values which this program does not know yet cannot fail a start.
+//!
+//! - `asked`: what the configuration says of devices, for the daemon
 
+mod asked;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::{self, DeserializeOwned};
 use thiserror::Error;
+
+use crate::tree::Tree;
+pub use asked::{Asked, asked_in_config};
 
 /// The most that is read from standard input, in bytes.
 pub const STATE_LIMIT: u64 = 1 << 20;
@@ -56,6 +62,12 @@ pub enum Error {
     /// A configuration without `root.path`.
     #[error("the bundle's config.json names no root")]
     NoRoot,
+    /// A state without an id.
+    #[error("the container's state has no id")]
+    NoId,
+    /// A state without the container's first process.
+    #[error("the container's state names no process")]
+    NoProcess,
 }
 
 impl Error {
@@ -72,27 +84,16 @@ impl Error {
 
 /// The state of a container that is being started: of what the engine says, what is needed. Whatever else it may say,
 /// now or later, is no reason to fail.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
-    /// The bundle's directory.
-    #[serde(default)]
+    /// Empty where there is none.
     bundle: PathBuf,
     /// Where the root is, as crun says beyond the specification. The bundle's `config.json` can be out of reach when
     /// this is not.
-    #[serde(default)]
     root: Option<PathBuf>,
-}
-
-/// The part of a bundle's `config.json` that matters here.
-#[derive(Debug, Deserialize)]
-struct Config {
-    root: Option<ConfigRoot>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ConfigRoot {
-    #[serde(default)]
-    path: PathBuf,
+    id: Option<String>,
+    pid: Option<i64>,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Container {
@@ -111,7 +112,65 @@ impl Container {
     /// # Errors
     /// When it is not the JSON of a state.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        object(bytes).map_err(|source| Error::State { source })
+        let state = Tree::parse(bytes).map_err(|source| Error::State { source })?;
+        Ok(Self {
+            bundle: state.get("bundle").text().unwrap_or_default().into(),
+            root: state.get("root").text().map(PathBuf::from),
+            id: state.get("id").text().map(str::to_owned),
+            pid: state.get("pid").number(),
+            annotations: state.annotations(),
+        })
+    }
+
+    /// The container's id, by which engine and runtime know it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn id(&self) -> Result<&str, Error> {
+        self.id.as_deref().filter(|id| !id.is_empty()).ok_or(Error::NoId)
+    }
+
+    /// The bundle's directory, absolute.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn bundle(&self) -> Result<&Path, Error> {
+        Some(self.bundle.as_path()).filter(|bundle| bundle.is_absolute()).ok_or(Error::NoBundle)
+    }
+
+    /// The container's first process, as the process that reads the state counts them: at createContainer it may be
+    /// another number, or none.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pid(&self) -> Result<i32, Error> {
+        let pid = self.pid.and_then(|pid| i32::try_from(pid).ok());
+        pid.filter(|pid| *pid > 0).ok_or(Error::NoProcess)
+    }
+
+    /// Annotations that name the container for a person, as far as engines are known to write them.
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.annotations
+    }
+
+    /// The bundle and the content of its `config.json`, for a process that the runtime started in its own namespaces. crun
+    /// says there, and there alone, `/` for the bundle of a container with devices and a user namespace of its own; then it
+    /// is the one that the runtime itself, whose command line is `runtime`, was told of.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is longer than [`CONFIG_LIMIT`].
+    pub fn config_by(&self, runtime: &Path) -> Result<(PathBuf, Vec<u8>), Error> {
+        let bundle = self.bundle()?;
+        match config(bundle) {
+            Err(Error::Read { source, what }) if source.kind() == ErrorKind::NotFound => {
+                let words =
+                    File::open(runtime).ok().and_then(|file| read_bounded(file, STATE_LIMIT, "").ok());
+                let told = words.as_deref().and_then(|words| told_bundle(words, self.id().ok()?));
+                let told = told.ok_or(Error::Read { source, what })?;
+                Ok((told.to_owned(), config(told)?))
+            }
+            read => Ok((bundle.to_owned(), read?)),
+        }
     }
 
     /// The container's root directory on the host: what the state says, or else the bundle's `config.json`.
@@ -129,16 +188,35 @@ impl Container {
             _ if !bundle.is_absolute() => return Err(Error::NoBundle),
             _ => {}
         }
-        let path = bundle.join("config.json");
-        let what = format!("{path:?}");
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && is_elsewhere(bundle) => {
-                return Ok(PathBuf::from("."));
+        match config(bundle) {
+            Err(Error::Read { source, .. })
+                if source.kind() == ErrorKind::PermissionDenied && is_elsewhere(bundle) =>
+            {
+                Ok(PathBuf::from("."))
             }
-            opened => opened.map_err(|source| Error::Read { what: what.clone(), source })?,
-        };
-        root_in_config(bundle, &read_bounded(file, CONFIG_LIMIT, &what)?)
+            config => root_in_config(bundle, &config?),
+        }
     }
+}
+
+fn config(bundle: &Path) -> Result<Vec<u8>, Error> {
+    let path = bundle.join("config.json");
+    let what = format!("{path:?}");
+    let file = File::open(&path).map_err(|source| Error::Read { what: what.clone(), source })?;
+    read_bounded(file, CONFIG_LIMIT, &what)
+}
+
+/// The absolute path that a runtime's command line, which ends each word with a NUL, gives to `--bundle` for the
+/// container with this id.
+fn told_bundle<'a>(line: &'a [u8], id: &str) -> Option<&'a Path> {
+    let words: Vec<&str> =
+        line.split(|byte| *byte == 0).map(std::str::from_utf8).collect::<Result<_, _>>().ok()?;
+    let flag = words.iter().enumerate().find_map(|(at, word)| match *word {
+        "--bundle" | "-b" => words.get(at + 1).copied(),
+        word => word.strip_prefix("--bundle="),
+    });
+    let bundle = flag.map(Path::new).filter(|bundle| bundle.is_absolute())?;
+    words.contains(&id).then_some(bundle)
 }
 
 /// Whether the working directory is another than the bundle. It is named `.` because its path may be closed, too.
@@ -152,19 +230,9 @@ fn is_elsewhere(bundle: &Path) -> bool {
 /// # Errors
 /// When it is no JSON object, or names no root.
 pub fn root_in_config(bundle: &Path, config: &[u8]) -> Result<PathBuf, Error> {
-    let config: Config = object(config).map_err(|source| Error::Config { source })?;
-    match config.root {
-        Some(root) if !root.path.as_os_str().is_empty() => Ok(bundle.join(root.path)),
-        _ => Err(Error::NoRoot),
-    }
-}
-
-/// A JSON object; serde would take an array for one too.
-fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
-    if bytes.trim_ascii_start().starts_with(b"[") {
-        return Err(de::Error::invalid_type(de::Unexpected::Seq, &"an object"));
-    }
-    serde_json::from_slice(bytes)
+    let config = Tree::parse(config).map_err(|source| Error::Config { source })?;
+    let path = config.get("root").get("path").text().filter(|path| !path.is_empty());
+    path.map(|path| bundle.join(path)).ok_or(Error::NoRoot)
 }
 
 fn read_bounded(input: impl Read, limit: u64, what: &str) -> Result<Vec<u8>, Error> {
@@ -190,8 +258,18 @@ mod tests {
         assert_eq!((runc.bundle.as_path(), &runc.root), (Path::new("/run/b"), &None));
         let crun = Container::parse(CRUN.as_bytes()).unwrap();
         assert_eq!(crun.root().unwrap(), Path::new("/var/lib/merged"));
-        let newer = r#"{"bundle":"/b","status":"paused","pid":4294967296,"fds":[1],"annotations":{"a":1}}"#;
-        assert_eq!(Container::parse(newer.as_bytes()).unwrap().bundle, Path::new("/b"));
+        assert_eq!((runc.id().unwrap(), runc.pid().unwrap()), ("c1", 1));
+        assert_eq!(crun.pid().unwrap_err().to_string(), "the container's state names no process");
+        for newer in [
+            r#"{"bundle":"/b","status":"paused","pid":4294967296,"fds":[1],"annotations":{"a":1}}"#,
+            r#"{"bundle":"/b","id":7,"pid":"12","annotations":["a"]}"#,
+            r#"{"bundle":"/b","id":null,"pid":-1,"annotations":null}"#,
+            r#"{"bundle":"/b","id":"","pid":0.5,"annotations":"a"}"#,
+        ] {
+            let newer = Container::parse(newer.as_bytes()).unwrap();
+            assert_eq!(newer.bundle().unwrap(), Path::new("/b"));
+            assert!(newer.pid().is_err() && newer.id().is_err() && newer.annotations().is_empty());
+        }
     }
 
     #[test]
@@ -201,17 +279,53 @@ mod tests {
             (" \n", "there is no container's state on standard input"),
             ("hello", "the container's state is malformed"),
             ("[]", "the container's state is malformed"),
-            (r#"{"bundle":1}"#, "the container's state is malformed"),
             (r#"{"bundle":"/b"} x"#, "the container's state is malformed"),
         ] {
             assert_eq!(Container::read(input.as_bytes()).unwrap_err().to_string(), error, "{input}");
         }
         let long = Container::read(std::io::repeat(b' ')).unwrap_err();
         assert_eq!(long.to_string(), "the container's state is longer than 1048576 bytes");
-        for input in ["{}", r#"{"bundle":""}"#, r#"{"bundle":"b"}"#, r#"{"root":"merged"}"#] {
+        for input in
+            ["{}", r#"{"bundle":1}"#, r#"{"bundle":""}"#, r#"{"bundle":"b"}"#, r#"{"root":"merged"}"#]
+        {
             let error = Container::parse(input.as_bytes()).unwrap().root().unwrap_err();
             assert_eq!(error.to_string(), "the container's state names no bundle", "{input}");
         }
+    }
+
+    #[test]
+    fn a_runtime_was_told_of_the_bundle() {
+        for (line, bundle) in [
+            ("/usr/bin/crun\0create\0--bundle\0/run/b\0--pid-file\0/p\0c1\0", Some("/run/b")),
+            ("crun\0create\0--bundle=/run/b\0c1\0", Some("/run/b")),
+            ("crun\0create\0-b\0/run/b\0c1\0", Some("/run/b")),
+            ("crun\0create\0--bundle\0/run/b\0c2\0", None),
+            ("crun\0create\0--bundle\0b\0c1\0", None),
+            ("crun\0create\0c1\0--bundle", None),
+            ("crun\0create\0c1\0", None),
+            ("", None),
+        ] {
+            assert_eq!(told_bundle(line.as_bytes(), "c1"), bundle.map(Path::new), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn the_runtime_is_asked_where_the_bundle_of_the_state_has_no_configuration() {
+        let directory = tempfile::tempdir().unwrap();
+        let (bundle, line) = (directory.path().join("b"), directory.path().join("cmdline"));
+        std::fs::create_dir(&bundle).unwrap();
+        std::fs::write(bundle.join("config.json"), "{}").unwrap();
+        std::fs::write(&line, format!("crun\0create\0--bundle\0{}\0c1\0", bundle.display())).unwrap();
+        let state = |bundle: &Path| {
+            Container::parse(format!(r#"{{"id":"c1","bundle":"{}"}}"#, bundle.display()).as_bytes()).unwrap()
+        };
+        let elsewhere = state(directory.path());
+        assert_eq!(elsewhere.config_by(&line).unwrap(), (bundle, b"{}".to_vec()));
+        let error = elsewhere.config_by(Path::new("/nowhere")).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read {:?}", directory.path().join("config.json")));
+        // What the state says goes first.
+        std::fs::write(directory.path().join("config.json"), "[]").unwrap();
+        assert_eq!(elsewhere.config_by(&line).unwrap(), (directory.path().to_owned(), b"[]".to_vec()));
     }
 
     #[test]

@@ -216,7 +216,7 @@ fn it_gives_up() {
     let id = Pid::from_raw(stopped.id().try_into().unwrap());
     kill(id, Signal::SIGSTOP).unwrap();
     let late = waiting.wait_with_output().unwrap();
-    let said = "error: divvy-hook: not done after 30 seconds\n";
+    let said = "error: divvy-hook: not done in time\n";
     assert_eq!((late.status.code(), String::from_utf8(late.stderr).unwrap().as_str()), (Some(1), said));
     let killed = stopped.wait_with_output().unwrap();
     assert_eq!(killed.status.signal(), Some(Signal::SIGKILL as i32));

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use hooks::lease::Lease;
 use nix::sys::stat::SFlag;
 use tracing::debug;
 
@@ -14,6 +15,8 @@ use crate::discover::Source;
 use crate::discover::host::Host;
 use crate::engines;
 use crate::failure::{Failure, Status, printable, say};
+use crate::held;
+use crate::plan::moved::{self, Held};
 use crate::plan::names::spec_file;
 use crate::plan::{self, Plan};
 use crate::publish::{self, SpecFile, State};
@@ -66,12 +69,23 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     }
     print_problems(&plan, quiet);
     require_devices(&plan)?;
+    let (leases, damaged) = state_dir.as_deref().map(held::running).unwrap_or_default();
+    damaged.iter().for_each(|what| say("warning", what));
+    let moves = moved::from_under(&leases, &earlier, &host, &plan);
+    if !args.dry_run {
+        keep_held(&moves, args.force)?;
+    }
 
     let roots = args.machine.roots()?;
     let kept = state_dir.as_deref().filter(|_| matches!(output, Output::File(_)));
     let kept = kept.and_then(publish::plan_path);
-    let paths =
-        spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook: &hook, plan: kept.as_deref() };
+    let paths = spec::Paths {
+        driver_root: &roots.driver,
+        dev_root: &roots.dev,
+        hook: &hook,
+        plan: kept.as_deref(),
+        state: kept.as_deref().and_then(Path::parent).unwrap_or(Path::new(publish::STATE_DIR)),
+    };
     let built = spec::build(&plan, &host, &paths)?;
     if is_this_machine || args.dry_run {
         engines::unreadable(&host.engines, &built).iter().for_each(warn);
@@ -82,7 +96,10 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         say("hint", "--output FILE writes each into a file of its own");
     }
     match output {
-        _ if args.dry_run => dry_run(&host, &plan, &specs, &output)?,
+        _ if args.dry_run => {
+            dry_run(&host, &plan, state_dir.is_some().then_some(&leases), &specs, &output)?;
+            keep_held(&moves, args.force)?;
+        }
         Output::Stdout => {
             let all = specs.iter().map(|spec| spec.text.as_str()).collect::<Vec<_>>();
             let between = if format == SpecFormat::Yaml { "---\n" } else { "" };
@@ -109,10 +126,46 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
             if !quiet {
                 // The specs are in place: whether somebody reads this changes nothing.
                 let _ = writeln!(std::io::stdout(), "{said}: {}", summary(&plan));
+                if is_this_machine {
+                    note_the_daemon(&plan, state_dir.as_deref());
+                }
             }
         }
     }
     Ok(if plan.problems.is_empty() { Status::Done } else { Status::Incomplete })
+}
+
+/// Without the daemon no container gets what is leased, which is better known now than at the first start.
+fn note_the_daemon(plan: &Plan, state_dir: Option<&Path>) {
+    let Some(dir) = state_dir else { return };
+    if plan.devices.iter().any(|device| device.leased) && !held::daemon_answers(dir) {
+        let socket = dir.join(hooks::lease::SOCKET);
+        say(
+            "note",
+            format_args!(
+                "containers get shares from a daemon, which does not answer at {}",
+                socket.display()
+            ),
+        );
+        say("hint", "sudo systemctl enable --now divvy.socket, or sudo divvy serve");
+    }
+}
+
+/// Whoever holds a name goes on using its device. That name for another device would be granted to the next one who
+/// asks, and nobody could tell any more who has what.
+fn keep_held(moves: &[Held], force: bool) -> Result<()> {
+    if force {
+        moves.iter().for_each(|held| say("warning", held));
+        return Ok(());
+    }
+    let Some(first) = moves.first() else { return Ok(()) };
+    let more = match moves.len() - 1 {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let what = anyhow::anyhow!("a name that a running container holds would move: {first}{more}");
+    let hint = "stop the container first (`divvy ps` lists them), or move names all the same with --force";
+    Err(Failure::new(what).hint(hint).into())
 }
 
 fn stdout_is_a_file() -> bool {
@@ -225,8 +278,14 @@ fn summary(plan: &Plan) -> String {
     ])
 }
 
-fn dry_run(host: &Host, plan: &Plan, specs: &[SpecFile], output: &Output) -> Result<()> {
-    list::print_table(host, plan)?;
+fn dry_run(
+    host: &Host,
+    plan: &Plan,
+    leases: Option<&Vec<Lease>>,
+    specs: &[SpecFile],
+    output: &Output,
+) -> Result<()> {
+    list::print_table(host, plan, leases.map(Vec::as_slice))?;
     let mut out = std::io::stdout().lock();
     writeln!(out).context(STDOUT)?;
     for decision in &plan.decisions {

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use hooks::lease::{Lease, LeasedDevice};
 use serde::Serialize;
 
 use super::{Planned, STDOUT, print_problems, require_devices};
@@ -12,7 +13,12 @@ use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
 use crate::engines;
 use crate::failure::{Status, printable, say};
-use crate::plan::{Device, GPU_CLASS, Kind, Level, Limit, Plan, PlannedNode, Problem, SideDevice, VENDOR};
+use crate::held;
+use crate::plan::pools::Pool;
+use crate::plan::{
+    Device, GPU_CLASS, Kind, Level, Limit, Limits, Plan, PlannedNode, Problem, SideDevice, VENDOR,
+};
+use crate::publish;
 use crate::spec;
 
 /// The JSON listing. Sizes are bytes.
@@ -22,6 +28,7 @@ struct Listing<'a> {
     cuda_version: Option<&'a str>,
     generation: &'a str,
     devices: Vec<ListedDevice<'a>>,
+    pools: Vec<ListedPool<'a>>,
     /// Kinds beside the GPUs'.
     side_devices: &'a [SideDevice],
     control_nodes: &'a [PlannedNode],
@@ -36,22 +43,53 @@ struct ListedDevice<'a> {
     cdi_names: Vec<String>,
     #[serde(flatten)]
     device: &'a Device,
+    /// Who has it.
+    lease: Option<ListedLease<'a>>,
+}
+
+#[derive(Serialize)]
+struct ListedLease<'a> {
+    engine: Option<&'a str>,
+    name: Option<&'a str>,
+    id: &'a str,
+    pid: i32,
+    uid: u32,
+    /// Seconds since the epoch.
+    since: u64,
+    /// What it holds: this device, or the whole that this is a part of, or a part.
+    cdi_name: String,
+}
+
+#[derive(Serialize)]
+struct ListedPool<'a> {
+    /// As `--device` takes it: `nvidia.com/gpu=shared`.
+    cdi_name: String,
+    #[serde(flatten)]
+    pool: &'a Pool,
+    /// How many of its devices are; none where leases are not known.
+    free: Option<usize>,
 }
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
     let Planned { host, mut plan, is_stale } = Planned::as_generated(&args.machine, &args.plan)?;
     plan.warnings.extend(unreadable_names(args, &host, &plan)?);
+    // Who has what on another host is not known here.
+    let here = args.machine.host.is_none().then_some(Path::new(publish::STATE_DIR));
+    let leases = args.plan.state_dir.as_deref().or(here).map(held::running);
+    let (leases, damaged) = leases.map_or((None, Vec::new()), |(leases, damaged)| (Some(leases), damaged));
+    plan.warnings.extend(damaged);
+    let leases = leases.as_deref();
     match args.format {
         ListFormat::Json => {
             let mut out = std::io::stdout().lock();
-            serde_json::to_writer_pretty(&mut out, &listing(&host, &plan))
+            serde_json::to_writer_pretty(&mut out, &listing(&host, &plan, leases))
                 .map_err(std::io::Error::from)
                 .context(STDOUT)?;
             writeln!(out).context(STDOUT)?;
         }
         ListFormat::Table if plan.devices.is_empty() => print_side(&plan, &mut std::io::stdout().lock())?,
-        ListFormat::Table => print_table(&host, &plan)?,
+        ListFormat::Table => print_table(&host, &plan, leases)?,
     }
     print_problems(&plan, quiet);
     // For people: programs compare generations.
@@ -66,7 +104,8 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
 fn unreadable_names(args: &ListArgs, host: &Host, plan: &Plan) -> Result<Vec<String>> {
     let roots = args.machine.roots()?;
     let hook = Path::new("/usr/bin/divvy-hook");
-    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook, plan: None };
+    let state = Path::new(publish::STATE_DIR);
+    let paths = spec::Paths { driver_root: &roots.driver, dev_root: &roots.dev, hook, plan: None, state };
     let built = spec::build(plan, host, &paths)?;
     Ok(engines::unreadable(&host.engines, &built)
         .into_iter()
@@ -74,13 +113,21 @@ fn unreadable_names(args: &ListArgs, host: &Host, plan: &Plan) -> Result<Vec<Str
         .collect())
 }
 
-fn listing<'a>(host: &'a Host, plan: &'a Plan) -> Listing<'a> {
-    let listed = |device: &'a Device| ListedDevice { cdi_names: cdi_names(device), device };
+fn listing<'a>(host: &'a Host, plan: &'a Plan, leases: Option<&'a [Lease]>) -> Listing<'a> {
+    let lease = |device: &Device| held::holder(leases.unwrap_or_default(), device).map(listed_lease);
+    let listed =
+        |device: &'a Device| ListedDevice { cdi_names: cdi_names(device), device, lease: lease(device) };
+    let pool = |pool: &'a Pool| ListedPool {
+        cdi_name: format!("{VENDOR}/{}={}", pool.class, pool.name),
+        pool,
+        free: leases.map(|leases| free(pool, plan, leases)),
+    };
     Listing {
         driver_version: &host.driver_version,
         cuda_version: host.cuda_version.as_deref(),
         generation: &plan.generation,
         devices: plan.devices.iter().map(listed).collect(),
+        pools: plan.pools.iter().map(pool).collect(),
         side_devices: &plan.side,
         control_nodes: &plan.control_nodes,
         problems: &plan.problems,
@@ -89,28 +136,50 @@ fn listing<'a>(host: &'a Host, plan: &'a Plan) -> Listing<'a> {
     }
 }
 
+fn listed_lease<'a>((lease, leased): (&'a Lease, &LeasedDevice)) -> ListedLease<'a> {
+    let container = &lease.container;
+    ListedLease {
+        engine: container.engine.as_deref(),
+        name: container.name.as_deref(),
+        id: &container.id,
+        pid: container.pid,
+        uid: container.uid,
+        since: lease.since,
+        cdi_name: format!("{VENDOR}/{}", leased.name),
+    }
+}
+
+/// How many devices of a pool can be had now.
+fn free(pool: &Pool, plan: &Plan, leases: &[Lease]) -> usize {
+    let is_member =
+        |device: &&Device| device.pool.as_ref() == Some(&pool.name) && device.classes.contains(&pool.class);
+    let members = plan.devices.iter().filter(is_member);
+    members.filter(|device| held::holder(leases, device).is_none()).count()
+}
+
 fn cdi_names(device: &Device) -> Vec<String> {
     let names =
         |class: &String| device.names().map(|name| format!("{VENDOR}/{class}={name}")).collect::<Vec<_>>();
     device.classes.iter().flat_map(names).collect()
 }
 
-const COLUMNS: usize = 6;
+const HEAD: [&str; 7] = ["NAME", "MODE", "MEMORY", "SMS", "LIMITED BY", "LEASE", "MIG DEVICE"];
 
-/// One block a GPU, one line a device. `--device` takes the first column.
-pub fn print_table(host: &Host, plan: &Plan) -> Result<()> {
-    let rows: Vec<_> = plan.devices.iter().map(|device| (device.gpu, row(device))).collect();
-    let mut head = ["NAME", "MODE", "MEMORY", "SMS", "LIMITED BY", "MIG DEVICE"].map(str::to_owned);
-    if plan.devices.iter().all(|device| device.mig.is_none()) {
-        head[COLUMNS - 1].clear();
-    }
+/// One block a GPU, one line a device. `--device` takes the first column. `leases` are none where nobody knows them.
+pub fn print_table(host: &Host, plan: &Plan, leases: Option<&[Lease]>) -> Result<()> {
+    let rows: Vec<_> = plan.devices.iter().map(|device| (device.gpu, row(device, leases))).collect();
+    // A column that says nothing of any device is left out.
+    let is_empty = |column: usize| rows.iter().all(|(_, row)| row[column].is_empty());
+    let head: [String; HEAD.len()] =
+        std::array::from_fn(|column| if is_empty(column) { String::new() } else { HEAD[column].to_owned() });
     let width = |column: usize| {
         let cells = rows.iter().map(|(_, row)| &row[column]).chain([&head[column]]);
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: [usize; COLUMNS] = std::array::from_fn(width);
-    let line = |row: &[String; COLUMNS]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+    let widths: [usize; HEAD.len()] = std::array::from_fn(width);
+    let line = |row: &[String; HEAD.len()]| {
+        let cells = row.iter().zip(widths).filter(|(_, width)| *width > 0);
+        let cells = cells.map(|(cell, width)| format!("{cell:width$}"));
         printable(cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     let mut out = std::io::stdout().lock();
@@ -124,7 +193,25 @@ pub fn print_table(host: &Host, plan: &Plan) -> Result<()> {
             writeln!(out, "{}", line(row)).context(STDOUT)?;
         }
     }
+    print_pools(plan, leases, &mut out)?;
     print_side(plan, &mut out)
+}
+
+/// A line for each pool, with what can be had of it.
+fn print_pools(plan: &Plan, leases: Option<&[Lease]>, out: &mut impl Write) -> Result<()> {
+    if !plan.pools.is_empty() {
+        writeln!(out, "Any free one of several:").context(STDOUT)?;
+    }
+    for pool in &plan.pools {
+        let (name, all) = (name_in(&pool.class, &pool.name), pool.devices.len());
+        let free = match leases {
+            Some(leases) => format!("{} of {all} free", free(pool, plan, leases)),
+            None if all == 1 => "1 device".into(),
+            None => format!("{all} devices"),
+        };
+        writeln!(out, "{name}: {free}").context(STDOUT)?;
+    }
+    Ok(())
 }
 
 /// A line for each side kind, with the names in it.
@@ -153,11 +240,12 @@ fn about(gpu: &Gpu) -> String {
     format!("GPU {}: {}", gpu.index, facts.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
-fn mib(bytes: u64) -> String {
+/// Bytes in MiB.
+pub fn mib(bytes: u64) -> String {
     format!("{}MiB", bytes >> 20)
 }
 
-fn row(device: &Device) -> [String; COLUMNS] {
+fn row(device: &Device, leases: Option<&[Lease]>) -> [String; HEAD.len()] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let mig = device.mig.as_ref().map(|mig| format!("{} {}", or_dash(mig.profile.clone()), device.uuid));
     [
@@ -165,26 +253,45 @@ fn row(device: &Device) -> [String; COLUMNS] {
         mode(device),
         or_dash(device.memory_bytes.map(mib)),
         or_dash(device.sms.map(|sms| sms.to_string())),
-        limited_by(device),
+        limited_by(device.kind, &device.limits),
+        leases.filter(|_| device.leased).map_or_else(String::new, |leases| taken(device, leases)),
         mig.unwrap_or_default(),
     ]
 }
 
+fn taken(device: &Device, leases: &[Lease]) -> String {
+    match held::holder(leases, device) {
+        None => "free".into(),
+        Some((lease, leased)) if leased.is_share == (device.kind == Kind::Share) => {
+            format!("taken by {}", held::who(&lease.container))
+        }
+        Some((lease, leased)) => {
+            format!("taken as {} by {}", leased.name.name, held::who(&lease.container))
+        }
+    }
+}
+
 /// As `--device` takes it, without the kind where that is nvidia.com/gpu.
 pub fn full_name(device: &Device) -> String {
-    match device.classes.first() {
-        Some(class) if class != GPU_CLASS => format!("{VENDOR}/{class}={}", device.name),
-        _ => device.name.clone(),
+    name_in(device.classes.first().map_or(GPU_CLASS, String::as_str), &device.name)
+}
+
+fn name_in(class: &str, name: &str) -> String {
+    if class == GPU_CLASS { name.to_owned() } else { format!("{VENDOR}/{class}={name}") }
+}
+
+/// How a device is given out.
+pub fn mode_word(kind: Kind, mode: Mode) -> &'static str {
+    match mode {
+        Mode::Whole if kind == Kind::Mig => "mig",
+        Mode::Whole => "whole",
+        Mode::TimeSlice => "time-slice",
+        Mode::Mps => "mps",
     }
 }
 
 fn mode(device: &Device) -> String {
-    let mode = match device.mode {
-        Mode::Whole if device.kind == Kind::Mig => "mig",
-        Mode::Whole => "whole",
-        Mode::TimeSlice => "time-slice",
-        Mode::Mps => "mps",
-    };
+    let mode = mode_word(device.kind, device.mode);
     match &device.share {
         Some(share) => format!("{mode}, 1 of {} on {}", share.count, share.of),
         None => mode.into(),
@@ -192,11 +299,11 @@ fn mode(device: &Device) -> String {
 }
 
 /// What keeps the container to the memory and SMs of its line. A whole GPU needs nothing to.
-fn limited_by(device: &Device) -> String {
-    let limits = [("memory", device.limits.memory), ("SMs", device.limits.sms)];
+pub fn limited_by(kind: Kind, limits: &Limits) -> String {
+    let limits = [("memory", limits.memory), ("SMs", limits.sms)];
     let held: Vec<_> = limits.iter().filter_map(|(what, limit)| Some((*what, (*limit)?))).collect();
     match held[..] {
-        [] if device.kind == Kind::Share => "nothing".into(),
+        [] if kind == Kind::Share => "nothing".into(),
         [] => "-".into(),
         [(_, one), (_, other)] if one == other => level(&one).into(),
         _ => held

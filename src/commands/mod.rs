@@ -2,9 +2,12 @@
 
 mod completions;
 mod generate;
-mod list;
+pub mod list;
 mod new_directory;
+mod ps;
 mod record;
+mod release;
+mod serve;
 mod share;
 mod sim;
 
@@ -30,7 +33,10 @@ pub fn run(cli: Cli) -> Result<Status> {
     match cli.command {
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::List(args) => list::run(&args, cli.quiet),
+        Command::Ps(args) => ps::run(&args, cli.quiet),
+        Command::Release(args) => release::run(&args),
         Command::Share(args) => share::run(&args, cli.quiet),
+        Command::Serve(args) => serve::run(&args),
         Command::Sim(args) => sim::run(&args, cli.quiet),
         Command::Record(args) => record::run(&args, cli.quiet),
         Command::Completions { shell } => completions::run(shell),

@@ -73,6 +73,21 @@ pub fn share(
     Ok(changed)
 }
 
+/// What a table says of its devices, shared or whole.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct OwnAffair {
+    graphics: Option<bool>,
+    /// As a whole it is leased.
+    exclusive: bool,
+}
+
+impl OwnAffair {
+    fn of(table: &Table) -> Self {
+        let set = |key: &str| table.get(key).and_then(Item::as_bool);
+        Self { graphics: set("graphics"), exclusive: set("exclusive").unwrap_or(false) }
+    }
+}
+
 /// What became of the tables.
 #[derive(Default)]
 struct Changed {
@@ -97,25 +112,24 @@ fn change(
     if cut.is_none() && !gpus.iter().any(is_shared) {
         return Changed::default();
     }
-    // What draws is the device's own affair, shared or whole.
-    let graphics = first.and_then(|at| gpus.get(at)?.get("graphics")?.as_bool());
+    let own_affair = first.and_then(|at| gpus.get(at)).map(OwnAffair::of).unwrap_or_default();
     if let Some(table) = own.filter(|_| first == own).and_then(|at| gpus.get_mut(at))
         && entries(table).len() == 1
     {
         match cut {
             Some(cut) => write_cut(table, cut),
             None if is_whole(table) => {}
-            None if graphics.is_some() => make_whole(table),
-            None => return remove(gpus, own, matches, device, graphics, covers),
+            None if own_affair != OwnAffair::default() => make_whole(table),
+            None => return remove(gpus, own, matches, device, own_affair, covers),
         }
         return Changed::default();
     }
     match cut {
-        None => remove(gpus, own, matches, device, graphics, covers),
+        None => remove(gpus, own, matches, device, own_affair, covers),
         Some(cut) => {
             let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
             let first = gpus.iter().position(|table| entries(table).iter().any(covers));
-            insert(gpus, first, rule(device, graphics, |table| write_cut(table, cut)));
+            insert(gpus, first, rule(device, own_affair, |table| write_cut(table, cut)));
             Changed { orphaned, at_end: first.is_none() }
         }
     }
@@ -127,14 +141,16 @@ fn remove(
     own: Option<usize>,
     matches: &Match,
     device: &str,
-    graphics: Option<bool>,
+    own_affair: OwnAffair,
     covers: &dyn Fn(&Match) -> bool,
 ) -> Changed {
     let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
     let first = gpus.iter().position(|table| entries(table).iter().any(covers));
-    // Any of them: the device may be several, of which an earlier table decides on some.
-    if gpus.iter().any(|table| entries(table).iter().any(covers) && !is_whole(table)) {
-        insert(gpus, first, rule(device, graphics, |table| table["mode"] = toml_edit::value("whole")));
+    // A table that stays may say other things of the device, or share it. Any of them: the device may be several, of which
+    // an earlier table decides on some.
+    let next = first.and_then(|at| gpus.get(at)).map(OwnAffair::of).unwrap_or_default();
+    if next != own_affair || gpus.iter().any(|table| entries(table).iter().any(covers) && !is_whole(table)) {
+        insert(gpus, first, rule(device, own_affair, |table| table["mode"] = toml_edit::value("whole")));
     }
     Changed { orphaned, at_end: false }
 }
@@ -231,21 +247,36 @@ fn prefix(table: &Table) -> &str {
     table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default()
 }
 
+/// Keys that are about shares.
+const OF_SHARES: [&str; 10] = [
+    "mode",
+    "name",
+    "replicas",
+    "memory",
+    "sm_percent",
+    "advisory",
+    "overcommit",
+    "rename",
+    "whole",
+    "share",
+];
+
 /// Takes away all that makes shares.
 fn make_whole(table: &mut Table) {
-    for key in
-        ["mode", "name", "replicas", "memory", "sm_percent", "advisory", "overcommit", "rename", "share"]
-    {
+    for key in OF_SHARES {
         table.remove(key);
     }
 }
 
-fn rule(device: &str, graphics: Option<bool>, fill: impl FnOnce(&mut Table)) -> Table {
+fn rule(device: &str, own_affair: OwnAffair, fill: impl FnOnce(&mut Table)) -> Table {
     let mut table = Table::new();
     table["match"] = toml_edit::value(Array::from_iter([device]));
     fill(&mut table);
-    if let Some(graphics) = graphics {
+    if let Some(graphics) = own_affair.graphics {
         table["graphics"] = toml_edit::value(graphics);
+    }
+    if own_affair.exclusive && is_whole(&table) {
+        table["exclusive"] = toml_edit::value(true);
     }
     table
 }
@@ -290,6 +321,10 @@ fn write_cut(table: &mut Table, cut: &Cut) {
         if let Some(value) = value {
             set(table, key, value);
         }
+    }
+    // Of shares alone it says nothing, and is a mistake.
+    if table.get("whole").and_then(Item::as_bool) != Some(true) {
+        table.remove("exclusive");
     }
 }
 

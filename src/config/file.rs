@@ -1,6 +1,10 @@
 //! TOML -> `Config`. The shape is serde's part, with unknown keys refused; what a value may be is checked here, each
 //! with its line and column. Keys of parts that are not built yet are read, checked, and refused as "not enforced
 //! yet" where they ask for something.
+//!
+//! - `leases`: who may have how many for how long: pools, users, and the wait for the daemon
+
+mod leases;
 
 use std::collections::BTreeMap;
 
@@ -9,6 +13,8 @@ use serde::de::{Deserializer, Visitor};
 use toml::Spanned;
 
 use super::value::{self, Match};
+use leases::{RawPool, RawUser};
+
 use super::{
     Config, MOST_ENTRIES, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule,
     ShareRule, WholeNames, line_starts, no_entry_twice,
@@ -27,6 +33,8 @@ struct RawConfig {
     gpu: Vec<Spanned<RawGpu>>,
     #[serde(default)]
     pool: BTreeMap<Spanned<String>, RawPool>,
+    #[serde(default)]
+    users: BTreeMap<Spanned<String>, RawUser>,
     #[serde(default)]
     whole_names: WholeNames,
     mig_strategy: Option<MigStrategy>,
@@ -66,26 +74,10 @@ struct RawShare {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPool {
-    wait: Option<Spanned<String>>,
-    #[expect(dead_code, reason = "read for the sake of its check; pools come with leases")]
-    order: Option<Order>,
-    per_container: Option<Spanned<i64>>,
-}
-
-#[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Require {
     Kernel,
     Mps,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Order {
-    Spread,
-    Pack,
 }
 
 /// A size as it was written, be it a number or a text, so that one error can say what is allowed.
@@ -147,7 +139,6 @@ impl RawShare {
 pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
     let source = Source { name, text, line_starts: line_starts(text) };
     let raw: RawConfig = toml::from_str(text).map_err(|error| source.toml_error(&error))?;
-    source.later_keys(&raw)?;
     let rules = raw.gpu.iter().map(|gpu| source.rule(gpu)).collect::<Result<Vec<_>, _>>()?;
     no_entry_twice(&rules)?;
     Ok(Config {
@@ -155,8 +146,15 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Mistake> {
         whole_names: raw.whole_names,
         mig_strategy: raw.mig_strategy,
         management: raw.management,
+        pools: raw.pool.iter().map(|(name, pool)| source.pool(name, pool)).collect::<Result<_, _>>()?,
+        users: raw.users.iter().map(|(name, user)| source.user(name, user)).collect::<Result<_, _>>()?,
+        start_timeout: raw.start_timeout.as_ref().map(|text| source.start_timeout(text)).transpose()?,
         warnings: Vec::new(),
     })
+}
+
+fn is_set(key: &Option<Spanned<bool>>) -> bool {
+    key.as_ref().is_some_and(|key| *key.get_ref())
 }
 
 /// The text, and the way from its spans to places.
@@ -188,36 +186,17 @@ impl Source<'_> {
         let what = error.message().trim().replace("unknown field", "unknown key");
         let what = what.replace("unknown variant", "unknown value").replace("missing field", "missing key");
         let what = what.replace("expected i64", "expected a whole number").replace("a sequence", "a list");
-        let what =
-            what.replace("type: map", "type: table").replace("wanted string or table", "expected a text");
-        Mistake { place, what: what.lines().collect::<Vec<_>>().join(": "), hint: None }
+        let what = what
+            .replace("type: map", "type: table")
+            .replace("a map", "a table")
+            .replace("wanted string or table", "expected a text");
+        let hint = error.span().and_then(|span| self.unquoted(span.start));
+        Mistake { place, what: what.lines().collect::<Vec<_>>().join(": "), hint }
     }
 
     fn not_yet<T>(&self, at: &Spanned<T>, what: &str, why: &str) -> Mistake {
         let hint = "leave it out: divvy refuses what it cannot keep".to_owned();
         Mistake { hint: Some(hint), ..self.mistake(at, format!("{what} is not enforced yet: {why}")) }
-    }
-
-    /// What belongs to leases: its values are checked, and then it is refused.
-    fn later_keys(&self, raw: &RawConfig) -> Result<(), Mistake> {
-        const LEASES: &str = "this version of divvy has no leases";
-        if let Some(timeout) = &raw.start_timeout {
-            value::duration(timeout.get_ref())
-                .map_err(|why| self.mistake(timeout, format!("start_timeout: {why}")))?;
-            return Err(self.not_yet(timeout, "start_timeout", LEASES));
-        }
-        for pool in raw.pool.values() {
-            if let Some(wait) = &pool.wait {
-                value::duration(wait.get_ref()).map_err(|why| self.mistake(wait, format!("wait: {why}")))?;
-            }
-            if let Some(count) = &pool.per_container {
-                self.count(count, "per_container")?;
-            }
-        }
-        match raw.pool.keys().next() {
-            Some(name) => Err(self.not_yet(name, &format!("pool.{}", name.get_ref()), LEASES)),
-            None => Ok(()),
-        }
     }
 
     fn rule(&self, spanned: &Spanned<RawGpu>) -> Result<Rule, Mistake> {
@@ -232,6 +211,7 @@ impl Source<'_> {
             );
         }
         let mode = gpu.mode.as_ref().map_or(Mode::Whole, |mode| *mode.get_ref());
+        self.leased_whole(mode, gpu)?;
         let shares = match (mode, &gpu.share) {
             (Mode::Whole, _) => self.no_shares(gpu).map(|()| Vec::new())?,
             (_, Some(shares)) if !shares.is_empty() => self.unequal_shares(gpu, shares)?,
@@ -246,7 +226,32 @@ impl Source<'_> {
             overcommit: gpu.overcommit.unwrap_or(false),
             class: gpu.rename.unwrap_or(false).then(|| RENAMED.to_owned()),
             graphics: gpu.graphics,
+            exclusive: is_set(&gpu.exclusive),
+            whole: is_set(&gpu.whole),
         })
+    }
+
+    /// Shares are leased as they are, and what is not cut is whole as it is.
+    fn leased_whole(&self, mode: Mode, gpu: &RawGpu) -> Result<(), Mistake> {
+        let wrong = |key: &Option<Spanned<bool>>, what: &str, hint: &str| match key {
+            Some(key) if *key.get_ref() => {
+                Err(Mistake { hint: Some(hint.into()), ..self.mistake(key, what) })
+            }
+            _ => Ok(()),
+        };
+        match mode {
+            Mode::Whole => wrong(
+                &gpu.whole,
+                "whole = true needs a mode that makes shares: without one the device is whole",
+                "exclusive = true gives a whole device to one container at a time",
+            ),
+            _ if is_set(&gpu.whole) => Ok(()),
+            _ => wrong(
+                &gpu.exclusive,
+                "exclusive = true is about whole devices: a share belongs to one container at a time anyway",
+                "leave it out, or keep the whole device's names beside its shares with whole = true",
+            ),
+        }
     }
 
     fn later_gpu_keys(&self, gpu: &RawGpu) -> Result<(), Mistake> {
@@ -254,14 +259,6 @@ impl Source<'_> {
             let why = "this version of divvy runs no MPS";
             let hint = Some("mode = \"time-slice\" shares the GPU in turns, without limits".to_owned());
             return Err(Mistake { hint, ..self.not_yet(mode, "mode = \"mps\"", why) });
-        }
-        for (key, set, why) in [
-            ("exclusive", &gpu.exclusive, "this version of divvy has no leases"),
-            ("whole", &gpu.whole, "this version of divvy has no leases"),
-        ] {
-            if let Some(set) = set.as_ref().filter(|set| *set.get_ref()) {
-                return Err(self.not_yet(set, &format!("{key} = true"), why));
-            }
         }
         let shares = gpu.share.iter().flatten().filter_map(|share| share.get_ref().require.as_ref());
         if let Some(require) = gpu.require.iter().chain(shares).next() {

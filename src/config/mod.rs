@@ -39,6 +39,12 @@ pub struct Config {
     pub mig_strategy: Option<MigStrategy>,
     /// Whether there is a device with which a container manages the driver.
     pub management: bool,
+    /// `[pool.NAME]` tables.
+    pub pools: Vec<PoolRule>,
+    /// `[users.NAME]` tables.
+    pub users: Vec<UserRule>,
+    /// How long a container's start waits for the daemon, in seconds; none: the hook's default.
+    pub start_timeout: Option<u32>,
     /// What the user should know about how this file was understood.
     pub warnings: Vec<String>,
 }
@@ -62,6 +68,47 @@ pub struct Rule {
     pub class: Option<String>,
     /// Whether containers get what draws; none: whole GPUs do, shares do not.
     pub graphics: Option<bool>,
+    /// The whole device belongs to one container at a time, and is in a pool.
+    pub exclusive: bool,
+    /// A device that is cut into shares keeps its names as a whole; it is leased then.
+    pub whole: bool,
+}
+
+/// One `[pool.NAME]` table: how devices of this name are given out, in whichever kind they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolRule {
+    /// The name of shares, `whole`, or `mig-<profile>` with a dot for each `+`.
+    pub name: String,
+    /// Where somebody wrote it; none if it follows from something else.
+    pub place: Option<Place>,
+    /// How long a start may queue, in seconds.
+    pub wait_seconds: u64,
+    /// Which free one is taken.
+    pub order: Order,
+    /// How many one container may have; none: the default of its devices.
+    pub per_container: Option<u32>,
+}
+
+/// Which free device of a pool is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// One on the GPU with the fewest leases.
+    #[default]
+    Spread,
+    /// One on the GPU with the most.
+    Pack,
+}
+
+/// One `[users.NAME]` table: what a user may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRule {
+    /// User name, uid, or `*` for whoever is not listed.
+    pub user: String,
+    /// How many leased devices at once; none: any number.
+    pub shares: Option<u32>,
+    /// Pools whose devices the user may have, each with its place; none: all.
+    pub pools: Option<Vec<(String, Place)>>,
 }
 
 /// One entry of a match list.

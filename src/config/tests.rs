@@ -85,7 +85,7 @@ fn mistakes_name_line_column_and_what_is_allowed() {
     for (text, said) in [
         (
             "gpus = 1\n".to_owned(),
-            "c.toml:1:1: unknown key `gpus`, expected one of `gpu`, `pool`, `whole_names`, `mig_strategy`, `management`, `start_timeout`"
+            "c.toml:1:1: unknown key `gpus`, expected one of `gpu`, `pool`, `users`, `whole_names`, `mig_strategy`, `management`, `start_timeout`"
                 .to_owned(),
         ),
         (
@@ -185,14 +185,6 @@ fn what_comes_later_is_refused_and_not_ignored() {
             "c.toml:3:8: mode = \"mps\" is not enforced yet: this version of divvy runs no MPS",
         ),
         (
-            rule("exclusive = true"),
-            "c.toml:4:13: exclusive = true is not enforced yet: this version of divvy has no leases",
-        ),
-        (
-            rule("whole = true"),
-            "c.toml:4:9: whole = true is not enforced yet: this version of divvy has no leases",
-        ),
-        (
             rule("require = \"kernel\""),
             "c.toml:4:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
         ),
@@ -201,29 +193,132 @@ fn what_comes_later_is_refused_and_not_ignored() {
             "c.toml:5:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
         ),
         (rule("require = \"most\""), "c.toml:4:11: unknown value `most`, expected `kernel` or `mps`"),
-        (
-            "start_timeout = \"10s\"\n".into(),
-            "c.toml:1:17: start_timeout is not enforced yet: this version of divvy has no leases",
-        ),
-        ("start_timeout = 10\n".into(), "c.toml:1:17: invalid type: integer `10`, expected a string"),
-        (
-            "\n[pool.shared]\nwait = \"30m\"\n".into(),
-            "c.toml:2:7: pool.shared is not enforced yet: this version of divvy has no leases",
-        ),
-        (
-            "[pool.shared]\nwait = \"soon\"\n".into(),
-            "c.toml:2:8: wait: \"soon\" is no duration: it is a whole number with s, m or h, as in \"30m\"",
-        ),
-        (
-            "[pool.shared]\norder = \"random\"\n".into(),
-            "c.toml:2:9: unknown value `random`, expected `spread` or `pack`",
-        ),
-        ("[pool.shared]\nper_container = 0\n".into(), "c.toml:2:17: per_container is 0: it is 1 to 1024"),
-        (
-            "[pool.shared]\nwaits = 0\n".into(),
-            "c.toml:2:1: unknown key `waits`, expected one of `wait`, `order`, `per_container`",
-        ),
     ] {
         assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said.to_owned()), "{text}");
+    }
+}
+
+#[test]
+fn whole_devices_are_leased_where_it_is_said() {
+    for (text, exclusive, whole) in [
+        ("[[gpu]]\nmatch = [\"0\"]\n".to_owned(), false, false),
+        ("[[gpu]]\nmatch = [\"0\"]\nexclusive = true\n".into(), true, false),
+        ("[[gpu]]\nmatch = [\"0\"]\nmode = \"whole\"\nexclusive = true\nwhole = false\n".into(), true, false),
+        (rule("whole = true"), false, true),
+        (rule("whole = true\nexclusive = true"), true, true),
+        (rule("exclusive = false\nwhole = false"), false, false),
+    ] {
+        let rule = &config(&text).rules[0];
+        assert_eq!((rule.exclusive, rule.whole), (exclusive, whole), "{text}");
+    }
+}
+
+#[test]
+fn pools_users_and_the_wait_for_the_daemon() {
+    let read = config(
+        "start_timeout = \"2m\"\n[pool.shared]\nwait = \"30m\"\norder = \"pack\"\nper_container = 2\n[pool.whole]\n\
+         [pool.\"mig-1g.24gb.gfx\"]\n[users.ana]\nshares = 0\npools = [\"shared\", \"whole\"]\n[users.\"*\"]\nshares = 4\n\
+         [users.1000]\npools = []\n",
+    );
+    assert_eq!(read.start_timeout, Some(120));
+    let pool = |pool: &PoolRule| (pool.name.clone(), pool.wait_seconds, pool.order, pool.per_container);
+    assert_eq!(
+        read.pools.iter().map(pool).collect::<Vec<_>>(),
+        [
+            ("mig-1g.24gb.gfx".into(), 0, Order::Spread, None),
+            ("shared".into(), 1800, Order::Pack, Some(2)),
+            ("whole".into(), 0, Order::Spread, None),
+        ]
+    );
+    assert_eq!(read.pools[1].place.as_ref().map(ToString::to_string).as_deref(), Some("c.toml:2:7"));
+    let user = |user: &UserRule| {
+        let pools =
+            user.pools.as_ref().map(|pools| pools.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
+        (user.user.clone(), user.shares, pools)
+    };
+    assert_eq!(
+        read.users.iter().map(user).collect::<Vec<_>>(),
+        [
+            ("*".into(), Some(4), None),
+            ("1000".into(), None, Some(vec![])),
+            ("ana".into(), Some(0), Some(vec!["shared".to_owned(), "whole".to_owned()])),
+        ]
+    );
+    assert_eq!(config("").start_timeout, None);
+}
+
+#[test]
+fn mistakes_about_leases() {
+    const DURATION: &str = "it is a whole number with s, m or h, as in \"30m\"";
+    let place = "[pool.shared]\n";
+    for (text, said) in [
+        (
+            rule("exclusive = true"),
+            "c.toml:4:13: exclusive = true is about whole devices: a share belongs to one container at a time anyway"
+                .to_owned(),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nwhole = true\n".into(),
+            "c.toml:3:9: whole = true needs a mode that makes shares: without one the device is whole".into(),
+        ),
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nexclusive = \"yes\"\n".into(),
+            "c.toml:3:13: invalid type: string \"yes\", expected a boolean".into(),
+        ),
+        ("start_timeout = \"soon\"\n".into(), format!("c.toml:1:17: start_timeout: \"soon\" is no duration: {DURATION}")),
+        ("start_timeout = \"2h\"\n".into(), "c.toml:1:17: start_timeout is \"2h\": 1h is the longest".into()),
+        ("start_timeout = 10\n".into(), "c.toml:1:17: invalid type: integer `10`, expected a string".into()),
+        (format!("{place}wait = \"soon\"\n"), format!("c.toml:2:8: wait: \"soon\" is no duration: {DURATION}")),
+        (format!("{place}wait = \"169h\"\n"), "c.toml:2:8: wait is \"169h\": 168h is the longest".into()),
+        (
+            format!("{place}order = \"random\"\n"),
+            "c.toml:2:9: unknown value `random`, expected `spread` or `pack`".into(),
+        ),
+        (format!("{place}per_container = 0\n"), "c.toml:2:17: per_container is 0: it is 1 to 1024".into()),
+        (
+            format!("{place}waits = 0\n"),
+            "c.toml:2:1: unknown key `waits`, expected one of `wait`, `order`, `per_container`".into(),
+        ),
+        ("[pool.all]\n".into(), "c.toml:1:7: pool: the name \"all\" is reserved: it has a meaning of its own".into()),
+        (
+            "\n[pool.shared-0]\n".into(),
+            "c.toml:2:7: pool: the name \"shared-0\" is reserved: it ends like the number of a share".into(),
+        ),
+        (
+            "[pool.mig-small]\n".into(),
+            "c.toml:1:7: pool: \"mig-small\" is no pool: a MIG profile comes after mig-, as in \"mig-1g.10gb\"".into(),
+        ),
+        ("[users.root]\n".into(), "c.toml:1:8: users: \"root\" cannot be capped: who may start root's containers is root".into()),
+        ("[users.ana]\nshares = -1\n".into(), "c.toml:2:10: shares is -1: it is a number from 0".into()),
+        (
+            "[users.ana]\nshare = 1\n".into(),
+            "c.toml:2:1: unknown key `share`, expected `shares` or `pools`".into(),
+        ),
+        (
+            "[users.ana]\npools = [\"shared\", \"any\"]\n".into(),
+            "c.toml:2:20: pools: the name \"any\" is reserved: it has a meaning of its own".into(),
+        ),
+        ("[users.ana]\npools = \"shared\"\n".into(), "c.toml:2:9: invalid type: string \"shared\", expected a list".into()),
+        ("users = 3\n".into(), "c.toml:1:9: invalid type: integer `3`, expected a table".into()),
+    ] {
+        assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said), "{text}");
+    }
+}
+
+#[test]
+fn a_name_that_a_dot_splits_is_told() {
+    for (text, hint) in [
+        (
+            "[pool.mig-1g.10gb]\nwait = \"1s\"\n",
+            Some("a name with a dot in it stands in quotes: [pool.\"mig-1g.10gb\"]"),
+        ),
+        (
+            "\n  [users.ana.b] # she\nshares = 1",
+            Some("a name with a dot in it stands in quotes: [users.\"ana.b\"]"),
+        ),
+        ("[pool.\"mig-1g.10gb\"]\nwaits = \"1s\"\n", None),
+        ("[pool.shared]\nwaits = \"1s\"\n", None),
+    ] {
+        assert_eq!(parse(text).unwrap_err().hint.as_deref(), hint, "{text}");
     }
 }

@@ -44,6 +44,9 @@ pub fn duration(text: &str) -> Result<u64, String> {
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds)).ok_or_else(error)
 }
 
+/// The pool of whole GPUs.
+pub const WHOLE: &str = "whole";
+
 /// Longest share name. Device names have no limit in CDI; host names and labels, which are made from them, have.
 const NAME_LIMIT: usize = 63;
 
@@ -58,7 +61,7 @@ pub fn share_name(name: &str) -> Result<(), String> {
     let numbered = format!("{small}-");
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let reserved = match small.as_str() {
-        "all" | "whole" | "any" | "none" => Some("it has a meaning of its own"),
+        "all" | WHOLE | "any" | "none" => Some("it has a meaning of its own"),
         _ if numbered.starts_with("mig-") => Some("names that begin with mig- belong to MIG devices"),
         _ if numbered.starts_with("gpu-") => Some("names that begin with GPU- are UUIDs"),
         _ if small.split(':').all(digits) => Some("digits are the index of a GPU"),
@@ -70,6 +73,43 @@ pub fn share_name(name: &str) -> Result<(), String> {
     match reserved {
         Some(why) => Err(format!("the name {name:?} is reserved: {why}")),
         None => Ok(()),
+    }
+}
+
+/// Checks the name of a pool: that of shares, `whole`, or `mig-` and a profile with a dot for each `+`.
+pub fn pool_name(name: &str) -> Result<(), String> {
+    match name.strip_prefix("mig-") {
+        _ if name == WHOLE => Ok(()),
+        Some(profile) if profile.contains('+') && is_profile(profile) => Err(format!(
+            "{name:?} is no pool: a CDI name has a dot for each +, as in {:?}",
+            name.replace('+', ".")
+        )),
+        Some(profile) if is_profile(profile) => Ok(()),
+        Some(_) => Err(format!("{name:?} is no pool: a MIG profile comes after mig-, as in \"mig-1g.10gb\"")),
+        None => share_name(name),
+    }
+}
+
+/// Longest user name, which is Linux's (LOGIN_NAME_MAX).
+const USER_LIMIT: usize = 256;
+
+/// Checks a user of `[users]`: a name of whatever directory, a uid, or `*`. Root is none of them: who may start root's
+/// containers is root.
+pub fn user(text: &str) -> Result<(), String> {
+    if text == "0" || text == "root" {
+        return Err(format!("{text:?} cannot be capped: who may start root's containers is root"));
+    }
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // The last one is no user, but an error of the system's (setuid(2)).
+    let is_uid = text.parse::<u32>().is_ok_and(|uid| uid != u32::MAX && uid.to_string() == text);
+    match text {
+        _ if is_number && !is_uid => Err(format!("{text:?} is no uid")),
+        "" => Err("a user's name is empty".into()),
+        _ if text.len() > USER_LIMIT => Err(format!("a user's name is longer than {USER_LIMIT} characters")),
+        _ if text.contains(|c: char| c.is_control() || c == ':') => {
+            Err(format!("{text:?} is no user's name"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -280,6 +320,47 @@ mod tests {
             assert_eq!(share_name(name), Err(said.into()), "{name}");
         }
         assert!(share_name(&"n".repeat(64)).is_err());
+    }
+
+    #[test]
+    fn pool_names() {
+        for name in ["shared", "team-a", "whole", "mig-1g.10gb", "mig-1c.2g.10gb", "mig-1g.24gb.gfx"] {
+            assert_eq!(pool_name(name), Ok(()), "{name}");
+        }
+        for (name, said) in [
+            ("all", "the name \"all\" is reserved: it has a meaning of its own"),
+            ("shared-0", "the name \"shared-0\" is reserved: it ends like the number of a share"),
+            ("mig-", "\"mig-\" is no pool: a MIG profile comes after mig-, as in \"mig-1g.10gb\""),
+            ("mig-all", "\"mig-all\" is no pool: a MIG profile comes after mig-, as in \"mig-1g.10gb\""),
+            (
+                "mig-1g.24gb+gfx",
+                "\"mig-1g.24gb+gfx\" is no pool: a CDI name has a dot for each +, as in \"mig-1g.24gb.gfx\"",
+            ),
+            ("", "the device name in \"\" is empty"),
+        ] {
+            assert_eq!(pool_name(name), Err(said.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn users() {
+        for text in ["*", "ana", "1000", "4294967294", "ana.b@example.org", "EXAMPLE\\ana", "größe", "0x1"]
+        {
+            assert_eq!(user(text), Ok(()), "{text}");
+        }
+        for (text, said) in [
+            ("", "a user's name is empty"),
+            ("0", "\"0\" cannot be capped: who may start root's containers is root"),
+            ("root", "\"root\" cannot be capped: who may start root's containers is root"),
+            ("01000", "\"01000\" is no uid"),
+            ("4294967295", "\"4294967295\" is no uid"),
+            ("99999999999", "\"99999999999\" is no uid"),
+            ("a:b", "\"a:b\" is no user's name"),
+            ("a\nb", "\"a\\nb\" is no user's name"),
+        ] {
+            assert_eq!(user(text), Err(said.into()), "{text}");
+        }
+        assert!(user(&"n".repeat(257)).is_err());
     }
 
     #[test]

@@ -129,3 +129,22 @@ fn process(words: &[u64]) -> (u32, Option<u64>) {
     // NVML_VALUE_NOT_AVAILABLE
     (u32::from_ne_bytes([a, b, c, d]), Some(words[1]).filter(|bytes| *bytes != u64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drivers_with_one_field_more() {
+        let size = |version: &str| ProcessLayout::of_driver(Some(version)).size;
+        assert_eq!((size("535.54.03"), size("535.86.10"), size("535.98"), size("580.95.05")), (4, 4, 3, 3));
+        assert_eq!(ProcessLayout::of_driver(None).size, 3);
+    }
+
+    #[test]
+    fn memory_that_is_not_counted_is_none() {
+        let pid = u64::from_ne_bytes([4711_u32.to_ne_bytes(), [0xff; 4]].concat().try_into().unwrap());
+        assert_eq!(process(&[pid, 1 << 20, 0]), (4711, Some(1 << 20)));
+        assert_eq!(process(&[pid, u64::MAX, 0]), (4711, None));
+    }
+}

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::discover::host::Host;
 
+use super::pools::{Pool, UserCap};
 use super::{Device, Plan};
 
 /// More numbers than any plan gives, on any number of GPUs.
@@ -76,6 +77,8 @@ struct PlanFile<'a> {
     specs: &'a [PathBuf],
     units: &'a [KnownUnit],
     devices: &'a [Device],
+    pools: &'a [Pool],
+    users: &'a [UserCap],
 }
 
 /// The part of the file that is read back.
@@ -135,6 +138,8 @@ pub fn to_json(
         specs,
         units: &plan.units,
         devices: &plan.devices,
+        pools: &plan.pools,
+        users: &plan.users,
     };
     Ok(serde_json::to_string_pretty(&file)? + "\n")
 }
@@ -198,6 +203,7 @@ pub fn generation(host: &Host, plan: &Plan) -> String {
         &plan.units,
         &plan.control_nodes,
         &plan.side,
+        (&plan.pools, &plan.users, plan.start_timeout),
     ));
     format!("{:016x}", fnv1a(text.unwrap_or_default().as_bytes()))
 }

@@ -7,12 +7,14 @@
 //! - `numbers`: which number each share gets, and keeps
 //! - `shares`: a device cut into shares: sums and limits
 //! - `side`: devices beside the GPUs
-//! - `names`: names that others write too, and names that mean another device than before
+//! - `names`: names that others write too
+//! - `moved`: names that mean another device than before
 //! - `pools`: names for any free one of several devices
 //! - `earlier`, `kept`: the plan as a file; what is read back by the next plan, and by the daemon
 
 pub mod earlier;
 pub mod kept;
+pub mod moved;
 pub mod names;
 mod nodes;
 mod numbers;
@@ -23,11 +25,12 @@ mod unit;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
 use earlier::{Earlier, KnownUnit};
+use pools::{Pool, UserCap};
 pub use shares::{Level, Limit, Limits};
 pub use side::SideDevice;
 pub use unit::{Unit, covers, units};
@@ -50,6 +53,12 @@ pub struct Plan {
     pub side: Vec<SideDevice>,
     /// GPUs and MIG devices in the order of their shares' numbers.
     pub units: Vec<KnownUnit>,
+    /// Names under which any free one of several devices can be had.
+    pub pools: Vec<Pool>,
+    /// What users may hold.
+    pub users: Vec<UserCap>,
+    /// How long a container's start waits for the daemon, in seconds; none: the hook's default.
+    pub start_timeout: Option<u32>,
     /// What every container with a device gets besides.
     pub control_nodes: Vec<PlannedNode>,
     /// What should be there and is not.
@@ -107,6 +116,11 @@ pub struct Device {
     /// Those nodes, where the GPU has any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dri_nodes: Vec<PlannedNode>,
+    /// It belongs to one container at a time.
+    pub leased: bool,
+    /// The pool that it can be taken from, in each of its classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 impl Device {
@@ -154,19 +168,29 @@ pub struct MigPart {
 }
 
 /// A device node that goes into the spec.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedNode {
     /// Path in the container, and below the device root.
     pub path: PathBuf,
     /// Path on this machine.
-    #[serde(skip)]
     pub host_path: PathBuf,
     /// Permission bits in the container: those of the host's node.
-    #[serde(skip)]
     pub mode: u32,
     /// Group in the container: that of the host's node.
-    #[serde(skip)]
     pub gid: u32,
+}
+
+impl Serialize for PlannedNode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Written<'a> {
+            path: &'a Path,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            host_path: Option<&'a Path>,
+        }
+        let elsewhere = (self.host_path != self.path).then_some(self.host_path.as_path());
+        Written { path: &self.path, host_path: elsewhere }.serialize(serializer)
+    }
 }
 
 /// Something that had to be left out, or that will keep containers from starting.
@@ -202,7 +226,9 @@ pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output: &Path) -> P
         plan_units(host, config, &decided, earlier, &mut plan);
         side::plan(host, config, &mut plan);
         names::consider_others(host, config, earlier, output, &mut plan);
+        pools::plan(config, &mut plan);
     }
+    plan.start_timeout = config.start_timeout;
     what_nvml_cannot_tell(host, config, &mut plan);
     for control in &host.control_nodes {
         nodes::plan_control_node(control, &mut plan);
@@ -210,7 +236,7 @@ pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output: &Path) -> P
     nodes::plan_libraries(host, &mut plan);
     let closed = host.driver_files.closed_sockets.iter();
     plan.decisions.extend(closed.map(|(path, why)| format!("{}: not for containers: {why}", path.display())));
-    names::moved(earlier, &mut plan);
+    moved::moved(earlier, &mut plan);
     plan.generation = earlier::generation(host, &plan);
     plan
 }
@@ -260,13 +286,9 @@ fn plan_units(
             Unit::Gpu(gpu) => Ok(vec![nodes::gpu_node(gpu)?]),
             Unit::Mig(gpu, mig) => nodes::mig_nodes(gpu, mig),
         });
-        let whole = planned.map(|nodes| {
-            let whole = Device { nodes, classes: classes(unit, config), ..unit.device() };
-            draws(whole, decided, plan)
-        });
-        let devices = whole.and_then(|whole| match decided.rule {
-            Some(rule) if rule.mode != Mode::Whole => shares::cut(&whole, rule, &order, plan),
-            _ => Ok(vec![whole]),
+        let devices = planned.and_then(|nodes| {
+            let classes = classes(unit, config);
+            devices(Device { nodes, classes, ..unit.device() }, decided, &order, plan)
         });
         plan.decisions.push(decision(decided, devices.as_deref()));
         match devices {
@@ -277,30 +299,54 @@ fn plan_units(
     plan.units = order.units;
 }
 
+/// What a unit is given out as: itself, its shares, or both.
+fn devices(
+    unit: Device,
+    decided: &unit::Decided<'_>,
+    order: &numbers::Order,
+    plan: &mut Plan,
+) -> Result<Vec<Device>, nodes::LeftOut> {
+    let cut_by = decided.rule.filter(|rule| rule.mode != Mode::Whole);
+    let Some(rule) = cut_by else {
+        let leased = decided.rule.is_some_and(|rule| rule.exclusive);
+        return Ok(vec![pools::whole(draws(unit, decided, false, plan), leased, leased)]);
+    };
+    let mut devices = Vec::new();
+    if rule.whole {
+        devices.push(pools::whole(draws(unit.clone(), decided, false, plan), true, rule.exclusive));
+    }
+    devices.extend(shares::cut(&draws(unit, decided, true, plan), rule, order, plan)?);
+    Ok(devices)
+}
+
 /// `GPU 2: cut into 4 by config.toml:2:1, shared-0 to shared-3 with /dev/nvidia2, no name as a whole`
 fn decision(decided: &unit::Decided<'_>, devices: Result<&[Device], &nodes::LeftOut>) -> String {
     let by = decided.rule.map_or("(no rule)".to_owned(), |rule| format!("by {}", rule.place));
-    let what = match devices {
+    let what = match devices.map(|devices| devices.split_first()) {
         Err(left_out) => format!("left out {by}, {}", left_out.why),
-        Ok([whole]) if whole.kind != Kind::Share => {
-            format!("whole {by}, {} with {}", drawing(whole), paths(whole))
+        Ok(Some((whole, []))) if whole.kind != Kind::Share => {
+            let leased = if whole.leased { "leased, " } else { "" };
+            format!("whole {by}, {leased}{} with {}", drawing(whole), paths(whole))
         }
-        Ok(shares) => {
-            let runs = shares
-                .chunk_by(|a, b| a.share.as_ref().map(|s| &s.name) == b.share.as_ref().map(|s| &s.name));
-            let names: Vec<String> = runs
-                .map(|run| match run {
-                    [first, .., last] => format!("{} to {}", first.name, last.name),
-                    _ => run.iter().map(|share| share.name.clone()).collect(),
-                })
-                .collect();
-            let names = names.join(", ");
-            let nodes = shares.first().map(paths).unwrap_or_default();
-            let drawing = shares.first().map(drawing).unwrap_or_default();
-            format!("cut into {} {by}, {names} {drawing} with {nodes}; no name as a whole", shares.len())
+        Ok(Some((whole, shares))) if whole.kind != Kind::Share => {
+            let as_whole = format!("leased as a whole too, {} with {}", drawing(whole), paths(whole));
+            cut_into(shares, &by, &as_whole)
         }
+        Ok(_) => cut_into(devices.unwrap_or_default(), &by, "no name as a whole"),
     };
     format!("{}: {what}", decided.unit.what())
+}
+
+fn cut_into(shares: &[Device], by: &str, as_whole: &str) -> String {
+    let name = |device: &Device| device.share.as_ref().map(|share| share.name.clone());
+    let names = shares.chunk_by(|a, b| name(a) == name(b)).map(|run| match run {
+        [first, .., last] => format!("{} to {}", first.name, last.name),
+        _ => run.iter().map(|share| share.name.clone()).collect(),
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    let nodes = shares.first().map(paths).unwrap_or_default();
+    let drawing = shares.first().map(drawing).unwrap_or_default();
+    format!("cut into {} {by}, {names} {drawing} with {nodes}; {as_whole}", shares.len())
 }
 
 fn drawing(device: &Device) -> &'static str {
@@ -319,12 +365,11 @@ fn paths(device: &Device) -> String {
 /// What draws goes to whole GPUs and MIG devices that are made for it, not to shares, unless the configuration says
 /// otherwise. The nodes in /dev/dri are the GPU's: with a MIG device they go only where its profile includes graphics,
 /// as NVIDIA's generator has it.
-fn draws(whole: Device, decided: &unit::Decided<'_>, plan: &mut Plan) -> Device {
+fn draws(whole: Device, decided: &unit::Decided<'_>, is_cut: bool, plan: &mut Plan) -> Device {
     let is_made_for_it = match &decided.unit {
         Unit::Gpu(_) => true,
         Unit::Mig(_, mig) => mig.profile.as_ref().is_some_and(|profile| profile.contains("gfx")),
     };
-    let is_cut = decided.rule.is_some_and(|rule| rule.mode != Mode::Whole);
     let asked = decided.rule.and_then(|rule| rule.graphics);
     let graphics = asked.unwrap_or(is_made_for_it && !is_cut);
     let dri_nodes =

@@ -1,6 +1,6 @@
 //! Names beside others: whole devices' names are left to NVIDIA's generator where it writes them into the same
-//! directory, names that two specs define are named, and so are names from outside that reach a shared GPU. And names
-//! beside themselves: those that meant another device in the plan before.
+//! directory, names that two specs define are named, and so are names from outside that reach a GPU which is leased. And
+//! the names of the files that ours stand in.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -46,17 +46,41 @@ pub fn consider_others(host: &Host, config: &Config, earlier: &Earlier, output: 
 }
 
 /// Which of a kind's devices a spec file holds. What a spec brings to each of its devices stands in it once, so devices
-/// that get more have a file of their own.
+/// that get more or less have a file of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The first of the kind's files, or its only one.
     Main,
-    /// Devices that get no files for graphics, beside others that do.
-    Compute,
+    /// Devices beside those of the first.
+    Beside {
+        /// They get no files for graphics.
+        compute: bool,
+        /// They are leased.
+        leased: bool,
+    },
+}
+
+impl Part {
+    const ALL: [Self; 4] = [
+        Self::Main,
+        Self::Beside { compute: true, leased: false },
+        Self::Beside { compute: false, leased: true },
+        Self::Beside { compute: true, leased: true },
+    ];
+
+    /// What it adds to a file's name. No kind has a `+`.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Beside { compute: true, leased: true } => "+compute+leased",
+            Self::Beside { compute: true, leased: false } => "+compute",
+            Self::Beside { compute: false, leased: true } => "+leased",
+            Self::Main | Self::Beside { compute: false, leased: false } => "",
+        }
+    }
 }
 
 /// The file for a kind: the output itself for nvidia.com/gpu, else `divvy-<class>.json` beside it, or
-/// `divvy-<vendor>.json` for another vendor's; with `+compute` before the ending for that part. (No kind has a `+`.)
+/// `divvy-<vendor>.json` for another vendor's; with what tells the part before the ending.
 pub fn spec_file(output: &Path, kind: &str, part: Part) -> PathBuf {
     let kind = match kind.split_once('/') {
         Some((VENDOR, GPU_CLASS)) => String::new(),
@@ -64,21 +88,21 @@ pub fn spec_file(output: &Path, kind: &str, part: Part) -> PathBuf {
         Some((vendor, _)) => format!("-{vendor}"),
         None => format!("-{kind}"),
     };
-    if kind.is_empty() && part == Part::Main {
+    let beside = format!("{kind}{}", part.suffix());
+    if beside.is_empty() {
         return output.to_path_buf();
     }
     let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
-    let part = if part == Part::Main { "" } else { "+compute" };
-    output.with_file_name(format!("{}{kind}{part}.{}", text(output.file_stem()), text(output.extension())))
+    output.with_file_name(format!("{}{beside}.{}", text(output.file_stem()), text(output.extension())))
 }
 
 /// Whether a file has a name that `spec_file` gives to specs of this kind, in JSON or YAML.
 pub fn is_spec_file_of(output: &Path, path: &Path, kind: &str) -> bool {
     let named = |part| path.with_extension("") == spec_file(output, kind, part).with_extension("");
-    is_spec_file(path) && (named(Part::Main) || named(Part::Compute))
+    is_spec_file(path) && Part::ALL.into_iter().any(named)
 }
 
-fn kind_of(class: &str) -> String {
+pub fn kind_of(class: &str) -> String {
     format!("{VENDOR}/{class}")
 }
 
@@ -97,6 +121,7 @@ fn whole_names_in(plan: &Plan, spec: &OtherSpec) -> Vec<String> {
 }
 
 fn withhold_whole_names(why: &str, asked: WholeNames, plan: &mut Plan) {
+    not_leased(why, asked, plan);
     for device in plan.devices.iter_mut().filter(|device| device.kind != Kind::Share) {
         let before = device.classes.len();
         device.classes.retain(|class| class != GPU_CLASS);
@@ -111,6 +136,36 @@ fn withhold_whole_names(why: &str, asked: WholeNames, plan: &mut Plan) {
         let key = if asked == WholeNames::Auto { " (whole_names = \"auto\")" } else { "" };
         plan.notes.push(format!("names of whole GPUs and MIG devices are left out, because {why}{key}"));
     }
+}
+
+/// Who asked for a device to be leased, and has others give it out, has not got it.
+fn not_leased(why: &str, asked: WholeNames, plan: &mut Plan) {
+    let lost = |device: &&Device| {
+        device.kind != Kind::Share && device.leased && device.classes.iter().all(|class| class == GPU_CLASS)
+    };
+    let lost: Vec<&Device> = plan.devices.iter().filter(lost).collect();
+    let Some(first) = lost.first() else { return };
+    let more = match lost.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let hint = match asked {
+        WholeNames::No => "leave out whole_names, or exclusive and whole",
+        _ => "mask nvidia-cdi-refresh.service and remove the other spec, or leave out exclusive and whole",
+    };
+    plan.problems.push(Problem {
+        place: None,
+        what: format!("{}{more}", what(first)),
+        why: format!("cannot be leased: names of whole GPUs and MIG devices are left out, because {why}"),
+        hint: hint.into(),
+    });
+}
+
+/// `GPU 0`, `MIG device 0:1`; of a share, what it is a part of.
+fn what(device: &Device) -> String {
+    let of = device.share.as_ref().map_or(&device.name, |share| &share.of);
+    let what = if of.contains(':') { "MIG device" } else { "GPU" };
+    format!("{what} {of}")
 }
 
 /// Two specs in one directory with one name: engines resolve neither.
@@ -165,17 +220,20 @@ fn names_in(plan: &Plan, kind: &str) -> BTreeSet<String> {
             names.insert(ALL.to_owned());
         }
         names.extend(device.names().map(str::to_owned));
+        names.extend(device.pool.clone());
     }
     names.extend(plan.side.iter().filter(|device| device.kind == kind).map(|device| device.name.clone()));
     names
 }
 
-/// Who takes the GPU by another name is no part of the shares.
+/// Who takes the GPU by another name asks nobody for a lease.
 fn reached_from_outside(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
-    let mut shared: Vec<&Device> = Vec::new();
-    for device in plan.devices.iter().filter(|device| device.kind == Kind::Share) {
-        if shared.last().is_none_or(|last| last.uuid != device.uuid) {
-            shared.push(device);
+    let mut leased: Vec<&Device> = Vec::new();
+    for device in plan.devices.iter().filter(|device| device.leased) {
+        match leased.last_mut() {
+            // The shares, where there are any.
+            Some(last) if last.uuid == device.uuid => *last = device,
+            _ => leased.push(device),
         }
     }
     let mut warnings = Vec::new();
@@ -184,9 +242,9 @@ fn reached_from_outside(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
         // Of one name in both directories, ours is the one that counts.
         let hidden = spec.path.parent() == Some(low) && output.parent() == Some(high);
         let ours = if hidden { names_in(plan, &spec.kind) } else { BTreeSet::new() };
-        for share in &shared {
+        for device in &leased {
             let reaches = |nodes: &BTreeSet<PathBuf>| {
-                share.nodes.iter().all(|node| nodes.contains(&node.host_path) || nodes.contains(&node.path))
+                device.nodes.iter().all(|node| nodes.contains(&node.host_path) || nodes.contains(&node.path))
             };
             let names: Vec<&str> = spec
                 .devices
@@ -194,11 +252,10 @@ fn reached_from_outside(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
                 .filter(|device| reaches(&device.nodes) && !ours.contains(&device.name))
                 .map(|device| device.name.as_str())
                 .collect();
-            let of = share.share.as_ref().map(|share| share.of.as_str()).unwrap_or_default();
-            let what = if of.contains(':') { "MIG device" } else { "GPU" };
+            let past = if device.kind == Kind::Share { "its shares" } else { "its lease" };
             if let Some(names) = listed(&spec.kind, &names) {
                 let path = spec.path.display();
-                warnings.push(format!("{what} {of} can be had past its shares, as {names} of {path}"));
+                warnings.push(format!("{} can be had past {past}, as {names} of {path}", what(device)));
             }
         }
     }
@@ -206,86 +263,11 @@ fn reached_from_outside(specs: &[&OtherSpec], output: &Path, plan: &mut Plan) {
 }
 
 /// `nvidia.com/gpu=0`, or the first of several and how many there are; none for none.
-fn listed(kind: &str, names: &[&str]) -> Option<String> {
+pub fn listed(kind: &str, names: &[&str]) -> Option<String> {
     match names {
         [] => None,
         [one] => Some(format!("{kind}={one}")),
         [one, two] => Some(format!("{kind}={one}, {two}")),
         [first, second, rest @ ..] => Some(format!("{kind}={first}, {second} and {} more", rest.len())),
-    }
-}
-
-/// Says which names mean another device than in the plan before. Who starts a container by an old note or script
-/// should know.
-pub fn moved(earlier: &Earlier, plan: &mut Plan) {
-    let mut runs: Vec<Moved<'_>> = Vec::new();
-    for device in &plan.devices {
-        for class in &device.classes {
-            let Some(before) = earlier.names.get(&(class.clone(), device.name.clone())) else { continue };
-            if *before == device.uuid {
-                continue;
-            }
-            let share = device.share.as_ref().map(|share| share.name.as_str());
-            let moved =
-                Moved { class, share, first: &device.name, last: &device.name, before, now: &device.uuid };
-            match runs.last_mut() {
-                Some(run)
-                    if (run.before, run.now) == (moved.before, moved.now)
-                        && (run.class, run.share) == (moved.class, moved.share) =>
-                {
-                    run.last = moved.last;
-                }
-                _ => runs.push(moved),
-            }
-        }
-    }
-    let warnings: Vec<String> = runs.iter().map(Moved::warning).collect();
-    plan.warnings.extend(warnings);
-    gone(earlier, plan);
-}
-
-/// Says which names of a device that is still there are no names any more. What is not there keeps its names for itself.
-fn gone(earlier: &Earlier, plan: &mut Plan) {
-    let there: BTreeSet<&str> = plan.devices.iter().map(|device| device.uuid.as_str()).collect();
-    let named = |device: &'_ Device| {
-        let name = device.name.clone();
-        device.classes.iter().map(move |class| (class.clone(), name.clone())).collect::<Vec<_>>()
-    };
-    let names: BTreeSet<(String, String)> = plan.devices.iter().flat_map(named).collect();
-    let mut gone: Vec<(&String, &String, Vec<&str>)> = Vec::new();
-    for (key @ (class, name), uuid) in &earlier.names {
-        if !there.contains(uuid.as_str()) || names.contains(key) {
-            continue;
-        }
-        match gone.iter_mut().find(|(of, in_class, _)| (*of, *in_class) == (uuid, class)) {
-            Some((_, _, names)) => names.push(name),
-            None => gone.push((uuid, class, vec![name])),
-        }
-    }
-    let notes: Vec<String> = gone
-        .iter()
-        .filter_map(|(uuid, class, names)| {
-            let names = listed(&kind_of(class), names)?;
-            Some(format!("no longer a name of {uuid}: {names}"))
-        })
-        .collect();
-    plan.notes.extend(notes);
-}
-
-/// Names in a row that moved from one device to another.
-struct Moved<'a> {
-    class: &'a str,
-    share: Option<&'a str>,
-    first: &'a str,
-    last: &'a str,
-    before: &'a str,
-    now: &'a str,
-}
-
-impl Moved<'_> {
-    fn warning(&self) -> String {
-        let Self { class, first, last, before, now, .. } = self;
-        let names = if first == last { format!("{first} means") } else { format!("{first} to {last} mean") };
-        format!("{}={names} {now} now, and meant {before} before", kind_of(class))
     }
 }

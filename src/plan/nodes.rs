@@ -89,11 +89,15 @@ pub fn dri_nodes(gpu: &Gpu, plan: &mut Plan) -> Vec<PlannedNode> {
     for node in &gpu.dri_nodes {
         match planned(node) {
             Ok(node) => nodes.push(node),
-            Err(why) => plan.notes.push(format!(
-                "{} of GPU {} {why}; containers with the GPU go without it",
-                node.host_path.display(),
-                gpu.index
-            )),
+            Err(why) => {
+                let path = node.host_path.display();
+                let note =
+                    format!("{path} of GPU {} {why}; containers with the GPU go without it", gpu.index);
+                // Asked for by the whole GPU and by its shares.
+                if !plan.notes.contains(&note) {
+                    plan.notes.push(note);
+                }
+            }
         }
     }
     nodes

@@ -1,6 +1,13 @@
-//! Pools: interchangeable leased devices that are asked for by the pool's name. And what users may hold.
+//! Pools: interchangeable leased devices that are asked for by the pool's name: shares of one name, whole GPUs, MIG devices
+//! of one profile. And what users may hold. Who has what at the moment is the daemon's part.
 
 use serde::{Deserialize, Serialize};
+
+pub use crate::config::Order;
+use crate::config::value::WHOLE;
+use crate::config::{Config, PoolRule, UserRule};
+
+use super::{Device, Kind, Plan, Problem};
 
 /// A name under which any free device of several can be had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,17 +26,6 @@ pub struct Pool {
     pub per_container: Option<u32>,
 }
 
-/// Which free device of a pool is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// One on the GPU with the fewest leases.
-    #[default]
-    Spread,
-    /// One on the GPU with the most.
-    Pack,
-}
-
 /// What a user may hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserCap {
@@ -39,4 +35,80 @@ pub struct UserCap {
     pub shares: Option<u32>,
     /// Names of pools whose devices the user may have, by whatever name; none: all.
     pub pools: Option<Vec<String>>,
+}
+
+/// A whole device as the configuration has it leased. What is leased only because shares stand beside it is in no pool:
+/// `whole` would take all shares of a GPU away that somebody cut.
+pub fn whole(device: Device, leased: bool, in_pool: bool) -> Device {
+    let pool = Some(&device).filter(|_| in_pool).and_then(pool_of_whole);
+    Device { leased, pool, ..device }
+}
+
+fn pool_of_whole(device: &Device) -> Option<String> {
+    match (device.kind, &device.mig) {
+        (Kind::Gpu, _) => Some(WHOLE.to_owned()),
+        (Kind::Mig, Some(mig)) => {
+            let name = format!("mig-{}", mig.profile.as_ref()?.replace('+', "."));
+            // A profile that nobody has heard of may hold anything.
+            name.parse::<cdi::DeviceName>().is_ok().then_some(name)
+        }
+        _ => None,
+    }
+}
+
+/// Collects the plan's pools, and takes over what the configuration says about them and about users.
+pub fn plan(config: &Config, plan: &mut Plan) {
+    for device in &plan.devices {
+        let Some(name) = &device.pool else { continue };
+        for class in &device.classes {
+            let rule = config.pools.iter().find(|rule| rule.name == *name);
+            match plan.pools.iter_mut().find(|pool| (&pool.class, &pool.name) == (class, name)) {
+                Some(pool) => pool.devices.push(device.name.clone()),
+                None => plan.pools.push(pool(class, name, device, rule)),
+            }
+        }
+    }
+    plan.users.extend(config.users.iter().map(cap));
+    in_vain(config, plan);
+}
+
+fn pool(class: &str, name: &str, first: &Device, rule: Option<&PoolRule>) -> Pool {
+    let by_default = (first.kind == Kind::Share).then_some(1);
+    Pool {
+        class: class.to_owned(),
+        name: name.to_owned(),
+        devices: vec![first.name.clone()],
+        wait_seconds: rule.map_or(0, |rule| rule.wait_seconds),
+        order: rule.map_or_else(Order::default, |rule| rule.order),
+        per_container: rule.and_then(|rule| rule.per_container).or(by_default),
+    }
+}
+
+fn cap(rule: &UserRule) -> UserCap {
+    let names = |pools: &Vec<(String, _)>| pools.iter().map(|(name, _)| name.clone()).collect();
+    UserCap { user: rule.user.clone(), shares: rule.shares, pools: rule.pools.as_ref().map(names) }
+}
+
+/// Pools that the configuration names and that have no device.
+fn in_vain(config: &Config, plan: &mut Plan) {
+    let tables = config.pools.iter().filter_map(|rule| Some((&rule.name, rule.place.as_ref()?)));
+    let users = config.users.iter().filter_map(|rule| rule.pools.as_ref()).flatten();
+    for (name, place) in tables.chain(users.map(|(name, place)| (name, place))) {
+        // Shares that a rule makes, and that are not there, are missed there.
+        let is_made = config.rules.iter().flat_map(|rule| &rule.shares).any(|share| share.name == *name);
+        if is_made || plan.pools.iter().any(|pool| pool.name == *name) {
+            continue;
+        }
+        let hint = match name.as_str() {
+            WHOLE => "it is of whole GPUs with exclusive = true",
+            name if name.starts_with("mig-") => "it is of MIG devices of that profile with exclusive = true",
+            _ => "a pool of shares has the name of the shares: `divvy list` shows what there is",
+        };
+        plan.problems.push(Problem {
+            place: Some(place.to_string()),
+            what: format!("pool {name:?}"),
+            why: "has no device on this machine".into(),
+            hint: hint.into(),
+        });
+    }
 }

@@ -92,6 +92,8 @@ pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Resul
                 memory: cut.memory_bytes.map(|_| ADVISORY),
                 sms: cut.sm_percent.map(|_| ADVISORY),
             },
+            leased: true,
+            pool: Some(share.name.clone()),
             share: Some(Share { of: whole.name.clone(), name: share.name.clone(), count }),
             ..whole.clone()
         }));

@@ -37,8 +37,11 @@ pub fn plan(host: &Host, config: &Config, plan: &mut Plan) {
         if nodes.is_empty() {
             continue;
         }
-        if class == SideClass::Management && plan.devices.iter().any(|device| device.kind == Kind::Share) {
-            plan.warnings.push(format!("{}=all reaches shared GPUs past their shares", class.kind()));
+        if class == SideClass::Management && plan.devices.iter().any(|device| device.leased) {
+            let is_shared = plan.devices.iter().any(|device| device.kind == Kind::Share);
+            let past =
+                if is_shared { "shared GPUs past their shares" } else { "leased GPUs past their leases" };
+            plan.warnings.push(format!("{}=all reaches {past}", class.kind()));
         }
         let files = if class == SideClass::Gds { host.side.gds_files.clone() } else { Vec::new() };
         let device = |name: String, nodes: Vec<PlannedNode>| SideDevice {

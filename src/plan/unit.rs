@@ -87,6 +87,8 @@ impl<'a> Unit<'a> {
             nodes: Vec::new(),
             graphics: false,
             dri_nodes: Vec::new(),
+            leased: false,
+            pool: None,
         };
         let Unit::Mig(_, mig) = self else { return device };
         Device {

@@ -35,8 +35,6 @@ pub struct Facts {
     pub container: Container,
     /// Of its first process.
     pub pidfd: OwnedFd,
-    /// Name of the user that it is of; none for root, and for one without a name.
-    pub user: Option<String>,
 }
 
 /// Why a caller gets nothing.
@@ -148,28 +146,21 @@ impl Daemon {
         })
     }
 
-    /// The container whose first process a descriptor is of, if this peer may ask for it. Reads a dozen small files, and
-    /// asks the host's user database, which may take its time.
+    /// The container whose first process a descriptor is of, if this peer may ask for it. Reads a dozen small files.
     ///
     /// # Errors
     /// When it is no container's, or the peer may not.
     pub fn facts(&self, peer: Peer, pidfd: OwnedFd, request: &Request) -> Result<Facts, Error> {
         let pid = first_process(&pidfd)?;
-        let facts = self.read_facts(peer, pid, request);
+        let container = self.container(peer, pid, request);
         // Whatever was read, is of the process that had this id at the time. If the pidfd's is there still, it was that.
         if sys::has_ended(pidfd.as_fd()).map_err(unreadable("the pidfd", pid))? {
             return Err(Error::Ended);
         }
-        let (container, user) = facts?;
-        Ok(Facts { container, pidfd, user })
+        Ok(Facts { container: container?, pidfd })
     }
 
-    fn read_facts(
-        &self,
-        peer: Peer,
-        pid: i32,
-        request: &Request,
-    ) -> Result<(Container, Option<String>), Error> {
+    fn container(&self, peer: Peer, pid: i32, request: &Request) -> Result<Container, Error> {
         let status = process::text(pid, "status").map_err(unreadable("the status", pid))?;
         if !is_leader(&status, pid) {
             return Err(Error::Thread { pid });
@@ -201,7 +192,7 @@ impl Daemon {
             engine: names.engine,
             name: names.name,
         };
-        Ok((container, name_of(uid)?))
+        Ok(container)
     }
 
     /// Whose container it is, if this peer may ask for it.
@@ -282,10 +273,11 @@ fn is_leader(status: &str, pid: i32) -> bool {
     group.is_some_and(|group| group.trim().parse() == Ok(pid))
 }
 
-fn name_of(uid: u32) -> Result<Option<String>, Error> {
-    if uid == 0 {
-        return Ok(None);
-    }
+/// The name of a user, who may have none. The host's user database may take its time, or not answer at all.
+///
+/// # Errors
+/// When it does not: what may not be known is not what is nobody's.
+pub fn name_of(uid: u32) -> Result<Option<String>, Error> {
     let user = User::from_uid(Uid::from_raw(uid));
     let user = user.map_err(|errno| Error::User { uid, source: errno.into() })?;
     Ok(user.map(|user| user.name))

@@ -16,8 +16,9 @@ use thiserror::Error;
 use crate::serve::process::{self, Namespace};
 use crate::sys;
 
-/// More directories than any container has when it starts.
+/// More directories and processes than any container has when it starts: a user may have made as many as there can be.
 const MOST_DIRECTORIES: usize = 1024;
+const MOST_PROCESSES: usize = 1024;
 
 /// The two kinds of cgroups. A host may have both, and then only one of them a given controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,15 +152,30 @@ impl Hierarchies {
         })
     }
 
+    /// The directories of a process's cgroups, of both versions, as far as /proc tells.
+    pub fn of(&self, pid: u32) -> Vec<PathBuf> {
+        let of = |version| {
+            let path = cgroup_of(&pid.to_string(), version).ok()??;
+            self.place(version, &path).map(|(_, directory)| directory)
+        };
+        [Version::V2, Version::V1].into_iter().filter_map(of).collect()
+    }
+
     /// The directory of the cgroup that is a container's own. Of v2 if it has one there, even if its engine is told by
     /// v1: the kernel asks v2's device programs in either case.
     ///
     /// # Errors
     /// When it has none, and why.
     pub fn own(&self, first: First) -> Result<PathBuf, NotOwn> {
-        self.own_of(Version::V2, first).or_else(|why| match self.own_of(Version::V1, first) {
-            Err(NotOwn::NoHierarchy) => Err(why),
-            v1 => v1,
+        // The reason that tells most is that of the hierarchy in which its engine put it somewhere.
+        let tells = |why: &NotOwn| match why {
+            NotOwn::NoHierarchy => 0,
+            NotOwn::Outside { .. } => 1,
+            NotOwn::With { .. } => 2,
+            _ => 3,
+        };
+        self.own_of(Version::V2, first).or_else(|v2| {
+            self.own_of(Version::V1, first).map_err(|v1| if tells(&v1) > tells(&v2) { v1 } else { v2 })
         })
     }
 
@@ -256,9 +272,12 @@ fn check_processes(directory: &Path, first: i32) -> Result<(), NotOwn> {
     let unreadable = |source| NotOwn::Unreadable { path: directory.to_owned(), source };
     let namespace = Namespace::of(first, "pid").map_err(unreadable)?;
     let is_own_namespace = namespace != Namespace::own("pid").map_err(unreadable)?;
-    let pids = processes(directory).map_err(unreadable)?;
+    let pids = processes(directory, MOST_DIRECTORIES).map_err(unreadable)?;
     if !pids.contains(&first) {
         return Err(NotOwn::Another { path: directory.to_owned() });
+    }
+    if pids.len() > MOST_PROCESSES {
+        return Err(unreadable(Errno::E2BIG.into()));
     }
     for pid in pids.into_iter().filter(|&pid| pid != first) {
         let is_the_containers = match Namespace::of(pid, "pid") {
@@ -272,14 +291,15 @@ fn check_processes(directory: &Path, first: i32) -> Result<(), NotOwn> {
     Ok(())
 }
 
-/// The processes of a cgroup and of those below it; 0 for one in no pid namespace that this process sees into.
-fn processes(directory: &Path) -> io::Result<BTreeSet<i32>> {
+/// The processes of a cgroup and of those below it, `most` directories at most; 0 for one in no pid namespace that this
+/// process sees into.
+fn processes(directory: &Path, most: usize) -> io::Result<BTreeSet<i32>> {
     let mut pids = BTreeSet::new();
     let mut directories = vec![directory.to_owned()];
     let mut seen = 0;
     while let Some(directory) = directories.pop() {
         seen += 1;
-        if seen > MOST_DIRECTORIES {
+        if seen > most {
             return Err(Errno::E2BIG.into());
         }
         let text = match fs::read_to_string(directory.join("cgroup.procs")) {
@@ -318,7 +338,7 @@ pub fn is_empty(directory: &Path) -> io::Result<bool> {
         // Of those below too (Documentation/admin-guide/cgroup-v2.rst).
         Ok(events) => Ok(events.lines().any(|line| line == "populated 0")),
         // v1 has no such file.
-        Err(error) if is_gone(&error) => Ok(processes(directory)?.is_empty()),
+        Err(error) if is_gone(&error) => Ok(processes(directory, usize::MAX)?.is_empty()),
         Err(error) => Err(error),
     }
 }
@@ -338,9 +358,9 @@ pub fn kill(directory: &Path) -> io::Result<()> {
 
 fn kill_each(directory: &Path) -> io::Result<()> {
     let open = |pid| sys::pidfd_open(pid).ok().map(|pidfd| (pid, pidfd));
-    let pidfds: Vec<_> = processes(directory)?.into_iter().filter_map(open).collect();
+    let pidfds: Vec<_> = processes(directory, usize::MAX)?.into_iter().filter_map(open).collect();
     // What a pidfd is of now may be another process than was listed, unless it is listed still.
-    let still = processes(directory)?;
+    let still = processes(directory, usize::MAX)?;
     for (_, pidfd) in pidfds.iter().filter(|(pid, _)| still.contains(pid)) {
         match sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
             Err(error) if !is_gone(&error) => return Err(error),

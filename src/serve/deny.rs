@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hooks::lease::DeniedBy;
@@ -122,20 +122,47 @@ fn by_program(cgroup: BorrowedFd<'_>, path: &Path, program: &[Instruction]) -> R
     let failed = |what| move |source| Error::Program { what, path: path.to_owned(), source };
     let ours = sys::load_device_program(program, NAME).map_err(failed("load a device program"))?;
     let about = sys::program_info(ours.as_fd()).map_err(failed("look at the device program"))?;
-    let attached = || -> io::Result<Vec<sys::Program>> {
-        let ids = sys::device_programs(cgroup)?;
-        // One that is gone meanwhile is nobody's any more.
-        let there = ids.into_iter().filter_map(|id| sys::program_by_id(id).ok());
-        there.map(|program| sys::program_info(program.as_fd())).collect()
-    };
-    let is_ours = |there: &sys::Program| there.tag == about.tag && there.name == about.name;
-    let ask = failed("see which device programs are attached");
-    if attached().map_err(&ask)?.iter().any(is_ours) {
-        return Ok(());
+    let before = divvys(cgroup).map_err(failed(ASK))?;
+    if before.iter().all(|(_, there)| there.tag != about.tag) {
+        sys::attach_device_program(cgroup, ours.as_fd()).map_err(failed("attach a device program"))?;
+        if divvys(cgroup).map_err(failed(ASK))?.iter().all(|(_, there)| there.id != about.id) {
+            return Err(Error::NotThere { path: path.to_owned() });
+        }
     }
-    sys::attach_device_program(cgroup, ours.as_fd()).map_err(failed("attach a device program"))?;
-    let is_there = attached().map_err(ask)?.iter().any(|there| there.id == about.id);
-    if is_there { Ok(()) } else { Err(Error::NotThere { path: path.to_owned() }) }
+    let others = before.iter().filter(|(_, there)| there.tag != about.tag);
+    detach(cgroup, others).map_err(failed("take an earlier device program off"))
+}
+
+const ASK: &str = "see which device programs are attached";
+
+/// Takes off what an earlier container was denied in a cgroup that outlived it. On v1 the runtime writes all devices anew.
+///
+/// # Errors
+/// When it cannot be taken off, or looked for.
+pub fn lift(path: &Path) -> io::Result<()> {
+    let cgroup = File::open(path)?;
+    match cgroup::version(cgroup.as_fd())? {
+        Version::V2 => detach(cgroup.as_fd(), divvys(cgroup.as_fd())?.iter()),
+        Version::V1 => Ok(()),
+    }
+}
+
+/// The programs of divvy's on a cgroup.
+fn divvys(cgroup: BorrowedFd<'_>) -> io::Result<Vec<(OwnedFd, sys::Program)>> {
+    let ids = sys::device_programs(cgroup)?;
+    // One that is gone meanwhile is nobody's any more.
+    let there = ids.into_iter().filter_map(|id| sys::program_by_id(id).ok());
+    let there = there.map(|program| sys::program_info(program.as_fd()).map(|info| (program, info)));
+    let there: Vec<_> = there.collect::<io::Result<_>>()?;
+    Ok(there.into_iter().filter(|(_, info)| info.name == *NAME).collect())
+}
+
+/// A cgroup may outlive its container and be the next one's, which was granted what this one was not.
+fn detach<'a>(
+    cgroup: BorrowedFd<'_>,
+    mut programs: impl Iterator<Item = &'a (OwnedFd, sys::Program)>,
+) -> io::Result<()> {
+    programs.try_for_each(|(program, _)| sys::detach_device_program(cgroup, program.as_fd()))
 }
 
 /// Operations of BPF (linux/bpf_common.h, linux/bpf.h): `r = *(u32 *)(r1 + offset)`, jumps on a constant, `r = constant`,
@@ -205,17 +232,19 @@ fn by_controller(path: &Path, devices: &BTreeSet<(u32, u32)>) -> Result<(), Erro
     }
 }
 
-/// Whether devices.list of cgroup v1 allows a character device to be opened: lines are `c 195:* rwm`, or `a *:* rwm` for
-/// all there are (Documentation/admin-guide/cgroup-v1/devices.rst). Engines let every node be made (`c *:* m`), and one
-/// that may not be opened harms nobody. A line that cannot be read allows it.
+/// Whether devices.list of cgroup v1 allows a character device to be opened, after that was denied: lines are
+/// `c 195:* rwm` (Documentation/admin-guide/cgroup-v1/devices.rst). Engines let every node be made (`c *:* m`), and one
+/// that may not be opened harms nobody. `a *:* rwm` stands alone where everything is allowed but what is denied, which is
+/// not listed (security/device_cgroup.c). A line that cannot be read allows it.
 fn allows(list: &str, major: u32, minor: u32) -> bool {
     list.lines().any(|line| {
         let mut words = line.split_ascii_whitespace();
         let (kind, numbers) = (words.next(), words.next().and_then(|numbers| numbers.split_once(':')));
         let Some((of_major, of_minor)) = numbers else { return true };
         let opens = words.next().is_none_or(|access| access.contains(['r', 'w']));
+        let has_kind = !matches!(kind, Some("a" | "b"));
         let is = |word: &str, number: u32| word == "*" || word.parse() == Ok(number);
-        opens && kind != Some("b") && is(of_major, major) && is(of_minor, minor)
+        opens && has_kind && is(of_major, major) && is(of_minor, minor)
     })
 }
 
@@ -285,7 +314,7 @@ mod tests {
     fn what_a_device_list_of_cgroup_v1_allows() {
         for (list, allowed) in [
             ("", false),
-            ("a *:* rwm\n", true),
+            ("a *:* rwm\n", false),
             ("c 1:3 rwm\nc 195:1 rw\n", true),
             ("c 1:3 rwm\nc 195:* w\n", true),
             ("c *:1 r\n", true),

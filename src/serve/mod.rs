@@ -1,28 +1,80 @@
 //! Step 5: the daemon, the one authority over leases. A hook asks over a socket when a container starts; a lease ends
-//! with the container. Modules in the order of a request:
+//! with the container. What is decided is decided in `leases`; the rest asks the kernel and does what was decided.
+//! Modules in the order of a request:
 //!
-//! - `caller`: which container it is about and who asks, as the kernel says, by `process` and `cgroup`
+//! - `listen`: the socket, systemd's or one of our own
+//! - `connection`: one request, its answers, and the end
+//! - `caller`, by `process` and `cgroup`: which container it is about and who asks, as the kernel says
 //! - `names`: what people call it
 //! - `leases`: who holds what; pure, and so are its parts: `admit` (what can never be granted), `attempt` (what cannot
 //!   now), `choose` (which devices of a pool), `brought` (nodes), `book` (leases), `stock` (the plan), `queue`
-//! - `refusal`: why not, and what to do, for a person
+//! - `refusal`, `refused`: why not, and what to do, for a person; and the last of these
 //! - `deny`: devices that a container's cgroup denies
 //! - `store`: leases as files
+//! - `watch`: when a container is gone
+//! - `daemon`: all of it together
 
 mod admit;
 mod attempt;
 mod book;
 mod brought;
-pub mod caller;
+mod caller;
 pub mod cgroup;
 mod choose;
-pub mod deny;
+mod connection;
+mod daemon;
+mod deny;
 pub mod leases;
-pub mod names;
+mod listen;
+mod names;
+mod plan_file;
 pub mod process;
 mod queue;
 pub mod refusal;
+pub mod refused;
 mod stock;
+mod store;
+mod watch;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::geteuid;
+use tracing::warn;
+
+use crate::failure::Failure;
+use listen::Listener;
+use store::Store;
+
+/// Names of users that are looked up at a time.
+const LOOKUPS: usize = 4;
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(state_dir: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        let error = anyhow::anyhow!("only root can tell whose containers are whose");
+        return Err(Failure::new(error)
+            .hint("sudo divvy serve, or systemctl enable --now divvy.socket")
+            .into());
+    }
+    let store = Store::open(state_dir)?;
+    let listener = Listener::open(state_dir)?;
+    open_many_descriptors();
+    // One thread: every decision is made after the other.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(LOOKUPS).enable_all().build();
+    runtime.context("cannot start")?.block_on(daemon::serve(state_dir, store, listener))
+}
+
+/// A lease has one descriptor, and so has a caller that waits: the usual 1024 are too few.
+fn open_many_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!("no more than the usual number of leases: RLIMIT_NOFILE cannot be raised: {error}");
+    }
+}
 
 #[cfg(test)]
 mod tests;

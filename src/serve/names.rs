@@ -135,3 +135,143 @@ fn task(bundle: &Path) -> Option<(&str, &str)> {
     let (id, namespace, kind) = (parts.next()?, parts.next()?, parts.next()?);
     (kind == "io.containerd.runtime.v2.task").then_some((namespace.to_str()?, id.to_str()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use hooks::lease::{Labels, VERSION};
+
+    use super::*;
+
+    const ID: &str = "357bef51f9d741634af15ec2ed55b5b269c89b188e92ea78d6620c3f6d2c175a";
+    const PODMANS: &str = "/var/lib/containers/storage/overlay-containers/c0cd/userdata";
+
+    fn request(id: &str, bundle: &str, annotations: &[(&str, &str)], hostname: Option<PathBuf>) -> Request {
+        let annotations = annotations.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        Request {
+            version: VERSION,
+            id: id.to_owned(),
+            bundle: bundle.into(),
+            devices: Vec::new(),
+            nodes: Vec::new(),
+            unbound: None,
+            labels: Labels { annotations: annotations.collect(), hostname_file: hostname },
+        }
+    }
+
+    /// Bundles and annotations of Podman 5.8, Docker 28 and containerd 2.1; CRI-O's from its documentation, nerdctl's from
+    /// its source.
+    #[test]
+    fn what_bundles_and_annotations_tell() {
+        let cri = [
+            ("io.kubernetes.cri.container-name", "cuda"),
+            ("io.kubernetes.cri.container-type", "container"),
+            ("io.kubernetes.cri.image-name", "localhost/bb:latest"),
+            ("io.kubernetes.cri.sandbox-name", "train-0"),
+            ("io.kubernetes.cri.sandbox-namespace", "ml"),
+            ("io.kubernetes.cri.sandbox-uid", "0b1c"),
+        ];
+        let crio = [
+            ("io.kubernetes.pod.namespace", "ml"),
+            ("io.kubernetes.pod.name", "train-0"),
+            ("io.kubernetes.container.name", "cuda"),
+        ];
+        let nerdctl = [("nerdctl/name", "web"), ("nerdctl/namespace", "default")];
+        let podman = [("io.container.manager", "libpod"), ("org.opencontainers.image.stopSignal", "15")];
+        let task =
+            |namespace: &str| format!("/run/containerd/io.containerd.runtime.v2.task/{namespace}/{ID}");
+        for (bundle, annotations, engine, name) in [
+            (task("k8s.io"), &cri[..], Some("kubernetes"), Some("ml/train-0/cuda")),
+            (task("k8s.io"), &cri[3..], Some("kubernetes"), Some("ml/train-0")),
+            (
+                "/run/containers/storage/x/userdata".to_owned(),
+                &crio,
+                Some("kubernetes"),
+                Some("ml/train-0/cuda"),
+            ),
+            (task("default"), &nerdctl, Some("nerdctl"), Some("web")),
+            (
+                task("default"),
+                &[("nerdctl/name", "a\u{1b}[2J\nb")],
+                Some("nerdctl"),
+                Some("a\\u{1b}[2J\\u{a}b"),
+            ),
+            (task("default"), &[], Some("containerd"), Some(ID)),
+            (task("k8s.io"), &[], Some("containerd"), Some(ID)),
+            (task("moby"), &[], Some("docker"), None),
+            // Podman's name is in its conmon's command line alone, and this process has none above it.
+            (PODMANS.to_owned(), &podman, None, None),
+            ("/".to_owned(), &[], None, None),
+            ("/default/x".to_owned(), &[], None, None),
+        ] {
+            let found = find(&request(ID, &bundle, annotations, None), 0, None);
+            let expected = Names { engine: engine.map(str::to_owned), name: name.map(str::to_owned) };
+            assert_eq!(found, expected, "{bundle}");
+        }
+        let long = "é".repeat(MOST + 1);
+        let found = find(&request(ID, "/", &[("nerdctl/name", &long)], None), 0, None);
+        assert_eq!(found.name.unwrap().chars().count(), MOST);
+    }
+
+    #[test]
+    fn dockers_own_file_has_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = dir.path().join("docker/containers");
+        let of = |id: &str| containers.join(id);
+        fs::create_dir_all(of(ID)).unwrap();
+        fs::create_dir_all(of("other")).unwrap();
+        // A few of the fields that Docker 28 writes.
+        let json =
+            r#"{"StreamConfig":{},"State":{"Running":true},"ID":"357b","Name":"/web","Driver":"overlay2"}"#;
+        fs::write(of(ID).join("config.v2.json"), json).unwrap();
+        let bundle = format!("/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby/{ID}");
+        let name = |id: &str, uid, hostname: PathBuf| {
+            let found = find(&request(id, &bundle, &[], Some(hostname)), uid, None);
+            assert_eq!(found.engine.as_deref(), Some("docker"));
+            found.name
+        };
+        let web = Some("web".to_owned());
+        assert_eq!(name(ID, 0, of(ID).join("hostname")), web);
+        // With the network of another container.
+        assert_eq!(name(ID, 0, of("other").join("hostname")), web);
+        // For a user no file is read, and none that an id leads to elsewhere.
+        assert_eq!(name(ID, 1000, of(ID).join("hostname")), None);
+        assert_eq!(name("other/../357b", 0, of(ID).join("hostname")), None);
+        assert_eq!(name(ID, 0, of(ID).join("more/hostname")), None);
+        assert_eq!(name("other", 0, of(ID).join("hostname")), None);
+        // What is no plain file is not waited for.
+        let fifo = of("other").join("config.v2.json");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!(name("other", 0, of(ID).join("hostname")), None);
+        for wrong in ["", "{", "{}", r#"{"Name":7}"#, "[]"] {
+            fs::write(of(ID).join("config.v2.json"), wrong).unwrap();
+            assert_eq!(name(ID, 0, of(ID).join("hostname")), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_conmon_is_known_by_its_command_line() {
+        // The beginning of what Podman 5.8 calls, and of what it may be called like.
+        let whole = "/usr/bin/conmon --api-version 1 -c c0cd -u c0cd -r /usr/bin/crun -b /b -p /p -n web \
+                     --exit-dir /run/libpod/exits --exit-command-arg --rm";
+        for (command_line, name) in [
+            (whole, Some("web")),
+            ("conmon --cid c0cd --name web", Some("web")),
+            ("/usr/bin/conmon -c c0ff -n other", None),
+            ("/usr/bin/conmon -n other", None),
+            ("/usr/bin/conmon -c c0cd", None),
+            ("/usr/bin/conmon -c c0cd -n", None),
+            ("/usr/bin/crun create -c c0cd -n web", None),
+            ("conmon", None),
+            ("", None),
+        ] {
+            let words = command_line.split_ascii_whitespace().collect::<Vec<_>>().join("\0");
+            assert_eq!(conmon_name(&words, "c0cd").as_deref(), name, "{command_line}");
+        }
+        // This process has ancestors, and none of them is one.
+        let caller = i32::try_from(std::process::id()).ok();
+        assert_eq!(find(&request("c0cd", PODMANS, &[], None), 0, caller), Names::default());
+    }
+}

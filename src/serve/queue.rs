@@ -8,7 +8,7 @@ use crate::serve::leases::{Ask, Key, Ticket};
 use crate::serve::stock::{GroupId, Wanted};
 
 /// How long a start waits for containers to end whose first process is gone.
-pub const ENDING: Duration = Duration::from_secs(10);
+pub const ENDING: Duration = Duration::from_secs(5);
 
 /// Why a request is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -206,7 +206,7 @@ impl Reason {
             | Reason::Full(_)
             | Reason::NotTogether { .. }
             | Reason::Waited { .. } => 3,
-            Reason::NoCgroup { .. } => 5,
+            Reason::Unbound(_) | Reason::PastShares { .. } | Reason::NoCgroup { .. } => 5,
             Reason::Unknown(_) => 6,
             _ => 1,
         }

@@ -2,17 +2,19 @@
 //! same Compose on Podman's socket. Both the file and the command are those of README.md.
 
 use crate::ground::{Ground, Need, Output};
+use crate::layout::alone;
 use crate::readme;
 
 /// A trial that runs with every provider: its name and what it does.
 type ComposeTrial = (&'static str, fn(&Ground, &Provider));
 
 /// Every trial.
-pub const TRIALS: [ComposeTrial; 6] = [
+pub const TRIALS: [ComposeTrial; 7] = [
     ("devices", devices),
     ("reservation", reservation),
     ("gpus", gpus),
     ("several_devices", several_devices),
+    ("replicas", replicas),
     ("name_with_colon", name_with_colon),
     ("unknown_device", unknown_device),
 ];
@@ -67,11 +69,18 @@ pub const PROVIDERS: [Provider; 3] = [
 /// Compose reads it along with compose.yaml. The machine has no network.
 const OVERRIDE: &str = "services: {gpu: {network_mode: none}}";
 
-const SHARE: &str = "\"nvidia.com/gpu=shared-0\"";
+const SHARE: &str = "\"nvidia.com/gpu=shared\"";
 
 impl Provider {
     fn up(&self, ground: &Ground, file: &str) -> Output {
+        let command = self.command;
+        self.with(ground, file, &format!("{command} up"))
+    }
+
+    /// Runs a script beside a compose file, and takes down what it brought up.
+    fn with(&self, ground: &Ground, file: &str, script: &str) -> Output {
         readme::put_nvidia_smi(ground);
+        let _alone = alone("shares");
         let Self { prepare, command, .. } = self;
         let script = format!(
             "dir=$(mktemp -d) && cd $dir || exit
@@ -79,9 +88,9 @@ impl Provider {
              echo '{OVERRIDE}' >compose.override.yaml
              cat >compose.yaml <<'END'
 {file}END
-             {command} up
+             {script}
              status=$?
-             {command} down >/dev/null 2>&1
+             {command} down --timeout 0 >/dev/null 2>&1
              [ -z \"$service\" ] || kill $service
              exit $status"
         );
@@ -120,7 +129,7 @@ fn with_reservation() -> String {
 fn devices(ground: &Ground, provider: &Provider) {
     let up = provider.up(ground, &with_devices());
     if is_old_compose(ground) {
-        assert_refused(&up, "nvidia.com/gpu=shared-0");
+        assert_refused(&up, "nvidia.com/gpu=shared");
         return;
     }
     readme::assert_met(&printed(&up), &["/dev/nvidia6"]);
@@ -157,14 +166,33 @@ fn several_devices(ground: &Ground, provider: &Provider) {
     }
 }
 
+/// Each replica takes a share of the pool, and there are four. A fifth starts when there is one for it, not before.
+fn replicas(ground: &Ground, provider: &Provider) {
+    let file = with_reservation().replace("deploy:\n", "deploy:\n      replicas: 4\n");
+    let file = file.replace("command: nvidia-smi", "command: sleep 600");
+    let command = provider.command;
+    let held = "divvy ps --state-dir /run/shares | grep -o '^shared-[0-9]*' | sort | xargs echo";
+    let output = provider.with(
+        ground,
+        &file,
+        &format!(
+            "{command} up --detach && {held}
+             ! {command} up --detach --no-recreate --scale gpu=5 && {held}
+             echo $({command} ps --quiet --status running | wc -l)"
+        ),
+    );
+    let four = "shared-0 shared-1 shared-2 shared-3";
+    assert_eq!(output.ok(), format!("{four}\n{four}\n4"), "{}", output.stderr);
+}
+
 fn name_with_colon(ground: &Ground, provider: &Provider) {
-    let up = provider.up(ground, &with_devices().replace("shared-0", "0:1"));
+    let up = provider.up(ground, &with_devices().replace("=shared", "=0:1"));
     assert_refused(&up, "nvidia.com/gpu=0");
 }
 
 fn unknown_device(ground: &Ground, provider: &Provider) {
     for file in [with_devices(), with_reservation()] {
-        let up = provider.up(ground, &file.replace("shared-0", "shared-9"));
+        let up = provider.up(ground, &file.replace("=shared", "=shared-9"));
         assert_refused(&up, "nvidia.com/gpu=shared-9");
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::engine::{Engine, EngineTrial};
 use crate::ground::Ground;
+use crate::layout::alone;
 
 /// Name and function of each trial.
 pub const TRIALS: [EngineTrial; 20] = [
@@ -101,7 +102,9 @@ fn by_uuid(ground: &Ground, engine: &Engine) {
     assert_nodes(gpu.ok(), &["/dev/nvidia1"]);
 }
 
+/// Those that are leased as a whole are among them.
 fn all(ground: &Ground, engine: &Engine) {
+    let _alone = alone("divvy");
     let gpus = (0..8).map(|minor| format!("/dev/nvidia{minor}"));
     let capabilities =
         [21, 22, 30, 31, 32, 84, 85].map(|minor| format!("/dev/nvidia-caps/nvidia-cap{minor}"));
@@ -123,8 +126,9 @@ fn same_device_twice(ground: &Ground, engine: &Engine) {
     assert_loads(container.sh(LOAD).ok());
 }
 
-/// The second spec of the machine cuts GPU 6 in two. A share has its GPU's node, alone or with the other share.
+/// A spec of the machine cuts GPU 6 in four. A share has its GPU's node, alone or with another share.
 fn share_of_a_gpu(ground: &Ground, engine: &Engine) {
+    let _alone = alone("shares");
     for devices in [vec!["shared-0"], vec!["shared-1", "shared-0"]] {
         let container = engine.container(ground, &devices);
         assert_nodes(container.sh(OPEN_ALL).ok(), &["/dev/nvidia6"]);
@@ -138,6 +142,7 @@ fn share_of_a_gpu(ground: &Ground, engine: &Engine) {
 /// And the MIG device 0:3, in a kind and so a file of its own. Two kinds in one container bring libraries and hook
 /// twice.
 fn share_of_a_mig_device(ground: &Ground, engine: &Engine) {
+    let _alone = alone("shares");
     let capabilities = ["/dev/nvidia-caps/nvidia-cap84", "/dev/nvidia-caps/nvidia-cap85"];
     let share = engine.container(ground, &[]).option("--device=nvidia.com/gpu.shared=shared-1");
     assert_nodes(share.sh(OPEN_ALL).ok(), &["/dev/nvidia0", capabilities[0], capabilities[1]]);
@@ -256,13 +261,16 @@ fn static_image(ground: &Ground, engine: &Engine) {
 
 /// Hooks run again at every start, on the root file system that the last run left behind.
 fn restart(ground: &Ground, engine: &Engine) {
+    let name = &format!("restarted-{}", engine.name);
     if !engine.restarts() {
-        let again = engine.container(ground, &["0:1"]).again(LOAD);
-        assert_loads(again.stdout.trim_end());
+        engine.container(ground, &["0:1"]).create(name, LOAD).ok();
+        let [first, again] =
+            [&["start", "--attach", name][..], &["start", name]].map(|args| engine.call(ground, args));
+        engine.call(ground, &["rm", name]).ok();
+        assert_loads(first.ok());
         assert!(again.status != 0 && again.stderr.contains("CONTAINER_EXITED"), "{again:?}");
         return;
     }
-    let name = &format!("restarted-{}", engine.name);
     let script =
         format!("sha256sum /etc/ld.so.cache /etc/ld.so.conf.d/*; ls -l /usr/lib/x86_64-linux-gnu; {LOAD}");
     engine.container(ground, &["0:1"]).create(name, &script).ok();

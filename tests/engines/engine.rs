@@ -76,6 +76,11 @@ impl Engine {
         self.name != "cri-runc"
     }
 
+    /// It brings back containers that end, if it is told to.
+    pub fn restarts_by_itself(&self) -> bool {
+        self.need != Need::Containerd
+    }
+
     /// ctr takes CDI names since containerd 2; Debian's stable release has 1.7.
     pub fn takes_cdi_names(&self) -> bool {
         self.name != "ctr-runc" || suite() != "trixie"
@@ -116,20 +121,23 @@ impl<'a> Container<'a> {
 
     /// Runs scripts in it while another program is at work there, and removes it.
     pub fn exec<const N: usize>(&self, name: &str, scripts: [&str; N]) -> [Output; N] {
-        if !self.engine.restarts() {
-            return scripts.map(|script| self.start(&["exec"], script));
-        }
-        self.create(name, "sleep 60").ok();
-        self.engine.call(self.ground, &["start", name]).ok();
-        let outputs =
-            scripts.map(|script| self.engine.call(self.ground, &["exec", name, "sh", "-c", script]));
-        self.engine.call(self.ground, &["rm", "--force", "--time=0", name]);
-        outputs
+        let held = self.hold(name);
+        scripts.map(|script| held.sh(script))
     }
 
-    /// Runs it and starts it once more, where that is no call of the engine's.
-    pub fn again(&self, script: &str) -> Output {
-        self.start(&["again"], script)
+    /// Starts it under a name with a program that goes on, until the guard is dropped.
+    #[track_caller]
+    pub fn hold(&self, name: &str) -> Held<'a> {
+        self.hold_with(name, "sleep 600")
+    }
+
+    /// The same with another program.
+    #[track_caller]
+    pub fn hold_with(&self, name: &str, script: &str) -> Held<'a> {
+        let held = Held { ground: self.ground, engine: self.engine, name: name.to_owned() };
+        self.create(name, script).ok();
+        held.call("start").ok();
+        held
     }
 
     /// Creates it under a name, to be started later and more than once.
@@ -140,5 +148,54 @@ impl<'a> Container<'a> {
     fn start(&self, verb: &[&str], script: &str) -> Output {
         let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
         self.engine.call(self.ground, &[verb, &options, &[self.image, "sh", "-c", script]].concat())
+    }
+}
+
+/// A container that runs, or did: it is removed with this.
+#[derive(Debug)]
+pub struct Held<'a> {
+    ground: &'a Ground,
+    engine: &'a Engine,
+    /// Its name in the engine.
+    pub name: String,
+}
+
+impl Held<'_> {
+    /// `start`, `restart` and their like.
+    pub fn call(&self, verb: &str) -> Output {
+        self.engine.call(self.ground, &[verb, &self.name])
+    }
+
+    /// Kills it and waits for its end.
+    #[track_caller]
+    pub fn stop(&self) {
+        match self.engine.need {
+            Need::Containerd => self.call("stop").ok(),
+            _ => self.engine.call(self.ground, &["stop", "--time=0", &self.name]).ok(),
+        };
+    }
+
+    /// Kills it and starts it again.
+    #[track_caller]
+    pub fn restart(&self) {
+        if self.engine.restarts_by_itself() {
+            self.engine.call(self.ground, &["restart", "--time=0", &self.name]).ok();
+        } else {
+            self.stop();
+            self.call("start").ok();
+        }
+    }
+
+    /// Runs a shell script in it.
+    pub fn sh(&self, script: &str) -> Output {
+        self.engine.call(self.ground, &["exec", &self.name, "sh", "-c", script])
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Podman waits ten seconds for a program that does not hear it.
+        let time: &[&str] = if self.engine.call[0] == "podman" { &["--time=0"] } else { &[] };
+        self.engine.call(self.ground, &[&["rm", "--force"], time, &[&self.name]].concat());
     }
 }

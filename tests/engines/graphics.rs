@@ -3,6 +3,7 @@
 
 use crate::engine::{Engine, EngineTrial};
 use crate::ground::Ground;
+use crate::layout::alone;
 
 /// Name and function of each trial.
 pub const TRIALS: [EngineTrial; 4] = [
@@ -58,7 +59,9 @@ fn dri_groups(ground: &Ground, engine: &Engine) {
 }
 
 fn no_graphics_in_parts(ground: &Ground, engine: &Engine) {
-    for device in ["0:1", "shared-0"] {
+    let share = format!("{}-0", engine.name);
+    let _alone = alone(engine.name);
+    for device in ["0:1", &share] {
         assert_eq!(engine.container(ground, &[device]).sh(FILES).ok(), "", "{device}");
     }
     // Beside a whole GPU they have them.

@@ -7,6 +7,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::layout;
 
 /// The newest engines that Debian has (Docker 28, Podman 5.8, containerd 2.1). `DIVVY_SUITE=trixie` takes those of its
 /// stable release (Docker 26, Podman 5.4, containerd 1.7).
@@ -132,6 +135,18 @@ impl Ground {
         self.command("in.sh", &["sh", "-c", script])
     }
 
+    /// Asks again and again whether something has come about, for as long as any of it may take on a busy host.
+    pub fn wait(&self, has_come: impl Fn() -> bool) -> bool {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !has_come() {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        true
+    }
+
     /// Runs a command in the machine. `entry` is in.sh for root, as-user.sh for the unprivileged user.
     pub fn command(&self, entry: &str, command: &[&str]) -> Output {
         // An engine that hangs is a failure and must not keep the machine up for ever.
@@ -159,7 +174,7 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
     *MINDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(minder);
     run_script("up.sh", &[&suite, NAME, &cgroup]).map_err(machine)?;
 
-    if let Err(why) = lay_out(ground) {
+    if let Err(why) = layout::lay_out(ground) {
         ground.broken = Some(why);
         return Ok(());
     }
@@ -238,51 +253,6 @@ fn require_build() -> Result<(), Unmet> {
             Err(Unmet { need: Need::Build, why })
         }
     }
-}
-
-/// Makes the machine a host with GPUs, as a driver's package and its modules would have left it.
-fn lay_out(ground: &Ground) -> Result<(), String> {
-    let output = ground.sh("set -e
-         install /divvy/divvy /divvy/divvy-hook /usr/bin/
-         divvy --quiet sim a100-lab /sim
-         cp -a /sim/usr/. /usr/
-         cp -a /sim/lib/. /lib/
-         cp -a /sim/run/. /run/
-         cp -a /sim/etc/. /etc/
-         cp -a /sim/dev/. /dev/
-         ldconfig
-         divvy --quiet generate --host sim:a100-lab --output /var/run/cdi/divvy.json
-         mkdir /etc/divvy
-         cat >/etc/divvy/shares.toml <<'T'
-whole_names = \"no\"
-[[gpu]]
-match = [\"6\"]
-mode = \"time-slice\"
-replicas = 2
-[[gpu]]
-match = [\"0:3\"]
-mode = \"time-slice\"
-replicas = 2
-rename = true
-T
-         divvy --quiet generate --host sim:a100-lab --config /etc/divvy/shares.toml \\
-             --state-dir /run/shares --output /etc/cdi/shares.json
-         cat >/etc/divvy/stale.toml <<'T'
-whole_names = \"no\"
-[[gpu]]
-match = [\"5\"]
-mode = \"time-slice\"
-name = \"stale\"
-T
-         divvy --quiet generate --host sim:a100-lab --config /etc/divvy/stale.toml \\
-             --state-dir /run/stale --output /etc/cdi/stale.json
-         cp /run/shares/plan.json /run/stale/plan.json
-         divvy --quiet sim hgx-h100 /fabric
-         cp -a /fabric/etc/cufile.json /etc/
-         mkdir -p /run/udev && cp -a /fabric/run/udev/data /run/udev/
-         echo 'whole_names = \"no\"' >/etc/divvy/fabric.toml
-         divvy --quiet generate --host sim:hgx-h100 --dev-root /fabric --config /etc/divvy/fabric.toml --output /etc/cdi/fabric.json");
-    output.require()
 }
 
 const BUILD_MOCK: [&str; 5] = ["build", "--quiet", "--locked", "--package", "mock-nvml"];
@@ -414,7 +384,8 @@ impl Output {
         self.stdout.trim_end()
     }
 
-    fn require(&self) -> Result<(), String> {
+    /// Its standard error, where it does not succeed.
+    pub fn require(&self) -> Result<(), String> {
         if self.status == 0 { Ok(()) } else { Err(self.stderr.trim().to_owned()) }
     }
 }

@@ -2,9 +2,11 @@
 //! got. Nothing in here looks at a spec; what counts is what a user's program meets.
 //!
 //! - `ground`: the machine with the engines in it, set up once; what is needed and what is missing
+//! - `layout`: what it has of divvy: specs, plans and daemons
 //! - `engine`: the engines, and how a container is started with each
 //! - `containers`: what a container gets and does not get; one function a trial, run on every engine
 //! - `graphics`: what draws
+//! - `leases`, `denial`, `daemon`: devices that belong to one container at a time
 //! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
 //! - `environment`: an image whose environment aims at hooks
@@ -30,12 +32,16 @@ mod bundle;
 mod bundles;
 mod compose;
 mod containers;
+mod daemon;
+mod denial;
 mod engine;
 mod environment;
 mod graphics;
 mod ground;
 mod honours;
 mod hostile;
+mod layout;
+mod leases;
 mod machine;
 mod quadlet;
 mod readme;
@@ -46,8 +52,13 @@ use engine::{ENGINES, Engine};
 use ground::{Ground, Need, ground};
 
 /// Trials for which it matters which cgroup admits a device.
-const V1: [&str; 8] = [
+const V1: [&str; 13] = [
     "cgroup_version",
+    "lease_of_a_name",
+    "lease_of_any",
+    "pool_denies_gpus",
+    "pool_denies_mig",
+    "pool_in_a_user_namespace",
     "honours",
     "mig_device",
     "whole_gpu",
@@ -68,13 +79,17 @@ fn main() -> ExitCode {
             trials.push(on_engine(engine, "takes_no_cdi_name", containers::takes_no_cdi_name));
             continue;
         }
-        for (name, trial) in containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS) {
+        let of_leases = leases::TRIALS.iter().chain(&denial::TRIALS).chain(&daemon::TRIALS);
+        for (name, trial) in
+            containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS).chain(of_leases)
+        {
             trials.push(on_engine(engine, name, *trial));
         }
         trials.push(on_engine(engine, "image_environment", environment::image_environment));
         trials.push(on_engine(engine, "honours", honours::honours));
         if !engine.user_namespace.is_empty() {
             trials.push(on_engine(engine, "user_namespace", containers::user_namespace));
+            trials.push(on_engine(engine, "pool_in_a_user_namespace", denial::pool_in_a_user_namespace));
         }
     }
     for runtime in &bundle::RUNTIMES {

@@ -5,6 +5,7 @@
 //! `--sdnotify` included.
 
 use crate::ground::{Ground, Need};
+use crate::layout::alone;
 use crate::machine::{MachineTrial, apart};
 use crate::readme;
 
@@ -48,6 +49,7 @@ const MANAGER: &str = "
 /// Runs the unit, and beside it one that names a device that is not there.
 fn unit(ground: &Ground, who: &str) {
     readme::put_nvidia_smi(ground);
+    let _alone = alone("shares");
     let unit = readme::block("A Quadlet unit,");
     let unknown = unit.replace("shared-0", "shared-9");
     let output = apart(

@@ -1,7 +1,7 @@
 #!/bin/bash
 # ctr-run: containerd's ctr by the words of docker and podman, as far as the tests use them.
 #   ctr-run run --rm [OPTION...] IMAGE COMMAND...        ctr-run create --name NAME [OPTION...] IMAGE COMMAND...
-#   ctr-run start [--attach] NAME    ctr-run exec NAME COMMAND...    ctr-run rm [OPTION...] NAME
+#   ctr-run start [--attach] NAME    ctr-run exec NAME COMMAND...    ctr-run stop NAME    ctr-run rm [OPTION...] NAME
 set -euo pipefail
 export CONTAINERD_ADDRESS=/run/ctrd/containerd.sock CONTAINERD_NAMESPACE=k8s.io
 
@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
         --force | --time=*) ;;
         --cap-add=*) options+=(--cap-add "CAP_${1#*=}") ;;
         --device=* | --env=* | --user=* | --uidmap=* | --gidmap=*) options+=("${1%%=*}" "${1#*=}") ;;
-        --read-only) options+=(--read-only) ;;
+        --read-only | --privileged) options+=("$1") ;;
         --volume=*) options+=(--mount "type=bind,src=$(cut -d= -f2 <<<"${1%:*}"),dst=${1##*:},options=rbind:rw") ;;
         --network=none) ;; # ctr gives no other
         -*) echo "ctr-run: no such option: $1" >&2; exit 2 ;;
@@ -32,9 +32,9 @@ case $verb in
     create) image=localhost/$1:latest; shift; exec ctr containers create "${options[@]}" "$image" "$name" "$@" ;;
     start) [ -z "$attach" ] || exec ctr tasks start "$1"; exec ctr tasks start --detach "$1" ;;
     exec) name=$1; shift; exec ctr tasks exec --exec-id "exec-$$" "$name" "$@" ;;
-    rm)
-        ctr tasks kill --signal KILL "$1" >/dev/null 2>&1 || true
-        ctr tasks delete --force "$1" >/dev/null 2>&1 || true
-        exec ctr containers delete "$1" ;;
+    stop | rm)
+        # Its process is killed, waited for, and forgotten, so that the container may start anew.
+        ctr tasks delete --force "$1" >/dev/null 2>&1 || [ "$verb" = rm ]
+        [ "$verb" = stop ] || exec ctr containers delete "$1" ;;
     *) echo "ctr-run: no such verb: $verb" >&2; exit 2 ;;
 esac

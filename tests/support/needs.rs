@@ -3,7 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libtest_mimic::{Completion, Failed, Trial};
@@ -23,6 +23,10 @@ pub enum Need {
     Musl,
     /// An x86_64 machine, with ldconfig: layouts are of such hosts.
     X86_64,
+    /// cgroup v2 is mounted, be it beside v1.
+    CgroupV2,
+    /// The device controller of cgroup v1 is mounted.
+    CgroupV1,
 }
 
 impl Need {
@@ -35,6 +39,8 @@ impl Need {
             Self::Mounts => "mounts",
             Self::Musl => "musl",
             Self::X86_64 => "x86_64",
+            Self::CgroupV2 => "cgroup-v2",
+            Self::CgroupV1 => "cgroup-v1",
         }
     }
 
@@ -46,6 +52,8 @@ impl Need {
             Self::Mounts => unshare_works(),
             Self::Musl => has_musl(),
             Self::X86_64 => cfg!(target_arch = "x86_64") && Path::new("/sbin/ldconfig").exists(),
+            Self::CgroupV2 => cgroup_mount("cgroup2").is_some(),
+            Self::CgroupV1 => cgroup_mount("devices").is_some(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
@@ -54,8 +62,22 @@ impl Need {
             Self::Mounts => "needs root or user namespaces, to mount in a namespace of its own",
             Self::Musl => "needs Rust's musl target",
             Self::X86_64 => "needs an x86_64 machine with ldconfig",
+            Self::CgroupV2 => "needs a mount of cgroup v2",
+            Self::CgroupV1 => "needs a mount of cgroup v1's device controller",
         })
     }
+}
+
+/// Where `cgroup2`, or a controller of cgroup v1, is mounted.
+pub fn cgroup_mount(hierarchy: &str) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mount =
+        mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| match words[..] {
+            [_, _, "cgroup2", ..] => hierarchy == "cgroup2",
+            [_, _, "cgroup", options, ..] => options.split(',').any(|option| option == hierarchy),
+            _ => false,
+        })?;
+    Some(mount[1].into())
 }
 
 fn unshare_works() -> bool {

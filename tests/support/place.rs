@@ -1,6 +1,7 @@
 //! A configuration, a place for specs and one for the plan, for tests that run `divvy` with them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -13,6 +14,14 @@ pub struct Place(tempfile::TempDir);
 impl Place {
     pub fn with(config: impl AsRef<[u8]>) -> Self {
         let place = Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+        fs::write(place.path("config.toml"), config).unwrap();
+        place
+    }
+
+    /// The same where every user may look: what is built may lie in somebody's home.
+    pub fn in_sight(config: impl AsRef<[u8]>) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::set_permissions(place.dir(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(place.path("config.toml"), config).unwrap();
         place
     }

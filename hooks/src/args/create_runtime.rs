@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
 
-use super::host_path;
+use super::{Error, host_path, version::number};
 use crate::lease::DeviceName;
 
 /// Where the daemon keeps its socket and leases unless it is told otherwise.
@@ -22,7 +21,7 @@ pub struct CreateRuntime {
     #[arg(long, value_name = "DIR", default_value = STATE_DIR, value_parser = host_path)]
     pub state_dir: PathBuf,
     /// How long the daemon may take to answer, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = START_TIMEOUT, value_parser = seconds())]
+    #[arg(long, value_name = "SECONDS", default_value_t = START_TIMEOUT, value_parser = seconds)]
     pub start_timeout: u32,
     /// A device or pool that the container asks for
     #[arg(long = "device", value_name = "CLASS=NAME", required = true)]
@@ -51,6 +50,7 @@ impl CreateRuntime {
     }
 }
 
-fn seconds() -> RangedU64ValueParser<u32> {
-    RangedU64ValueParser::new().range(0..=u64::from(LONGEST_START_TIMEOUT))
+fn seconds(word: &str) -> Result<u32, Error> {
+    let seconds = number(word).filter(|seconds| *seconds <= LONGEST_START_TIMEOUT);
+    seconds.ok_or_else(|| Error::Seconds { word: word.to_owned() })
 }

@@ -65,7 +65,7 @@ impl fmt::Display for CudaVersion {
 }
 
 /// Digits alone: Rust's numbers may have a sign.
-fn number(text: &str) -> Option<u32> {
+pub(super) fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 

@@ -4,20 +4,26 @@
 
 use std::cell::RefCell;
 use std::fs::{Permissions, read_link, set_permissions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{SFlag, fstat, major, minor};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::mounts::is_mounted_there_alone;
-use super::resolve::{Mounts, fd_path};
+use super::resolve::{Mounts, fd_path, find, mount_id};
 use super::{Change, Error, Root, errno_of, failed, kind};
 
 const DEV: &str = "/dev";
 /// To look into a directory and go through it.
 const ENTER: u32 = 0o555;
+/// As many as could lie over a node: an engine mounts it once for each time that it is asked for.
+const MOST_MOUNTS: usize = 1024;
 
 impl Root {
     /// The minor number of the character device that `path` leads to, if it leads to one. Mounts count, being how
@@ -51,6 +57,60 @@ impl Root {
         let mode = Permissions::from_mode(stat.st_mode & 0o7777 | ENTER);
         set_permissions(fd_path(&handle), mode).map_err(|error| failed("chmod", path, errno_of(&error)))?;
         Ok(Change::Made)
+    }
+
+    /// Whether anything stands at `path`, a link that leads nowhere among it.
+    ///
+    /// # Errors
+    /// Anything but its absence.
+    pub fn has(&self, path: &Path) -> Result<bool, Error> {
+        match self.find(path, OFlag::O_NOFOLLOW, Mounts::Cross) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_absence() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the device node `path`, which may be a node of this file system or one of the host's that is mounted over
+    /// an empty file of it, as it is where the container may make none. A link in its place goes too, and not what it
+    /// leads to.
+    ///
+    /// # Errors
+    /// [`Error::NotADevice`]; [`Error::ForeignMount`] if the directory is not this file system's; what the calls said.
+    pub fn remove_node(&self, path: &Path) -> Result<Change, Error> {
+        let call = |call: &'static str| move |errno| failed(call, path, errno);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(failed("unlinkat", path, Errno::EINVAL));
+        };
+        let directory = match self.find(parent, OFlag::O_DIRECTORY, Mounts::Stay) {
+            Err(error) if error.is_absence() => return Ok(Change::Unchanged),
+            directory => directory?,
+        };
+        let mount = mount_id(directory.as_fd()).map_err(call("read"))?;
+        for _ in 0..MOST_MOUNTS {
+            let found = match find(&directory, name, OFlag::O_NOFOLLOW, Mounts::Cross) {
+                Err(Errno::ENOENT) => return Ok(Change::Unchanged),
+                found => found.map_err(call("openat2"))?,
+            };
+            let stat = fstat(&found).map_err(call("fstat"))?;
+            let is_mounted = mount_id(found.as_fd()).map_err(call("read"))? != mount;
+            let may_go = match kind(&stat) {
+                SFlag::S_IFCHR => true,
+                SFlag::S_IFLNK => !is_mounted,
+                SFlag::S_IFREG => !is_mounted && stat.st_size == 0,
+                _ => false,
+            };
+            if !may_go {
+                return Err(Error::NotADevice { path: path.to_owned() });
+            }
+            if !is_mounted {
+                unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(call("unlinkat"))?;
+                return Ok(Change::Made);
+            }
+            // By the handle: whatever is mounted or renamed here meanwhile, only this one goes.
+            umount2(fd_path(&found).as_str(), MntFlags::MNT_DETACH).map_err(call("umount2"))?;
+        }
+        Err(failed("umount2", path, Errno::ELOOP))
     }
 
     /// The directory /dev, as a root of its own: paths in it are without `/dev`.

@@ -12,7 +12,10 @@ mod tests;
 use serde_saphyr::{Location, Spanned};
 
 use super::value::{Match, is_profile};
-use super::{Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule, ShareRule};
+use super::{
+    Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Order, Place, PoolRule, Rule,
+    ShareRule,
+};
 use super::{file, no_entry_twice};
 use crate::discover::host::SideClass;
 use shape::{Devices, RawConfig, RawFlags, Resource, Sharing};
@@ -48,6 +51,19 @@ fn place(name: &str, location: Location) -> Place {
     }
 }
 
+/// Where requests for more than one do not fail, a container may have several shares. The plugin's default: they fail
+/// under MPS, and do not in time slices.
+fn several(how: Mode, sharing: &Sharing) -> Option<PoolRule> {
+    let fails = sharing.fail_requests_greater_than_one.unwrap_or(how == Mode::Mps);
+    (!fails).then(|| PoolRule {
+        name: file::DEFAULT_NAME.to_owned(),
+        place: None,
+        wait_seconds: 0,
+        order: Order::default(),
+        per_container: Some(MOST_REPLICAS),
+    })
+}
+
 struct Reader<'a> {
     name: &'a str,
     warnings: Vec<String>,
@@ -72,14 +88,15 @@ impl Reader<'_> {
         let flags = raw.flags.clone().unwrap_or_default();
         let strategy = flags.mig_strategy;
         self.without_meaning(raw, &flags);
-        let mut rules = Vec::new();
+        let (mut rules, mut pools) = (Vec::new(), Vec::new());
         if let Some((how, sharing)) = self.sharing(raw) {
             for resource in &sharing.resources {
                 rules.push(self.rule(how, &sharing, resource, strategy)?);
             }
+            pools.extend(several(how, &sharing));
         }
         no_entry_twice(&rules)?;
-        Ok(Config { rules, mig_strategy: strategy, warnings: self.warnings, ..Config::default() })
+        Ok(Config { rules, pools, mig_strategy: strategy, warnings: self.warnings, ..Config::default() })
     }
 
     /// Keys that are for Kubernetes, in one line.
@@ -98,7 +115,7 @@ impl Reader<'_> {
     /// The one form of sharing that counts: where both are given, NVIDIA's plugin takes MPS.
     fn sharing(&mut self, raw: &RawConfig) -> Option<(Mode, Sharing)> {
         let sharing = raw.sharing.clone()?;
-        let (how, chosen) = match (sharing.mps, sharing.time_slicing) {
+        Some(match (sharing.mps, sharing.time_slicing) {
             (Some(mps), time_slicing) => {
                 if time_slicing.is_some() {
                     self.warn("sharing.mps goes before sharing.timeSlicing, as in NVIDIA's plugin");
@@ -107,12 +124,7 @@ impl Reader<'_> {
                 (Mode::Mps, mps)
             }
             (None, time_slicing) => (Mode::TimeSlice, time_slicing?),
-        };
-        // The plugin's default: on for MPS, off for time slicing.
-        if chosen.fail_requests_greater_than_one.unwrap_or(how == Mode::Mps) {
-            self.warn("failRequestsGreaterThanOne: not enforced yet, a container may take several shares (per_container = 1)");
-        }
-        Some((how, chosen))
+        })
     }
 
     fn rule(
@@ -159,6 +171,8 @@ impl Reader<'_> {
             overcommit: equal_part,
             class: Some(class).filter(|class| class != "gpu"),
             graphics: None,
+            exclusive: false,
+            whole: false,
         })
     }
 

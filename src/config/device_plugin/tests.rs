@@ -5,7 +5,6 @@ use super::*;
 const ADVISORY: &str =
     "c.yaml: the limits of NVIDIA's device plugin are advisory: nothing holds them (advisory = true)";
 const TURNS: &str = "c.yaml: sharing.mps: this version of divvy runs no MPS, so the shares take turns";
-const SEVERAL: &str = "c.yaml: failRequestsGreaterThanOne: not enforced yet, a container may take several shares (per_container = 1)";
 
 #[track_caller]
 fn config(text: &str) -> Config {
@@ -33,7 +32,7 @@ fn time_slicing() {
 #[test]
 fn mps_is_equal_parts_that_nothing_holds() {
     let config = config("sharing:\n  mps:\n    resources:\n    - {name: gpu, replicas: 3}\n");
-    assert_eq!(config.warnings, [ADVISORY, TURNS, SEVERAL]);
+    assert_eq!(config.warnings, [ADVISORY, TURNS]);
     let share = &config.rules[0].shares[0];
     assert_eq!((config.rules[0].mode, share.replicas), (Mode::TimeSlice, 3));
     assert_eq!((share.memory, share.sm_percent, share.advisory), (Some(Memory::EqualPart), Some(33), true));
@@ -77,7 +76,6 @@ sharing:
         [
             ADVISORY,
             "c.yaml: without a meaning outside Kubernetes: flags.failOnInitError, flags.plugin, flags.gfd, resources, imex",
-            SEVERAL,
         ]
     );
     let rules: Vec<_> = config
@@ -218,5 +216,24 @@ fn what_is_no_yaml_ends_soon() {
         let mistake = parse("c.yaml", text).expect_err(text).to_string();
         assert!(mistake.starts_with("c.yaml"), "{mistake}");
         assert!(mistake.len() < 400 && !mistake.contains('\n'), "{mistake}");
+    }
+}
+
+/// What the plugin refuses by default under MPS alone.
+#[test]
+fn several_shares_in_one_container() {
+    for (form, key, most) in [
+        ("timeSlicing", "", Some(MOST_REPLICAS)),
+        ("timeSlicing", "failRequestsGreaterThanOne: false, ", Some(MOST_REPLICAS)),
+        ("timeSlicing", "failRequestsGreaterThanOne: true, ", None),
+        ("mps", "", None),
+        ("mps", "failRequestsGreaterThanOne: false, ", Some(MOST_REPLICAS)),
+    ] {
+        let config =
+            config(&format!("sharing: {{{form}: {{{key}resources: [{{name: gpu, replicas: 2}}]}}}}"));
+        let pools: Vec<_> =
+            config.pools.iter().map(|pool| (pool.name.as_str(), pool.per_container)).collect();
+        let expected: Vec<_> = most.iter().map(|most| ("shared", Some(*most))).collect();
+        assert_eq!(pools, expected, "{form} {key}");
     }
 }

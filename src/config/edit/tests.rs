@@ -212,3 +212,28 @@ fn graphics_stays_with_the_device() {
     assert_eq!(edited(both, "0", None), both);
     assert_eq!(edited(both, "0", Some(&cut(2))).matches("graphics = false").count(), 2);
 }
+
+/// What is leased as a whole stays so, and shares need not be told.
+#[test]
+fn exclusive_stays_with_what_is_whole() {
+    let alone = "[[gpu]]\nmatch = [\"0\"]\nexclusive = true\n";
+    let shared = edited(alone, "0", Some(&cut(2)));
+    assert_eq!(shared, "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 2\n");
+    let beside = format!("{alone}mode = \"time-slice\"\nwhole = true\n");
+    assert_eq!(edited(&beside, "0", Some(&cut(2))), format!("{beside}replicas = 2\n"));
+    assert_eq!(edited(&beside, "0", None), alone);
+    let both = beside.replace("\"0\"", "\"0\", \"1\"");
+    let after = edited(&both, "0", None);
+    let rules = Config::parse("c.toml", &after).unwrap().rules;
+    let told = rules.iter().map(|rule| (rule.mode, rule.exclusive, rule.matches.len())).collect::<Vec<_>>();
+    assert!(told.contains(&(Mode::Whole, true, 1)) && told.contains(&(Mode::TimeSlice, true, 1)), "{after}");
+    // The one behind says it already.
+    let behind = alone.replace("\"0\"", "\"all\"");
+    assert_eq!(edited(&format!("{beside}\n{behind}"), "0", None).matches("exclusive = true").count(), 2);
+    let first = format!("{behind}\n[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\n");
+    assert_eq!(edited(&first, "0", None), behind);
+    // A rule for some of what another one has exclusive.
+    let all = alone.replace("\"0\"", "\"all\"");
+    let after = edited(&all, "0", Some(&cut(2)));
+    assert!(after.ends_with(&all) && after.matches("exclusive").count() == 1, "{after}");
+}

@@ -121,4 +121,5 @@ fn a_garbled_uuid_costs_one_device() {
 }
 
 mod names;
+mod pools;
 mod shares;

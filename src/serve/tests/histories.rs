@@ -253,20 +253,20 @@ fn a_start_waits_for_a_container_that_is_about_to_end() {
             "ask 1 {who} -> 1 has shared-0
              first 1 ->
              ask 2 {who} ->
-             at 5 ->
+             at 4 ->
              ask 3 {who} ->
              gone 1 -> 1 ends, 2 has shared-0, 3 refused 3
              first 2 ->
              ask 4 {who} ->
-             at 14 ->
-             at 15 -> 4 refused 3
+             at 8 ->
+             at 9 -> 4 refused 3
              gone 2 -> 2 ends"
         )
     };
     history(plan("shared*1"), &lines("shared"));
     history(plan("shared*1"), &lines("shared-0"));
     let world = history(plan("shared*1"), "ask 1 shared -> 1 has shared-0\nfirst 1 ->\nask 2 shared ->");
-    assert_eq!(world.leases.next_deadline(), Some(Duration::from_secs(10)));
+    assert_eq!(world.leases.next_deadline(), Some(Duration::from_secs(5)));
     // Where pools queue, it is told so.
     history(
         plan("shared*2").wait(60),
@@ -513,18 +513,18 @@ fn a_container_with_more_than_it_asks_for_is_refused() {
         said(&world.leases.handle(Event::Asked(Box::new(ask)))).join("")
     };
     let text = "shared*2 | other*2 | open | whole | 1g 1g-open";
-    assert_eq!(asks(text, &["shared"], &["/dev/nvidia1"]), "1 refused 1");
+    assert_eq!(asks(text, &["shared"], &["/dev/nvidia1"]), "1 refused 5");
     assert_eq!(asks(text, &["shared"], &["/dev/nvidia2", "/dev/null"]), "1 has shared-0");
-    assert_eq!(asks(text, &["shared"], &["/dev/nvidia3"]), "1 refused 1");
+    assert_eq!(asks(text, &["shared"], &["/dev/nvidia3"]), "1 refused 5");
     assert_eq!(asks(text, &["shared", "3"], &[]), "1 has 3 shared-0");
     assert_eq!(asks(text, &["shared"], &["/dev/nvidia4", "/dev/nvidia-caps/ci-4-1"]), "1 has shared-0");
-    assert_eq!(asks(text, &["shared"], &["/dev/nvidia4", "/dev/nvidia-caps/ci-4-0"]), "1 refused 1");
+    assert_eq!(asks(text, &["shared"], &["/dev/nvidia4", "/dev/nvidia-caps/ci-4-0"]), "1 refused 5");
     let mut world = World::new(plan(text));
     for why in
         [hooks::lease::Unbound::Privileged, hooks::lease::Unbound::HostDev, hooks::lease::Unbound::NvidiaHook]
     {
         let mut ask = ask(&world.plan, 1, &["shared"], 0);
         ask.request.unbound = Some(why);
-        assert_eq!(said(&world.leases.handle(Event::Asked(Box::new(ask)))), ["1 refused 1"]);
+        assert_eq!(said(&world.leases.handle(Event::Asked(Box::new(ask)))), ["1 refused 5"]);
     }
 }

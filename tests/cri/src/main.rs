@@ -2,14 +2,16 @@
 //! use them. Each container has a pod of its own, in the machine's network unless it has a user namespace.
 //!
 //! ```text
-//! cri-run run [--rm] [OPTION...] IMAGE COMMAND...     its output, and its exit status
-//! cri-run exec [OPTION...] IMAGE COMMAND...           the same, beside the container's own `sleep`
-//! cri-run again [OPTION...] IMAGE COMMAND...          as run, and then the container is started once more
+//! cri-run run [--rm] [OPTION...] IMAGE COMMAND...            its output, and its exit status
+//! cri-run create --name NAME [OPTION...] IMAGE COMMAND...    the pod too
+//! cri-run start [--attach] NAME      cri-run exec NAME COMMAND...
+//! cri-run stop NAME                  cri-run rm NAME         the pod too, whatever the container does
 //! ```
 
 mod messages;
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -42,87 +44,128 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(125)
 }
 
-async fn run(mut words: Vec<String>) -> Result<u8> {
-    if words.is_empty() {
-        bail!("usage: cri-run run|exec|again [OPTION...] IMAGE COMMAND...");
-    }
-    let verb = words.remove(0);
-    let name = format!("run-{}", std::process::id());
-    let directory = format!("/tmp/{name}");
-    std::fs::create_dir(&directory)?;
-    let (mut config, namespaces) = container(&name, words)?;
-    let then = match verb.as_str() {
-        "run" => Then::Nothing,
-        "exec" => {
-            Then::Exec(std::mem::replace(&mut config.command, ["sleep", "60"].map(str::to_owned).into()))
-        }
-        "again" => Then::Again,
-        other => bail!("no such verb: {other}"),
+async fn run(words: Vec<String>) -> Result<u8> {
+    let Some((verb, words)) = words.split_first() else {
+        bail!("usage: cri-run run|create|start|exec|stop|rm [OPTION...] ...")
     };
     let mut cri = Cri::connect().await?;
-    let pod = PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata { uid: name.clone(), namespace: "default".into(), name }),
-        log_directory: directory.clone(),
-        linux: Some(LinuxPodSandboxConfig {
-            security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
-        }),
-    };
-    let Id { id: sandbox } =
-        cri.call("RunPodSandbox", RunPodSandboxRequest { config: Some(pod.clone()) }).await?;
-    let status = in_pod(&mut cri, &sandbox, pod, config, then).await;
-    // Whatever became of the container, the pod goes.
-    let _: Nothing = cri.call("StopPodSandbox", Id { id: sandbox.clone() }).await?;
-    let _: Nothing = cri.call("RemovePodSandbox", Id { id: sandbox }).await?;
-    std::fs::remove_dir_all(directory)?;
-    status
+    // What is said of a container that exists: its name is the first word that is no option.
+    let at = words.iter().position(|word| !word.starts_with("--")).unwrap_or(words.len());
+    let named = || words.get(at).map(|name| Pod::named(name)).context("no name");
+    match verb.as_str() {
+        "run" => {
+            let pod = Pod::named(&format!("run-{}", std::process::id()));
+            let status = match pod.create(&mut cri, words.to_vec()).await {
+                Ok(()) => pod.attach(&mut cri).await,
+                Err(error) => Err(error),
+            };
+            pod.remove(&mut cri).await?;
+            return status;
+        }
+        "create" => {
+            let [option, name, words @ ..] = words else { bail!("no name") };
+            if option != "--name" {
+                bail!("the first option of create is --name NAME");
+            }
+            Pod::named(name).create(&mut cri, words.to_vec()).await?;
+        }
+        "start" if at > 0 => return named()?.attach(&mut cri).await,
+        "start" => named()?.start(&mut cri).await?,
+        "exec" => return named()?.exec(&mut cri, words[at + 1..].to_vec()).await,
+        "stop" => named()?.stop(&mut cri).await?,
+        "rm" => named()?.remove(&mut cri).await?,
+        other => bail!("no such verb: {other}"),
+    }
+    Ok(0)
 }
 
-/// What becomes of a container besides its end.
-enum Then {
-    Nothing,
-    /// Another program is run beside it.
-    Exec(Vec<String>),
-    /// It is started once more.
-    Again,
+/// A pod with one container.
+struct Pod {
+    name: String,
+    /// Its logs, and what the CRI calls it.
+    directory: PathBuf,
 }
 
-/// Runs one container in a pod, prints its output, and gives its exit status.
-async fn in_pod(
-    cri: &mut Cri,
-    sandbox: &str,
-    pod: PodSandboxConfig,
-    config: ContainerConfig,
-    then: Then,
-) -> Result<u8> {
-    let log = format!("{}/{}", pod.log_directory, config.log_path);
-    let request = CreateContainerRequest {
-        pod_sandbox_id: sandbox.to_owned(),
-        config: Some(config),
-        sandbox_config: Some(pod),
-    };
-    let Id { id } = cri.call("CreateContainer", request).await?;
-    let _: Nothing = cri.call("StartContainer", Id { id: id.clone() }).await?;
-    if let Then::Exec(cmd) = then {
-        let request = ExecSyncRequest { container_id: id, cmd, timeout: 60 };
+impl Pod {
+    fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), directory: Path::new("/tmp").join(format!("cri-{name}")) }
+    }
+
+    fn id(&self, of: &str) -> Result<String> {
+        let path = self.directory.join(of);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    async fn create(&self, cri: &mut Cri, words: Vec<String>) -> Result<()> {
+        std::fs::create_dir(&self.directory)?;
+        let (config, security_context) = container(&self.name, words)?;
+        let pod = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                uid: self.name.clone(),
+                namespace: "default".into(),
+                name: self.name.clone(),
+            }),
+            log_directory: self.directory.display().to_string(),
+            linux: Some(LinuxPodSandboxConfig { security_context: Some(security_context) }),
+        };
+        let Id { id: sandbox } =
+            cri.call("RunPodSandbox", RunPodSandboxRequest { config: Some(pod.clone()) }).await?;
+        std::fs::write(self.directory.join("sandbox"), &sandbox)?;
+        let request = CreateContainerRequest {
+            pod_sandbox_id: sandbox,
+            config: Some(config),
+            sandbox_config: Some(pod),
+        };
+        let Id { id } = cri.call("CreateContainer", request).await?;
+        std::fs::write(self.directory.join("container"), id)?;
+        Ok(())
+    }
+
+    async fn start(&self, cri: &mut Cri) -> Result<()> {
+        let _: Nothing = cri.call("StartContainer", Id { id: self.id("container")? }).await?;
+        Ok(())
+    }
+
+    /// Starts it, waits for its end, prints its output, and gives its exit status.
+    async fn attach(&self, cri: &mut Cri) -> Result<u8> {
+        self.start(cri).await?;
+        let deadline = Instant::now() + TIMEOUT;
+        let code = loop {
+            let id = self.id("container")?;
+            let ContainerStatusResponse { status } = cri.call("ContainerStatus", Id { id }).await?;
+            match status {
+                Some(status) if status.state == EXITED => break status.exit_code,
+                _ if Instant::now() > deadline => bail!("the container has not ended in a minute"),
+                _ => tokio::time::sleep(POLL).await,
+            }
+        };
+        print_log(&self.id("log")?)?;
+        Ok(u8::try_from(code).unwrap_or(255))
+    }
+
+    async fn exec(&self, cri: &mut Cri, cmd: Vec<String>) -> Result<u8> {
+        let request = ExecSyncRequest { container_id: self.id("container")?, cmd, timeout: 60 };
         let done: ExecSyncResponse = cri.call("ExecSync", request).await?;
         std::io::stdout().write_all(&done.stdout)?;
         std::io::stderr().write_all(&done.stderr)?;
-        return Ok(u8::try_from(done.exit_code).unwrap_or(255));
+        Ok(u8::try_from(done.exit_code).unwrap_or(255))
     }
-    let deadline = Instant::now() + TIMEOUT;
-    let code = loop {
-        let ContainerStatusResponse { status } = cri.call("ContainerStatus", Id { id: id.clone() }).await?;
-        match status {
-            Some(status) if status.state == EXITED => break status.exit_code,
-            _ if Instant::now() > deadline => bail!("the container has not ended in a minute"),
-            _ => tokio::time::sleep(POLL).await,
+
+    /// Kills the container, and leaves the pod.
+    async fn stop(&self, cri: &mut Cri) -> Result<()> {
+        let request = StopContainerRequest { container_id: self.id("container")?, timeout: 0 };
+        let _: Nothing = cri.call("StopContainer", request).await?;
+        Ok(())
+    }
+
+    async fn remove(&self, cri: &mut Cri) -> Result<()> {
+        if let Ok(id) = self.id("sandbox") {
+            let _: Nothing = cri.call("StopPodSandbox", Id { id: id.clone() }).await?;
+            let _: Nothing = cri.call("RemovePodSandbox", Id { id }).await?;
         }
-    };
-    print_log(&std::fs::read_to_string(&log).with_context(|| log.clone())?)?;
-    if let Then::Again = then {
-        let _: Nothing = cri.call("StartContainer", Id { id }).await?;
+        std::fs::remove_dir_all(&self.directory)?;
+        Ok(())
     }
-    Ok(u8::try_from(code).unwrap_or(255))
 }
 
 /// A line of a container's log is a time, the stream, `F` (or `P` where the line goes on in the next), and the text.
@@ -139,8 +182,8 @@ fn print_log(log: &str) -> Result<()> {
     Ok(())
 }
 
-/// Options, image and command, as docker and podman take them: a container, and the namespaces of its pod.
-fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, NamespaceOption)> {
+/// Options, image and command, as docker and podman take them: a container, and the security of its pod.
+fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, LinuxSandboxSecurityContext)> {
     let mut config = ContainerConfig {
         metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
         log_path: "log".into(),
@@ -172,16 +215,21 @@ fn container(name: &str, words: Vec<String>) -> Result<(ContainerConfig, Namespa
                     .mounts
                     .push(Mount { host_path: host_path.into(), container_path: container_path.into() });
             }
+            ("privileged", "") => security.privileged = true,
             ("rm", "") => {}
             _ => bail!("no such option: {word}"),
         }
     };
     security.capabilities = Some(Capability { add_capabilities: capabilities });
-    security.namespace_options = Some(namespaces.clone());
+    let of_pod = LinuxSandboxSecurityContext {
+        namespace_options: Some(namespaces.clone()),
+        privileged: security.privileged,
+    };
+    security.namespace_options = Some(namespaces);
     config.linux = Some(LinuxContainerConfig { security_context: Some(security) });
     config.image = Some(ImageSpec { image: format!("localhost/{image}:latest") });
     config.command = words.collect();
-    Ok((config, namespaces))
+    Ok((config, of_pod))
 }
 
 /// A user namespace of the pod's. A network goes with it, since the machine's is not the pod's to mount as /sys.

@@ -40,6 +40,8 @@ pub struct LinuxPodSandboxConfig {
 pub struct LinuxSandboxSecurityContext {
     #[prost(message, optional, tag = "1")]
     pub namespace_options: Option<NamespaceOption>,
+    #[prost(bool, tag = "6")]
+    pub privileged: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -162,6 +164,8 @@ pub struct LinuxContainerConfig {
 pub struct LinuxContainerSecurityContext {
     #[prost(message, optional, tag = "1")]
     pub capabilities: Option<Capability>,
+    #[prost(bool, tag = "2")]
+    pub privileged: bool,
     #[prost(message, optional, tag = "3")]
     pub namespace_options: Option<NamespaceOption>,
     #[prost(message, optional, tag = "5")]
@@ -196,6 +200,14 @@ pub struct ContainerStatus {
     pub state: i32,
     #[prost(int32, tag = "7")]
     pub exit_code: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StopContainerRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(int64, tag = "2")]
+    pub timeout: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]

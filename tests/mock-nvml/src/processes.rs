@@ -43,13 +43,7 @@ pub extern "C" fn nvmlDeviceGetMPSComputeRunningProcesses_v3(
     answer("nvmlDeviceGetMPSComputeRunningProcesses_v3", |call| give(call, "mps", device, &count, &infos))
 }
 
-fn give(
-    call: &Call,
-    list: &str,
-    device: Handle,
-    count: &Out<c_uint>,
-    infos: &Out<ProcessInfo>,
-) -> Answer {
+fn give(call: &Call, list: &str, device: Handle, count: &Out<c_uint>, infos: &Out<ProcessInfo>) -> Answer {
     let room = count.number()?;
     let all = all(call)?;
     let of = |uuid: &str, mig: Option<&MigDevice>| processes(&all, uuid, list, mig);

@@ -1,0 +1,328 @@
+//! Who has what: leases, what the plan says of their devices, and what NVML says of processes, put together to rows. All
+//! of it is what everybody may read; where something cannot be read, the row is there without it.
+//!
+//! - `process`: what /proc says of a process
+//! - `cgroup_name`: which container a cgroup is of, by its name
+//! - `table`: rows for people
+
+pub mod cgroup_name;
+pub mod process;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use hooks::lease::{Container, DeniedBy, LEASES, Lease, LeasedDevice};
+use nix::unistd::{Uid, User};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Mode;
+use crate::held;
+use crate::nvml::processes::{Session, UsedDevice, UsedMemory};
+use crate::plan::kept::KeptDevice;
+use crate::plan::{Kind, Limits, VENDOR};
+use crate::publish;
+use process::{Machine, Process};
+
+/// All there is to show.
+#[derive(Debug, Default, Serialize)]
+pub struct Held {
+    /// The daemon takes requests.
+    pub daemon: bool,
+    /// Leased devices in the order of the plan, then what is used without a lease.
+    pub rows: Vec<Row>,
+    /// What could not be read.
+    pub warnings: Vec<String>,
+    /// Devices that belong to one container at a time, by the plan; none if there is no plan.
+    #[serde(skip)]
+    pub leasable: Option<usize>,
+}
+
+/// A device and who has it, or who uses it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// The container may use it, and nobody else.
+    pub lease: bool,
+    /// As `--device` takes it; none where divvy has no name for what is used.
+    pub cdi_name: Option<String>,
+    /// UUID of the GPU or MIG device that it is, or is a part of.
+    pub uuid: String,
+    /// NVML index of the GPU.
+    pub gpu: Option<u32>,
+    /// NVML MIG index, where it is known.
+    pub mig: Option<u32>,
+    /// Product name of the GPU.
+    pub model: Option<String>,
+    /// GPU, MIG device or share.
+    #[serde(rename = "type")]
+    pub kind: Option<Kind>,
+    /// Whole, or how it is shared.
+    pub mode: Option<Mode>,
+    /// What it has, or what the limits leave of it: bytes.
+    pub memory_bytes: Option<u64>,
+    /// Streaming multiprocessors, likewise.
+    pub sms: Option<u32>,
+    /// What holds the two.
+    pub limits: Option<Limits>,
+    /// The pool it was taken from.
+    pub pool: Option<String>,
+    /// `docker`, `podman`, `containerd`, `kubernetes`.
+    pub engine: Option<String>,
+    /// The container's name in the engine.
+    pub name: Option<String>,
+    /// The container's id.
+    pub id: Option<String>,
+    /// First process of the container with a lease; of others, the first that uses the device.
+    pub pid: Option<i64>,
+    /// Name of that process, where there is no container.
+    pub command: Option<String>,
+    /// Whose it is.
+    pub uid: Option<u32>,
+    /// That user's name.
+    pub user: Option<String>,
+    /// Seconds since the epoch: of a lease, or when the process started.
+    pub since: Option<u64>,
+    /// The first process is gone, and the lease still stands.
+    pub ending: bool,
+    /// What keeps the container from devices of its pool that are not its own.
+    pub denied_by: Option<DeniedBy>,
+    /// Memory of the GPU or MIG device that all processes of the container use together: bytes. The same in each row of
+    /// a container that has several parts of one device.
+    pub used_bytes: UsedMemory,
+}
+
+/// The plan, with what it says of GPUs besides.
+#[derive(Debug, Default, Deserialize)]
+struct Planned {
+    devices: Vec<PlannedDevice>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PlannedDevice {
+    #[serde(flatten)]
+    kept: KeptDevice,
+    model: Option<String>,
+}
+
+impl PlannedDevice {
+    fn is(&self, leased: &LeasedDevice) -> bool {
+        self.kept.name == leased.name.name && self.kept.classes.contains(&leased.name.class)
+    }
+}
+
+/// What is on a device, by container or process: whose lease, if any, or the container by its cgroup, or else itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    Lease(u64),
+    Container(cgroup_name::Named),
+    Process(u32),
+}
+
+/// Puts together what is so now. A session that knows no device any more is taken for lost: the driver was loaded anew.
+pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
+    let mut held = Held { daemon: held::daemon_answers(state_dir), ..Held::default() };
+    let (leases, warnings) = held::read(&state_dir.join(LEASES));
+    held.warnings = warnings;
+    let planned = planned(state_dir, &mut held);
+    let used = nvml.as_ref().map(Session::devices).unwrap_or_default();
+    nvml.take_if(|_| used.is_empty());
+    let machine = Machine::read();
+    let mut users = Users::default();
+
+    let mut of: BTreeMap<(usize, Whose), (UsedMemory, Process)> = BTreeMap::new();
+    for (at, device) in used.iter().enumerate() {
+        for (pid, memory) in device.processes.iter().flatten() {
+            let process = Process::read(*pid, &machine);
+            let whose = whose(&leases, &process);
+            match of.get_mut(&(at, whose.clone())) {
+                Some((sum, first)) => {
+                    *sum = add(*sum, *memory);
+                    if process.started < first.started {
+                        *first = process;
+                    }
+                }
+                None => drop(of.insert((at, whose), (*memory, process))),
+            }
+        }
+    }
+
+    for lease in &leases {
+        for leased in &lease.devices {
+            let at = used.iter().position(|device| device.uuid == leased.uuid);
+            let whose = Whose::Lease(lease.container.mount_namespace);
+            let mine = at.and_then(|at| of.remove(&(at, whose)));
+            let device = at.map(|at| &used[at]);
+            let mut row = leased_row(lease, leased, &planned, device);
+            row.user = users.name(row.uid);
+            row.used_bytes = match (mine, device.is_some_and(|device| device.processes.is_some())) {
+                (Some((memory, _)), _) => memory,
+                // The other rows of a container with two parts of one device.
+                (None, _) if held.rows.iter().any(|other| is_same(other, &row)) => {
+                    held.rows.iter().find(|other| is_same(other, &row)).and_then(|other| other.used_bytes)
+                }
+                (None, told) => told.then_some(0),
+            };
+            held.rows.push(row);
+        }
+    }
+    let order = |row: &Row| {
+        let name = row.cdi_name.as_deref();
+        planned.devices.iter().position(|device| name == Some(&*cdi_name(&device.kept))).unwrap_or(usize::MAX)
+    };
+    held.rows.sort_by_key(order);
+    for ((at, whose), (memory, process)) in of {
+        let mut row = unleased_row(&used[at], &whose, &process, &leases, &planned);
+        row.used_bytes = memory;
+        row.user = users.name(row.uid);
+        held.rows.push(row);
+    }
+    held
+}
+
+fn is_same(one: &Row, other: &Row) -> bool {
+    one.lease && one.uuid == other.uuid && one.id == other.id && one.pid == other.pid
+}
+
+fn planned(state_dir: &Path, held: &mut Held) -> Planned {
+    let text = match publish::plan_text(state_dir) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Planned::default(),
+        Err(error) => {
+            held.warnings.push(format!("cannot read the plan in {}: {error}", state_dir.display()));
+            return Planned::default();
+        }
+    };
+    match serde_json::from_str::<Planned>(&text) {
+        Ok(planned) => {
+            held.leasable = Some(planned.devices.iter().filter(|device| device.kept.leased).count());
+            planned
+        }
+        Err(error) => {
+            held.warnings.push(format!("the plan in {} is damaged: {error}", state_dir.display()));
+            Planned::default()
+        }
+    }
+}
+
+fn whose(leases: &[Lease], process: &Process) -> Whose {
+    let lease = leases.iter().find(|lease| process.is_in(&lease.container));
+    if let Some(lease) = lease {
+        return Whose::Lease(lease.container.mount_namespace);
+    }
+    let named = process.cgroups.iter().find_map(|cgroup| cgroup_name::container(cgroup));
+    named.map_or(Whose::Process(process.pid), Whose::Container)
+}
+
+fn add(one: UsedMemory, other: UsedMemory) -> UsedMemory {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.saturating_add(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+fn leased_row(lease: &Lease, leased: &LeasedDevice, planned: &Planned, used: Option<&UsedDevice>) -> Row {
+    let ending = !held::has_first_process(&lease.container);
+    let mut row = Row {
+        lease: true,
+        cdi_name: Some(format!("{VENDOR}/{}", leased.name)),
+        uuid: leased.uuid.clone(),
+        pool: leased.pool.clone(),
+        since: Some(lease.since),
+        ending,
+        denied_by: lease.denied_by,
+        ..Row::default()
+    };
+    row.held_by(&lease.container);
+    row.pid = row.pid.filter(|_| !ending);
+    if let Some(device) = planned.devices.iter().find(|device| device.is(leased)) {
+        row.planned(device);
+    }
+    row.seen(used);
+    row
+}
+
+fn unleased_row(
+    used: &UsedDevice,
+    whose: &Whose,
+    process: &Process,
+    leases: &[Lease],
+    planned: &Planned,
+) -> Row {
+    let mut row = Row { uuid: used.uuid.clone(), ..Row::default() };
+    // A device that is cut into shares has no name as a whole.
+    let whole = |device: &&PlannedDevice| device.kept.uuid == used.uuid && device.kept.kind != Kind::Share;
+    if let Some(device) = planned.devices.iter().find(whole) {
+        row.cdi_name = Some(cdi_name(&device.kept));
+        row.planned(device);
+    }
+    row.seen(Some(used));
+    row.uid = process.uid;
+    row.since = process.started;
+    row.pid = Some(process.pid.into());
+    match whose {
+        Whose::Lease(namespace) => {
+            let of = leases.iter().find(|lease| lease.container.mount_namespace == *namespace);
+            if let Some(lease) = of {
+                row.held_by(&lease.container);
+            }
+        }
+        Whose::Container(named) => {
+            row.engine = named.engine.map(str::to_owned);
+            row.id = Some(named.id.clone());
+        }
+        Whose::Process(_) => row.command.clone_from(&process.command),
+    }
+    row
+}
+
+impl Row {
+    fn planned(&mut self, device: &PlannedDevice) {
+        let kept = &device.kept;
+        self.gpu = Some(kept.gpu);
+        self.model.clone_from(&device.model);
+        self.kind = Some(kept.kind);
+        self.mode = Some(kept.mode);
+        self.memory_bytes = kept.memory_bytes;
+        self.sms = kept.sms;
+        self.limits = Some(kept.limits);
+        let whole = kept.share.as_ref().map_or(&kept.name, |share| &share.of);
+        self.mig = whole.split_once(':').and_then(|(_, mig)| mig.parse().ok());
+    }
+
+    /// As NVML sees it now: an index may have moved since the plan was made.
+    fn seen(&mut self, used: Option<&UsedDevice>) {
+        let Some(used) = used else { return };
+        self.gpu = Some(used.gpu);
+        self.mig = used.mig;
+        self.model = used.model.clone().or_else(|| self.model.take());
+    }
+
+    fn held_by(&mut self, container: &Container) {
+        self.engine.clone_from(&container.engine);
+        self.name.clone_from(&container.name);
+        self.id = Some(container.id.clone());
+        self.pid = Some(container.pid.into());
+        self.uid = Some(container.uid);
+    }
+}
+
+fn cdi_name(device: &KeptDevice) -> String {
+    let class = device.classes.first().map_or(crate::plan::GPU_CLASS, String::as_str);
+    format!("{VENDOR}/{class}={}", device.name)
+}
+
+/// Names of users, each asked for once: a directory service may be slow.
+#[derive(Debug, Default)]
+struct Users(BTreeMap<u32, Option<String>>);
+
+impl Users {
+    fn name(&mut self, uid: Option<u32>) -> Option<String> {
+        let uid = uid?;
+        self.0.entry(uid).or_insert_with(|| user_name(uid)).clone()
+    }
+}
+
+/// The name of a user; none if nobody knows.
+pub fn user_name(uid: u32) -> Option<String> {
+    Some(User::from_uid(Uid::from_raw(uid)).ok()??.name)
+}

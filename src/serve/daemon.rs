@@ -1,0 +1,492 @@
+//! The daemon at work: what happens on the socket and to containers becomes events, one after the other, and what is
+//! decided about each is done before the next.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use hooks::lease::{Answer, Container, DeviceName, Lease, Request};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sd_notify::NotifyState;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use super::caller::{self, Peer};
+use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
+use super::listen::Listener;
+use super::plan_file::PlanFile;
+use super::refusal::Refusal;
+use super::refused::{Refusals, Refused};
+use super::store::Store;
+use super::{connection, deny, watch};
+use crate::sys;
+
+/// Connections of one user at a time, root excepted.
+const MOST_OF_USER: usize = 32;
+/// Of all users but root, so that root is never shut out; and of all.
+const MOST_OF_USERS: usize = 512;
+const MOST: usize = 1024;
+
+/// What reaches the one who decides.
+#[derive(Debug)]
+pub enum Message {
+    /// A request came in whole.
+    Asked(Box<Asked>),
+    /// A connection is over; its request, if it made one, is void.
+    Closed(Ticket),
+    /// A container's first process is gone.
+    FirstProcessGone(Key),
+    /// A container is gone.
+    Gone(Key),
+}
+
+/// A request, and the way back.
+#[derive(Debug)]
+pub struct Asked {
+    ticket: Ticket,
+    peer: Peer,
+    request: Request,
+    descriptor: OwnedFd,
+    user: Result<Option<String>, caller::Error>,
+    answers: UnboundedSender<Answer>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result<()> {
+    let (to, mut inbox) = mpsc::unbounded_channel();
+    let kernel = caller::Daemon::read().context("cannot read from /proc where this daemon is")?;
+    let mut daemon = Daemon::new(state_dir, store, kernel, to);
+    daemon.read_plan();
+    daemon.take_up()?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let socket = listener.socket.try_clone().and_then(UnixListener::from_std).context("cannot listen")?;
+    info!(state_dir = %state_dir.display(), leases = daemon.leases.all().count(), "serving");
+    tell_systemd(&[NotifyState::Ready]);
+    loop {
+        let deadline = daemon.leases.next_deadline();
+        tokio::select! {
+            accepted = socket.accept() => match accepted {
+                Ok((stream, _)) => daemon.admit(stream),
+                Err(error) => {
+                    // Out of descriptors, as a rule: some will be closed.
+                    error!("cannot accept a caller: {error}");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(message) = inbox.recv() => daemon.hear(message),
+            () = at(daemon.began, deadline) => daemon.happens(Event::Time(daemon.began.elapsed())),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tell_systemd(&[NotifyState::Stopping]);
+    info!(leases = daemon.leases.all().count(), "leaving; containers keep what they have");
+    drop(listener);
+    Ok(())
+}
+
+/// Returns at a time after the beginning, or never.
+async fn at(began: Instant, deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => sleep_until(began + deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd_notify::notify(state) {
+        debug!("systemd was not told: {error}");
+    }
+}
+
+struct Daemon {
+    leases: Leases,
+    kernel: caller::Daemon,
+    store: Store,
+    plan: PlanFile,
+    /// Connections by their tickets: who, and once there is a request how to answer.
+    connections: HashMap<Ticket, Connection>,
+    last_ticket: Ticket,
+    /// First processes of containers with leases, as long as these are there.
+    holders: HashMap<Key, Arc<OwnedFd>>,
+    refused: Refusals,
+    to: UnboundedSender<Message>,
+    began: Instant,
+}
+
+struct Connection {
+    uid: u32,
+    asker: Option<Asker>,
+}
+
+/// A refusal in words.
+struct No {
+    status: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+/// Who waits for an answer.
+struct Asker {
+    answers: UnboundedSender<Answer>,
+    /// The container's first process.
+    pidfd: Arc<OwnedFd>,
+}
+
+impl Daemon {
+    fn new(state_dir: &Path, store: Store, kernel: caller::Daemon, to: UnboundedSender<Message>) -> Self {
+        Self {
+            leases: Leases::new(),
+            plan: PlanFile::new(state_dir),
+            connections: HashMap::new(),
+            last_ticket: 0,
+            holders: HashMap::new(),
+            refused: Refusals::read(state_dir).unwrap_or_else(|error| {
+                warn!("earlier refusals are forgotten: {error:#}");
+                Refusals::default()
+            }),
+            store,
+            kernel,
+            to,
+            began: Instant::now(),
+        }
+    }
+
+    /// Leases of before: those of containers that still run go on.
+    fn take_up(&mut self) -> Result<()> {
+        for lease in self.store.read()? {
+            let key = Key::of(&lease.container);
+            let pidfd = self.kernel.still_runs(&lease.container);
+            let pidfd = pidfd.context("cannot look for the containers of before")?.map(Arc::new);
+            let cgroup = lease.container.cgroup.clone();
+            self.happens(Event::Adopted(Box::new(lease)));
+            if let Some(pidfd) = &pidfd {
+                self.holders.insert(key, Arc::clone(pidfd));
+            }
+            tokio::spawn(watch::container(key, pidfd, cgroup, self.to.clone()));
+        }
+        Ok(())
+    }
+
+    fn read_plan(&mut self) {
+        match self.plan.changed() {
+            Ok(None) => {}
+            Ok(Some(plan)) => {
+                info!(generation = plan.generation, devices = plan.devices.len(), "read the plan");
+                self.happens(Event::Plan(Box::new(plan)));
+            }
+            Err(error) => error!("the plan before stays in force: the new one cannot be read: {error}"),
+        }
+    }
+
+    /// Lets a caller speak, unless there are too many of his.
+    fn admit(&mut self, stream: UnixStream) {
+        let peer = match connection::peer(&stream) {
+            Ok(peer) => peer,
+            Err(error) => return warn!("turned a caller away: it cannot be known who it is: {error}"),
+        };
+        let of =
+            |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
+        let is_too_many = of(&|_| true) >= MOST
+            || peer.uid != 0
+                && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
+        if is_too_many {
+            return debug!(uid = peer.uid, "turned a caller away: too many connections");
+        }
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        self.connections.insert(ticket, Connection { uid: peer.uid, asker: None });
+        tokio::spawn(converse(stream, ticket, peer, self.to.clone()));
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Asked(asked) => self.asked(*asked),
+            Message::Closed(ticket) => {
+                self.connections.remove(&ticket);
+                self.happens(Event::Left(ticket));
+            }
+            Message::FirstProcessGone(key) => self.first_process_gone(key),
+            Message::Gone(key) => self.happens(Event::Gone(key)),
+        }
+    }
+
+    fn first_process_gone(&mut self, key: Key) {
+        self.holders.remove(&key);
+        self.happens(Event::FirstProcessGone(key));
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        let Asked { ticket, peer, request, descriptor, user, answers } = asked;
+        self.read_plan();
+        self.notice_ends();
+        let wall = now();
+        let facts = user.and_then(|user| Ok((self.kernel.facts(peer, descriptor, &request)?, user)));
+        match facts {
+            Ok((facts, user)) => {
+                if let Some(connection) = self.connections.get_mut(&ticket) {
+                    connection.asker = Some(Asker { answers, pidfd: Arc::new(facts.pidfd) });
+                }
+                let now = self.began.elapsed();
+                let ask = Ask { ticket, container: facts.container, request, user, wall, now };
+                self.happens(Event::Asked(Box::new(ask)));
+            }
+            Err(error) => {
+                let hint = Some(error.hint().to_owned());
+                let message = format!("{:#}", anyhow::Error::new(error));
+                let _ =
+                    answers.send(Answer::Refused { status: 1, message: message.clone(), hint: hint.clone() });
+                let Request { id, devices, .. } = request;
+                let asked = devices.iter().map(ToString::to_string).collect();
+                let (engine, name, uid) = (None, None, peer.uid);
+                self.remember(Refused { at: wall, asked, id, engine, name, uid, status: 1, message, hint });
+            }
+        }
+    }
+
+    /// Whoever asks again at once for what a container had that has just ended shall find it free.
+    fn notice_ends(&mut self) {
+        let holders: Vec<(Key, Arc<OwnedFd>)> =
+            self.holders.iter().map(|(key, pidfd)| (*key, Arc::clone(pidfd))).collect();
+        let mut polled: Vec<PollFd<'_>> =
+            holders.iter().map(|(_, pidfd)| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)).collect();
+        if poll(&mut polled, PollTimeout::ZERO).is_err() {
+            return;
+        }
+        let is_gone: Vec<bool> = polled.iter().map(|one| one.any().unwrap_or(false)).collect();
+        for ((key, _), _) in holders.iter().zip(is_gone).filter(|(_, is_gone)| *is_gone) {
+            let cgroup = self.leases.lease_of(*key).map(|lease| lease.container.cgroup.clone());
+            self.first_process_gone(*key);
+            if cgroup.is_some_and(|cgroup| cgroup.as_deref().is_none_or(watch::is_empty)) {
+                self.happens(Event::Gone(*key));
+            }
+        }
+    }
+
+    /// Decides, and does what was decided. What cannot be done is one more event.
+    fn happens(&mut self, event: Event) {
+        // Time first: a lease begins when it does.
+        let mut events = vec![event, Event::Time(self.began.elapsed())];
+        while let Some(event) = events.pop() {
+            for decision in self.leases.handle(event) {
+                if let Some(failed) = self.carry_out(decision) {
+                    events.push(Event::Failed(failed));
+                }
+            }
+        }
+    }
+
+    /// Does it; gives the container whose grant could not be carried out.
+    fn carry_out(&mut self, decision: Decision) -> Option<Key> {
+        match decision {
+            Decision::Grant(ticket, lease) => return self.grant(ticket, *lease),
+            Decision::Refuse(ticket, refusal) => self.refuse(ticket, &refusal),
+            Decision::Queue(ticket, seconds, ahead) => {
+                self.answer(ticket, Answer::Queued { seconds, ahead });
+                if let Some(asker) = self.asker(ticket) {
+                    let (pidfd, to) = (Arc::clone(&asker.pidfd), self.to.clone());
+                    tokio::spawn(async move {
+                        watch::ended(&pidfd).await;
+                        let _ = to.send(Message::Closed(ticket));
+                    });
+                }
+            }
+            Decision::Warn(what) => warn!("{what}"),
+            Decision::End(lease) => {
+                let key = Key::of(&lease.container);
+                self.holders.remove(&key);
+                info!(container = lease.container.id, devices = names(&lease), "ended a lease");
+                if let Err(error) = self.store.remove(&lease) {
+                    // The next start of the daemon finds that its container is gone.
+                    error!(
+                        container = lease.container.id,
+                        "cannot remove the file of an ended lease: {error}"
+                    );
+                }
+            }
+        }
+        None
+    }
+
+    /// Writes the lease, has the cgroup deny what is not in it, and answers. For a container that has it already this
+    /// is the second time, and changes nothing.
+    fn grant(&mut self, ticket: Ticket, mut lease: Lease) -> Option<Key> {
+        let key = Key::of(&lease.container);
+        if let Err(broken) = self.make_good(&mut lease) {
+            let _ = self.store.remove(&lease);
+            self.holders.remove(&key);
+            self.say_no(ticket, &lease.container, &lease.asked, broken);
+            return Some(key);
+        }
+        let container = &lease.container;
+        info!(
+            container = container.id,
+            engine = container.engine,
+            name = container.name,
+            uid = container.uid,
+            pid = container.pid,
+            devices = names(&lease),
+            "granted"
+        );
+        if !self.holders.contains_key(&key)
+            && let Some(pidfd) = self.asker(ticket).map(|asker| Arc::clone(&asker.pidfd))
+        {
+            self.holders.insert(key, Arc::clone(&pidfd));
+            tokio::spawn(watch::container(key, Some(pidfd), container.cgroup.clone(), self.to.clone()));
+        }
+        let devices = lease.devices.iter().map(|device| device.name.clone()).collect();
+        self.answer(ticket, Answer::Granted { devices });
+        None
+    }
+
+    /// On disk first: a daemon that dies in between finds the container again, whose hook asks once more.
+    fn make_good(&self, lease: &mut Lease) -> Result<(), No> {
+        let numbers = self.numbers(lease)?;
+        let not_written = |error: io::Error| No {
+            status: 1,
+            message: format!("the lease cannot be written: {error}"),
+            hint: Some("see with `df /run` whether there is room".into()),
+        };
+        self.store.write(lease).map_err(not_written)?;
+        let Some(cgroup) = lease.container.cgroup.as_deref() else { return Ok(()) };
+        if numbers.is_empty() {
+            if let Err(error) = deny::lift(cgroup) {
+                warn!(cgroup = %cgroup.display(), "an earlier container's device program may be there: {error}");
+            }
+            return Ok(());
+        }
+        match deny::deny(cgroup, &numbers) {
+            Ok(by) => lease.denied_by = Some(by),
+            // What a user's container was brought are mounts, which its hook takes away for good.
+            Err(error) if lease.container.uid != 0 => {
+                warn!(container = lease.container.id, "no device program: {:#}", anyhow::Error::new(error));
+            }
+            Err(error) => {
+                let hint = error.hint().map(str::to_owned);
+                return Err(No { status: 5, message: format!("{:#}", anyhow::Error::new(error)), hint });
+            }
+        }
+        self.store.write(lease).map_err(not_written)
+    }
+
+    /// The numbers of what was brought and not granted.
+    fn numbers(&self, lease: &Lease) -> Result<Vec<(u32, u32)>, No> {
+        let number = |path: &PathBuf| {
+            self.plan.numbers(path).map_err(|error| No {
+                status: 5,
+                message: format!(
+                    "{} cannot be denied, since its number is not known: {error}",
+                    path.display()
+                ),
+                hint: Some("sudo divvy generate --create-device-nodes".into()),
+            })
+        };
+        lease.remove.iter().map(number).collect()
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: &Refusal) {
+        let wall = now();
+        let clock = |at| sys::local_time(at, wall);
+        let (message, hint, status) = (refusal.message(&clock), refusal.hint(), refusal.status());
+        self.say_no(ticket, &refusal.container, &refusal.asked, No { status, message, hint });
+    }
+
+    /// Answers and remembers.
+    fn say_no(&mut self, ticket: Ticket, container: &Container, asked: &[DeviceName], no: No) {
+        let No { status, message, hint } = no;
+        self.answer(ticket, Answer::Refused { status, message: message.clone(), hint: hint.clone() });
+        let Container { id, engine, name, uid, .. } = container.clone();
+        let (at, asked) = (now(), asked.iter().map(ToString::to_string).collect());
+        self.remember(Refused { at, asked, id, engine, name, uid, status, message, hint });
+    }
+
+    fn remember(&mut self, refused: Refused) {
+        warn!(
+            container = refused.id,
+            engine = refused.engine,
+            name = refused.name,
+            uid = refused.uid,
+            asked = refused.asked.join(" "),
+            "refused: {}",
+            refused.message
+        );
+        self.refused.push(refused);
+        if let Err(error) = self.store.write_refused(&self.refused) {
+            error!("the refusal is not kept for `divvy ps --refused`: {error}");
+        }
+    }
+
+    fn asker(&self, ticket: Ticket) -> Option<&Asker> {
+        self.connections.get(&ticket)?.asker.as_ref()
+    }
+
+    /// Who is gone hears nothing.
+    fn answer(&self, ticket: Ticket, answer: Answer) {
+        if let Some(asker) = self.asker(ticket) {
+            let _ = asker.answers.send(answer);
+        }
+    }
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// `gpu=shared-0 gpu=shared-3`, for the log.
+fn names(lease: &Lease) -> String {
+    lease.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// The user database may be on another machine: who comes from there waits for it, and nobody else.
+async fn user_name(uid: u32) -> Result<Option<String>, caller::Error> {
+    if uid == 0 {
+        return Ok(None);
+    }
+    let asked = tokio::task::spawn_blocking(move || caller::name_of(uid)).await;
+    asked.unwrap_or_else(|error| Err(caller::Error::User { uid, source: io::Error::other(error) }))
+}
+
+/// One connection from beginning to end.
+async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
+    match connection::receive(&stream).await {
+        Ok((request, descriptor)) => {
+            let user = user_name(peer.uid).await;
+            let (answers, mut answered) = mpsc::unbounded_channel();
+            let _ =
+                to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, user, answers })));
+            loop {
+                tokio::select! {
+                    answer = answered.recv() => match answer {
+                        Some(answer) => {
+                            connection::answer(&mut stream, &answer).await;
+                            if !matches!(answer, Answer::Queued { .. }) {
+                                break;
+                            }
+                        }
+                        None => break,
+                    },
+                    () = connection::left(&stream) => break,
+                }
+            }
+        }
+        Err(connection::Error::Nothing) => {
+            debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word")
+        }
+        Err(error) => {
+            let answer = error.answer();
+            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {:#}", anyhow::Error::new(error));
+            connection::answer(&mut stream, &answer).await;
+        }
+    }
+    let _ = to.send(Message::Closed(ticket));
+}
