@@ -119,14 +119,27 @@ pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupI
 fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
     let stock = book.stock();
     let Group { pool, devices, .. } = stock.group(group);
-    let taken = devices.iter().filter(|index| !stock.is_free(**index, View::Now));
+    let mut taken: Vec<_> =
+        devices.iter().copied().filter(|index| !stock.is_free(*index, View::Now)).collect();
+    let mut by = Vec::<Held>::new();
+    // A GPU that is held as a whole is in the way of many shares, and named once.
+    while let Some(held) =
+        taken.first().filter(|_| by.len() < MOST_LISTED).and_then(|first| held(book, *first))
+    {
+        let first = taken.remove(0);
+        if held.device != held.by_way_of {
+            taken.retain(|index| stock.device(*index).uuid != stock.device(first).uuid);
+        }
+        by.push(held);
+    }
     Full {
         pool: pool.name.clone(),
         asked,
         devices: devices.len(),
         free: stock.free_in(group, View::Now),
         waiting,
-        held: taken.take(MOST_LISTED).filter_map(|index| held(book, *index)).collect(),
+        held: by,
+        more: taken.len(),
     }
 }
 

@@ -241,27 +241,35 @@ impl Leases {
         }
     }
 
-    /// Grants what can be granted in the order in which it was asked for, and ends waits that are over or in vain. One
-    /// pass is enough: a grant makes nothing free, and who goes away has kept nobody before them.
     fn serve(&mut self, decisions: &mut Vec<Decision>) {
+        // A grant may take what one before it lacks besides: they are looked at again.
+        while self.serve_first(decisions) {}
+    }
+
+    /// Grants the first request that can be granted, and ends waits that are over or in vain, in the order in which they
+    /// were asked for. Whether one was granted.
+    fn serve_first(&mut self, decisions: &mut Vec<Decision>) -> bool {
         let mut before = BTreeSet::new();
-        for mut waiter in std::mem::take(&mut self.waiters) {
-            let lack = match attempt(&self.book, &waiter, &before) {
+        let mut waiters = std::mem::take(&mut self.waiters).into_iter();
+        while let Some(mut waiter) = waiters.next() {
+            match attempt(&self.book, &waiter, &before) {
                 Ok(picks) => {
                     self.grant(&waiter, &picks, decisions);
-                    continue;
+                    self.waiters.extend(waiters);
+                    return true;
                 }
-                Err(lack) => lack,
-            };
-            if self.waits(&mut waiter, &lack, decisions) {
-                before.extend(lack.pools().iter().copied());
-                waiter.lacks = lack.pools().to_vec();
-                self.waiters.push(waiter);
-            } else {
-                let reason = self.in_the_way(&waiter, &lack);
-                self.refuse(&waiter, reason, decisions);
+                Err(lack) if self.waits(&mut waiter, &lack, decisions) => {
+                    before.extend(lack.pools().iter().copied());
+                    waiter.lacks = lack.pools().to_vec();
+                    self.waiters.push(waiter);
+                }
+                Err(lack) => {
+                    let reason = self.in_the_way(&waiter, &lack);
+                    self.refuse(&waiter, reason, decisions);
+                }
             }
         }
+        false
     }
 
     /// Whether a request that cannot be granted waits on.

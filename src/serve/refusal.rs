@@ -70,6 +70,8 @@ pub struct Full {
     pub waiting: u32,
     /// Who has the others, in the plan's order: the first [`MOST_LISTED`].
     pub held: Vec<Held>,
+    /// How many devices are held besides.
+    pub more: usize,
 }
 
 /// Why.
@@ -344,15 +346,14 @@ impl Held {
 
 impl Full {
     fn text(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Self { pool, asked, devices, free, waiting, held } = self;
+        let Self { pool, asked, devices, free, waiting, held, more } = self;
         let mut text = match (*free, *devices) {
             (0, 1) => format!("the one device of pool {pool} is held"),
             (0, _) => format!("all {devices} devices of pool {pool} are held"),
             _ => format!("of {devices} devices of pool {pool} {free} {}, {asked} asked for", is_free(*free)),
         };
         let mut by: Vec<_> = held.iter().map(|held| held.short(clock)).collect();
-        let more = devices.saturating_sub(*free as usize + held.len());
-        if more > 0 {
+        if *more > 0 {
             by.push(format!("{more} more"));
         }
         if let Some((last, others)) = by.split_last() {
