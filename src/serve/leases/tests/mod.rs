@@ -13,7 +13,7 @@ use std::time::Duration;
 use hooks::lease::{Container, DeviceName, Labels, Lease, Request, VERSION};
 use serde_json::json;
 
-use super::leases::{Ask, Decision, Event, Key, Leases};
+use super::{Ask, Decision, Event, Key, Leases};
 use crate::plan::kept::Kept;
 use crate::plan::pools::UserCap;
 
