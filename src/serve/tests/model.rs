@@ -132,13 +132,13 @@ impl Model {
             !named.iter().all(may) || !pools.iter().all(|pool| allowed.contains(pool))
         });
         let is_over = cap.and_then(|cap| cap.shares).is_some_and(|most| count > most as usize);
-        let refused = count == 0
-            || named.iter().any(clashes)
-            || too_many
-            || has_more
-            || is_denied
-            || is_over
-            || !self.can_pick(&pools, &named);
+        if count == 0 || named.iter().any(clashes) {
+            return Some(1);
+        }
+        if has_more {
+            return Some(5);
+        }
+        let refused = too_many || is_denied || is_over || !self.can_pick(&pools, &named);
         refused.then_some(1)
     }
 
@@ -323,7 +323,7 @@ impl Model {
             } else if !self.ending_is_in_the_way(&waiter) {
                 waiter.queue = None;
             } else if waiter.queue.is_none() {
-                waiter.queue = Some(Queue { is_told: false, until: self.now + 10 });
+                waiter.queue = Some(Queue { is_told: false, until: self.now + 5 });
             }
             if waiter.queue.is_some() {
                 self.waiters[place] = waiter.clone();
