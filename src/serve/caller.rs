@@ -227,12 +227,18 @@ impl Daemon {
         Err(Error::ForeignUsers { pid })
     }
 
+    /// Whether a container that was leased before was started since the machine was: what its cgroup was called says
+    /// nothing if not.
+    pub fn is_of_this_boot(&self, container: &Container) -> bool {
+        container.boot_id == self.boot_id
+    }
+
     /// The first process of a container that was leased before, if it still runs.
     ///
     /// # Errors
     /// When that cannot be found out.
     pub fn still_runs(&self, container: &Container) -> io::Result<Option<OwnedFd>> {
-        if container.boot_id != self.boot_id {
+        if !self.is_of_this_boot(container) {
             return Ok(None);
         }
         let is_gone = |error: &io::Error| {

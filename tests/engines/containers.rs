@@ -320,7 +320,7 @@ fn read_only_root(ground: &Ground, engine: &Engine) {
 
 /// crun before 1.26 makes the root read-only before hooks run (containers/crun#1924), and cannot run any hook, be it
 /// /bin/true, for a container of root's with a user namespace, or for a user's with `nomap`.
-fn is_old_crun(ground: &Ground) -> bool {
+pub fn is_old_crun(ground: &Ground) -> bool {
     let version = ground.sh("crun --version");
     let minor =
         version.ok().lines().next().and_then(|line| line.strip_prefix("crun version 1.")?.parse().ok());

@@ -186,6 +186,16 @@ impl Held<'_> {
         }
     }
 
+    /// The GPU of a container that has a share of its engine's: on GPU 2 or GPU 3.
+    #[track_caller]
+    pub fn gpu(&self) -> &'static str {
+        match self.sh("echo /dev/nvidia[0-9]*").ok() {
+            "/dev/nvidia2" => "/dev/nvidia2",
+            "/dev/nvidia3" => "/dev/nvidia3",
+            other => panic!("{other}"),
+        }
+    }
+
     /// Runs a shell script in it.
     pub fn sh(&self, script: &str) -> Output {
         self.engine.call(self.ground, &["exec", &self.name, "sh", "-c", script])

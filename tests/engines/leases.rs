@@ -67,17 +67,6 @@ fn shown_name(engine: &Engine, held: &Held) -> String {
     }
 }
 
-/// The GPU of a container with one share.
-#[track_caller]
-fn gpu(held: &Held) -> &'static str {
-    let nodes = held.sh("echo /dev/nvidia[0-9]*");
-    match nodes.ok() {
-        "/dev/nvidia2" => "/dev/nvidia2",
-        "/dev/nvidia3" => "/dev/nvidia3",
-        other => panic!("{other}"),
-    }
-}
-
 fn lease_of_a_name(ground: &Ground, engine: &Engine) {
     let _alone = alone(engine.name);
     let [share, other] = [0, 1].map(|number| format!("{}-{number}", engine.name));
@@ -97,7 +86,7 @@ fn lease_of_any(ground: &Ground, engine: &Engine) {
     let _alone = alone(engine.name);
     let container = engine.container(ground, &[engine.name]);
     let [first, second] = ["first", "second"].map(|name| container.hold(&format!("{name}-{}", engine.name)));
-    let mut gpus = [gpu(&first), gpu(&second)];
+    let mut gpus = [first.gpu(), second.gpu()];
     for (held, gpu) in [&first, &second].into_iter().zip(gpus) {
         assert_nodes(held.sh(OPEN_ALL).ok(), &[gpu]);
     }
@@ -105,10 +94,10 @@ fn lease_of_any(ground: &Ground, engine: &Engine) {
     assert_eq!(gpus, ["/dev/nvidia2", "/dev/nvidia3"]);
     let refused = container.sh("echo started");
     assert_refused(ground, engine, &refused, (NOTHING_FREE, &format!("pool {}", engine.name)));
-    let freed = gpu(&first);
+    let freed = first.gpu();
     first.stop();
     let third = container.hold(&format!("third-{}", engine.name));
-    assert_eq!(gpu(&third), freed);
+    assert_eq!(third.gpu(), freed);
 }
 
 /// All or nothing.
@@ -163,12 +152,12 @@ fn lease_and_restart(ground: &Ground, engine: &Engine) {
     let container = engine.container(ground, &[engine.name]);
     let held = container.hold(&format!("again-{}", engine.name));
     let other = container.hold(&format!("beside-{}", engine.name));
-    let before = gpu(&held);
+    let before = held.gpu();
     held.restart();
-    assert_eq!(gpu(&held), before, "the only one that was free");
+    assert_eq!(held.gpu(), before, "the only one that was free");
     let refused = container.sh("echo started");
     assert_refused(ground, engine, &refused, (NOTHING_FREE, &format!("pool {}", engine.name)));
-    assert_ne!(gpu(&other), before);
+    assert_ne!(other.gpu(), before);
 }
 
 /// The container ends by itself, and the engine brings it back.

@@ -1,13 +1,15 @@
 //! What the static hook is and does as a process: no library, no other program, no network, little memory.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
-#[path = "common/built.rs"]
+mod asking;
+#[path = "../common/built.rs"]
 mod built;
+#[path = "../common/mod.rs"]
 mod common;
 #[allow(dead_code, reason = "other tests have other needs")]
-#[path = "../../tests/support/needs.rs"]
+#[path = "../../../tests/support/needs.rs"]
 mod needs;
-#[path = "../../tests/support/peak.rs"]
+#[path = "../../../tests/support/peak.rs"]
 mod peak;
 
 use std::fs;
@@ -41,6 +43,10 @@ fn main() {
         trial("the hook of musl is static and small", &[Need::Musl], musl_is_static_and_small),
         trial("a dynamic program is told from a static one", &[], dynamic_programs_are_told),
         trial("calls can be taken away", &[], calls_can_be_taken_away),
+        trial("it asks the daemon and nobody else", &[Need::Strace], asking::it_talks_to_the_daemon_alone),
+        trial("its deadline follows the daemon's", &[Need::Strace], asking::the_deadline_follows),
+        trial("to ask takes less than 4 MiB", &[], asking::it_takes_little),
+        trial("failures are in the system's log", &[Need::Mounts], asking::failures_are_in_the_systems_log),
         trial("it gives up, whatever it waits for", &[], it_gives_up),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -2,33 +2,28 @@
 //! host, and a real libnvidia-ml interface that counts their memory.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
+mod ground;
+mod release;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Stdio;
 
+use ground::{GPU, Ground, ID, SINCE, as_nobody, used, user};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::{Value, json};
+use support::facts;
 use support::needs::{self, Need};
-use support::place::Place;
-use support::{divvy, facts, mock_nvml, run};
-
-const FOUR: &str = "[[gpu]]\nmatch = [\"all\"]\nmode = \"time-slice\"\nreplicas = 4\n";
-const GPU: &str = "GPU-bdf38e33-4d59-5308-a8d7-a92dfc4a917b";
-/// 14 November 2023, 22:13 in Greenwich.
-const SINCE: u64 = 1_700_000_000;
-const ID: &str = "3f2a5d1c0b9e8f7a3f2a5d1c0b9e8f7a3f2a5d1c0b9e8f7a3f2a5d1c0b9e8f7a";
 
 fn main() {
-    let tests: [(&'static str, fn()); 15] = [
+    let tests: [(&'static str, fn()); 16] = [
         ("a_row_for_each_leased_device", a_row_for_each_leased_device),
         ("what_uses_a_gpu_without_a_lease", what_uses_a_gpu_without_a_lease),
         ("json_has_all_of_it", json_has_all_of_it),
+        ("mig_devices_have_processes_of_their_own", mig_devices_have_processes_of_their_own),
         ("without_a_driver_all_but_memory", without_a_driver_all_but_memory),
         ("lists_that_nvml_does_not_have", lists_that_nvml_does_not_have),
         ("nothing_is_held", nothing_is_held),
@@ -36,143 +31,23 @@ fn main() {
         ("names_are_not_obeyed", names_are_not_obeyed),
         ("watch_shows_changes_and_ends_with_its_reader", watch_shows_changes_and_ends_with_its_reader),
         ("refusals_the_callers_own_first", refusals_the_callers_own_first),
-        ("release_refuses_while_the_container_lives", release_refuses_while_the_container_lives),
-        ("release_kills_and_waits", release_kills_and_waits),
-        ("release_of_what_is_gone", release_of_what_is_gone),
-        ("release_of_what_nobody_holds", release_of_what_nobody_holds),
+        ("release_refuses_while_the_container_lives", release::refuses_while_the_container_lives),
+        ("release_kills_and_waits", release::kills_and_waits),
+        ("release_of_what_is_gone", release::of_what_is_gone),
+        ("release_of_what_nobody_holds", release::of_what_nobody_holds),
         ("a_damaged_lease_is_named", a_damaged_lease_is_named),
     ];
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, test)| needs::trial(name, &[], test)).collect();
     trials.push(needs::trial("everybody_sees_the_same", &[Need::Root], everybody_sees_the_same));
     let name = "release_kills_all_in_its_mount_namespace";
-    trials.push(needs::trial(name, &[Need::Root, Need::Mounts], release_kills_all_in_its_mount_namespace));
-    trials.push(needs::trial("only_root_and_the_owner_kill", &[Need::Root], only_root_and_the_owner_kill));
+    trials.push(needs::trial(name, &[Need::Root, Need::Mounts], release::kills_all_in_its_mount_namespace));
+    trials.push(needs::trial(
+        "only_root_and_the_owner_kill",
+        &[Need::Root],
+        release::only_root_and_the_owner_kill,
+    ));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-/// A state directory with the plan of four shares, a driver, and processes that end with it.
-struct Ground {
-    place: Place,
-    started: Vec<Child>,
-    /// As long as these are open, the children of those live.
-    ends: Vec<ChildStdin>,
-}
-
-impl Drop for Ground {
-    fn drop(&mut self) {
-        for child in &mut self.started {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Ground {
-    fn new() -> Self {
-        let place = Place::in_sight(FOUR);
-        let (status, _, errors) = place.generate("--host=sim:l4");
-        assert_eq!(status, 0, "{errors}");
-        let driver = place.path(&format!("driver/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
-        fs::create_dir_all(&driver).unwrap();
-        fs::create_dir(place.path("state/leases")).unwrap();
-        mock_nvml(&driver);
-        let ground = Self { place, started: Vec::new(), ends: Vec::new() };
-        ground.processes(&json!({}));
-        ground
-    }
-
-    /// A process as a container's first one: a shell with a child.
-    fn start(&mut self) -> (u32, u32) {
-        let mut shell = Command::new("sh");
-        // The child ends with this test, whatever becomes of the shell: then nobody holds the other end.
-        shell.args(["-c", "exec 3<&0; cat <&3 >/dev/null & echo $!; wait"]);
-        let mut child = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let pid = child.id();
-        self.ends.push(child.stdin.take().unwrap());
-        self.started.push(child);
-        (pid, line.trim().parse().unwrap())
-    }
-
-    /// What the driver says, from now on.
-    fn processes(&self, processes: &Value) {
-        // At once: it is read while it is written.
-        fs::write(self.place.path("processes.new"), processes.to_string()).unwrap();
-        fs::rename(self.place.path("processes.new"), self.place.path("processes.json")).unwrap();
-    }
-
-    fn lease_path(&self, number: u64) -> PathBuf {
-        self.place.path(&format!("state/leases/{number}.json"))
-    }
-
-    /// Writes the lease of a process, as `edit` leaves it.
-    fn lease(&self, number: u64, pid: u32, edit: impl FnOnce(&mut Value)) {
-        let mut lease = json!({
-            "version": 1,
-            "container": {
-                "mount_namespace": number,
-                "pid": pid,
-                "start_time": start_time(pid),
-                "boot_id": fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim(),
-                "cgroup": null,
-                "uid": 0,
-                "id": ID,
-                "bundle": "/run/bundle",
-                "engine": "podman",
-                "name": "web",
-            },
-            "since": SINCE,
-            "asked": [{"class": "gpu", "name": "shared-0"}],
-            "devices": [{"class": "gpu", "name": "shared-0", "uuid": GPU, "is_share": true, "pool": null}],
-            "remove": [],
-            "denied_by": null,
-        });
-        edit(&mut lease);
-        fs::write(self.lease_path(number), lease.to_string()).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = divvy(args);
-        command.arg("--state-dir").arg(self.place.path("state")).env("TZ", "UTC");
-        command
-    }
-
-    fn ps(&self, args: &[&str]) -> Command {
-        let mut command = self.command(&[&["ps"], args].concat());
-        command.arg("--driver-root").arg(self.place.path("driver"));
-        command.env("MOCK_NVML_FACTS", facts("l4"));
-        command.env("MOCK_NVML_PROCESSES", self.place.path("processes.json"));
-        command
-    }
-
-    fn run(&self, mut command: Command) -> (i32, String, String) {
-        let (status, out, errors) = run(&mut command);
-        let dir = self.place.dir().to_str().unwrap();
-        (status, out.replace(dir, "DIR"), errors.replace(dir, "DIR"))
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let (status, out, errors) = self.run(self.ps(&[&["--format=json"], args].concat()));
-        assert_eq!((status, errors.as_str()), (0, ""));
-        serde_json::from_str(&out).unwrap()
-    }
-
-    /// Somebody takes requests, as long as this lives.
-    fn daemon(&self) -> UnixListener {
-        UnixListener::bind(self.place.path("state/divvy.sock")).unwrap()
-    }
-}
-
-/// proc_pid_stat(5), field 22; the names of these processes have no parenthesis.
-fn start_time(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.split_whitespace().nth(21).unwrap().parse().unwrap()
-}
-
-fn used(pid: u32, mib: u64) -> Value {
-    json!({"pid": pid, "memory": mib << 20})
 }
 
 fn a_row_for_each_leased_device() {
@@ -243,10 +118,6 @@ fn what_uses_a_gpu_without_a_lease() {
     assert!(since.abs_diff(started) <= 2, "{since} and {started}");
 }
 
-fn user() -> String {
-    nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name
-}
-
 fn json_has_all_of_it() {
     let mut ground = Ground::new();
     let (web, in_web) = ground.start();
@@ -288,6 +159,39 @@ fn json_has_all_of_it() {
     let second = &shown["rows"][1];
     assert_eq!((&second["pool"], &second["used_bytes"]), (&json!("shared"), &json!(7 << 20)));
     assert_eq!(shown["rows"].as_array().unwrap().len(), 2);
+}
+
+fn mig_devices_have_processes_of_their_own() {
+    let mut ground = Ground::of("a100-lab", "[[gpu]]\nmatch = [\"all\"]\nexclusive = true\n");
+    let (web, _) = ground.start();
+    let (stranger, _) = ground.start();
+    let (leased, other) =
+        ("MIG-8970491e-16e0-5140-9f8f-d561baa3c186", "MIG-c42101f0-a1fa-5b68-8908-7c5c887f28bd");
+    ground.lease(4_000_000_001, web, |lease| {
+        lease["devices"] =
+            json!([{"class": "gpu", "name": "0:1", "uuid": leased, "is_share": false, "pool": null}]);
+    });
+    // The container with a lease on one uses another too.
+    ground.processes(&json!({
+        leased: {"compute": [used(web, 11)]},
+        other: {"compute": [used(web, 5), used(stranger, 6)]},
+    }));
+    let _daemon = ground.daemon();
+    let (_, out, errors) = ground.run(ground.ps(&[]));
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    let [web, stranger] = [web, stranger].map(|pid| pid.to_string());
+    assert_eq!(lines.len(), 4, "{out}{errors}");
+    let leased =
+        ["0:1", "0:1", "A100-SXM4-40GB", "mig", "mig", "podman", "web", "3f2a5d1c0b9e", &web, "root"];
+    assert_eq!(lines[1][..10], leased);
+    assert_eq!(lines[1].last(), Some(&"11MiB"), "{out}");
+    assert_eq!(
+        lines[2][..9],
+        ["0:0", "0:0", "A100-SXM4-40GB", "mig", "mig", "podman", "web", "3f2a5d1c0b9e", &web]
+    );
+    assert_eq!(lines[2][lines[2].len() - 3..], ["5MiB", "no", "lease"], "{out}");
+    assert_eq!(lines[3][..8], ["0:0", "0:0", "A100-SXM4-40GB", "mig", "mig", "sh", "-", &stranger]);
+    assert_eq!(lines[3][lines[3].len() - 3..], ["6MiB", "no", "lease"], "{out}");
 }
 
 fn without_a_driver_all_but_memory() {
@@ -471,151 +375,6 @@ fn refusals_the_callers_own_first() {
     );
 }
 
-fn release_refuses_while_the_container_lives() {
-    let mut ground = Ground::new();
-    let (web, _) = ground.start();
-    for (engine, uid, bundle, hint) in [
-        ("podman", 0, "/b", "`podman stop web` ends it; "),
-        ("docker", 4_000_000, "/b", "`docker stop web` ends it; "),
-        ("kubernetes", 0, "/b", "`crictl stop 3f2a5d1c0b9e8f7a"),
-        ("containerd", 0, "/run/tasks/k8s.io/web", "`ctr --namespace k8s.io task kill --signal SIGTERM 3f2a"),
-        ("podman", 4_000_000, "/b", "`podman stop web` as user 4000000 ends it; "),
-    ] {
-        ground.lease(4_000_000_001, web, |lease| {
-            lease["container"]["engine"] = engine.into();
-            lease["container"]["uid"] = uid.into();
-            lease["container"]["bundle"] = bundle.into();
-        });
-        for device in ["shared-0", "gpu=shared-0", "nvidia.com/gpu=shared-0"] {
-            let (status, out, errors) = ground.run(ground.command(&["release", device]));
-            assert_eq!((status, out.as_str()), (1, ""), "{errors}");
-            let user = if uid == 0 { "root" } else { "4000000" };
-            let error = format!(
-                "error: {device} is held by {engine} container web (3f2a5d1c0b9e, since Nov 14 22:13, user {user}), which runs\nhint: {hint}"
-            );
-            // The tests may run as anybody.
-            let error =
-                if nix::unistd::getuid().is_root() { error } else { error.lines().next().unwrap().into() };
-            assert!(errors.starts_with(&error), "{errors}");
-            assert!(errors.ends_with(&format!("; `divvy release {device} --kill` kills it\n")), "{errors}");
-        }
-    }
-    assert!(Path::new(&format!("/proc/{web}")).exists() && ground.lease_path(4_000_000_001).exists());
-}
-
-fn release_kills_and_waits() {
-    let mut ground = Ground::new();
-    let (web, _) = ground.start();
-    ground.lease(4_000_000_001, web, |_| {});
-    let _daemon = ground.daemon();
-    let path = ground.lease_path(4_000_000_001);
-    let mut killed = ground.started.pop().unwrap();
-    // What the daemon does when the first process is gone.
-    let daemon = std::thread::spawn(move || {
-        let status = killed.wait().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        fs::remove_file(path).unwrap();
-        status
-    });
-    let (status, out, errors) = ground.run(ground.command(&["release", "shared-0", "--kill"]));
-    assert_eq!((status, errors.as_str()), (0, ""));
-    assert_eq!(out, "shared-0 is free: podman container web is gone\n");
-    assert!(!ground.lease_path(4_000_000_001).exists());
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&daemon.join().unwrap()), Some(9));
-}
-
-/// What left the pid namespace's reach goes with it: here, a container that shares the host's.
-fn release_kills_all_in_its_mount_namespace() {
-    let mut ground = Ground::new();
-    let script = "exec 3<&0; cat <&3 >/dev/null & echo $!; wait";
-    let mut first = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(first.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let namespace = fs::metadata(format!("/proc/{}/ns/mnt", first.id())).unwrap().ino();
-    let (stranger, _) = ground.start();
-    ground.lease(namespace, first.id(), |_| {});
-    // Each way: its memory is that of the second process, and killed are both.
-    ground.processes(&json!({GPU: {"compute": [used(line.trim().parse().unwrap(), 9)]}}));
-    assert_eq!(ground.json(&[])["rows"][0]["used_bytes"], 9 << 20);
-    let end = first.stdin.take().unwrap();
-    let waits = std::thread::spawn(move || first.wait().unwrap());
-    let (status, out, errors) = ground.run(ground.command(&["release", "shared-0", "--kill"]));
-    assert_eq!((status, errors.as_str()), (0, ""), "{out}");
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&waits.join().unwrap()), Some(9));
-    // It was sent its signal, and may not have got it yet.
-    let has_ended = || {
-        let second = fs::read_to_string(format!("/proc/{}/stat", line.trim()));
-        second.map_or(true, |stat| stat.contains(") Z ") || stat.contains(") X "))
-    };
-    for left in (0..500).rev() {
-        if has_ended() {
-            break;
-        }
-        assert!(left > 0, "it lives on");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    assert!(Path::new(&format!("/proc/{stranger}")).exists());
-    drop(end);
-}
-
-fn release_of_what_is_gone() {
-    let mut ground = Ground::new();
-    let (web, _) = ground.start();
-    // Its number went to another process, which must live.
-    ground.lease(4_000_000_001, web, |lease| lease["container"]["start_time"] = 1.into());
-    for args in [&["release", "shared-0"][..], &["release", "shared-0", "--kill"]] {
-        let (status, out, errors) = ground.run(ground.command(args));
-        assert_eq!((status, errors.as_str()), (0, ""));
-        assert_eq!(
-            out,
-            "podman container web is gone; the daemon is not there, and frees shared-0 when it starts\n"
-        );
-    }
-    assert!(ground.started[0].try_wait().unwrap().is_none());
-    assert!(ground.lease_path(4_000_000_001).exists(), "leases are the daemon's");
-}
-
-fn release_of_what_nobody_holds() {
-    let ground = Ground::new();
-    let mut plan = ground.place.json("state/plan.json");
-    plan["devices"][1]["leased"] = true.into();
-    plan["devices"][2]["leased"] = false.into();
-    plan["pools"] = json!([{"class": "gpu", "name": "shared", "devices": ["shared-0", "shared-1"],
-        "wait_seconds": 0, "order": "spread", "per_container": 1}]);
-    fs::write(ground.place.path("state/plan.json"), plan.to_string()).unwrap();
-    for (device, status, said) in [
-        ("shared-1", 0, "shared-1 is free: no container holds it\n"),
-        (
-            "shared-2",
-            2,
-            "error: shared-2 is not leased: any number of containers may have it\nhint: end its containers with their engine; `divvy ps` shows what uses it\n",
-        ),
-        ("shared", 2, "error: shared is a pool\nhint: name one of its devices: shared-0, shared-1\n"),
-        (
-            "shared-9",
-            2,
-            "error: there is no device shared-9\nhint: `divvy ps` shows what is held, `divvy list` all\n",
-        ),
-        (
-            "gpu.shared=shared-1",
-            2,
-            "error: there is no device gpu.shared=shared-1\nhint: `divvy ps` shows what is held, `divvy list` all\n",
-        ),
-    ] {
-        let (told, out, errors) = ground.run(ground.command(&["release", device]));
-        assert_eq!((told, out + &errors), (status, said.to_owned()));
-    }
-    fs::remove_file(ground.place.path("state/plan.json")).unwrap();
-    let (status, _, errors) = ground.run(ground.command(&["release", "shared-1"]));
-    assert_eq!(status, 2);
-    assert!(errors.starts_with("error: shared-1 is not held, and there is no plan that tells "), "{errors}");
-}
-
 fn a_damaged_lease_is_named() {
     let mut ground = Ground::new();
     let (web, _) = ground.start();
@@ -628,21 +387,6 @@ fn a_damaged_lease_is_named() {
         "{errors}"
     );
     assert_eq!(ground.json(&[])["warnings"].as_array().unwrap().len(), 1);
-}
-
-/// The same command as a user without rights.
-fn as_nobody(ground: &Ground, command: &Command) -> (i32, String, String) {
-    let program = ground.place.path("divvy");
-    fs::copy(env!("CARGO_BIN_EXE_divvy"), &program).unwrap();
-    let mut nobody = Command::new(program);
-    nobody.args(command.get_args()).uid(65534).gid(65534);
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => nobody.env(name, value),
-            None => nobody.env_remove(name),
-        };
-    }
-    ground.run(nobody)
 }
 
 fn everybody_sees_the_same() {
@@ -662,18 +406,4 @@ fn everybody_sees_the_same() {
         let ours = ground.run(command);
         assert_eq!(theirs, ours);
     }
-}
-
-fn only_root_and_the_owner_kill() {
-    let mut ground = Ground::new();
-    let (web, _) = ground.start();
-    ground.lease(4_000_000_001, web, |_| {});
-    let kill = ground.command(&["release", "shared-0", "--kill"]);
-    let (status, out, errors) = as_nobody(&ground, &kill);
-    assert_eq!((status, out.as_str()), (1, ""));
-    assert_eq!(
-        errors,
-        "error: cannot kill podman container web: Operation not permitted (os error 1)\nhint: run as root, or as the user that it is of\n"
-    );
-    assert!(ground.started[0].try_wait().unwrap().is_none());
 }
