@@ -181,11 +181,10 @@ impl Model {
     }
 
     fn ending_is_in_the_way(&self, waiter: &Member) -> bool {
-        let is_told = waiter.queue.is_some_and(|queue| queue.is_told);
         self.holders.iter().any(|holder| holder.is_ending)
             && match self.lacks(&waiter.ask, false, &[]) {
                 Ok(()) => true,
-                Err(pools) => !pools.is_empty() && (is_told || self.wait_of(&pools).is_some()),
+                Err(pools) => self.wait_of(&pools).is_some(),
             }
     }
 
