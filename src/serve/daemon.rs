@@ -29,6 +29,7 @@ use super::store::Store;
 use super::{connection, watch};
 use crate::container::caller::{self, Facts, Peer};
 use crate::container::deny;
+use crate::failure::printable;
 use crate::sys;
 
 /// Connections of one user at a time, root excepted.
@@ -450,6 +451,8 @@ impl Daemon {
     /// Answers and remembers.
     fn say_no(&mut self, ticket: Ticket, container: &Container, asked: &[DeviceName], no: No) {
         let No { status, message, hint } = no;
+        // It names other containers, and it was others who named these.
+        let (message, hint) = (printable(&message), hint.as_deref().map(printable));
         self.answer(ticket, Answer::Refused { status, message: message.clone(), hint: hint.clone() });
         let Container { id, engine, name, uid, .. } = container.clone();
         let (at, asked) = (now(), asked.iter().map(ToString::to_string).collect());
@@ -531,7 +534,8 @@ async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: Unboun
         }
         Err(error) => {
             let answer = error.answer();
-            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {:#}", anyhow::Error::new(error));
+            let why = printable(&format!("{:#}", anyhow::Error::new(error)));
+            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {why}");
             connection::answer(&mut stream, &answer).await;
         }
     }
