@@ -5,9 +5,9 @@
 #[path = "../src/failure.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of it is used here")]
 mod failure;
-#[path = "../src/serve"]
+#[path = "../src/container"]
 #[allow(dead_code, unused_imports, reason = "a part of it is used here")]
-mod serve {
+mod container {
     pub mod caller;
     pub mod cgroup;
     pub mod deny;
@@ -28,13 +28,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use container::caller::{Daemon, Error, Peer};
+use container::cgroup::{self, First, Hierarchies, NotOwn};
+use container::deny;
 use hooks::lease::{DeniedBy, Labels, Request, VERSION};
 use libtest_mimic::{Arguments, Trial};
 use needs::Need;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use serve::caller::{Daemon, Error, Peer};
-use serve::cgroup::{self, First, Hierarchies, NotOwn};
-use serve::deny;
 use sys::Instruction;
 
 /// Belongs to NVIDIA's driver; where that is not loaded, opening gives ENXIO, and never EPERM.
@@ -332,7 +332,7 @@ fn request() -> Request {
     }
 }
 
-fn ask(uid: u32, pidfd: OwnedFd) -> Result<serve::caller::Facts, Error> {
+fn ask(uid: u32, pidfd: OwnedFd) -> Result<container::caller::Facts, Error> {
     let pid = i32::try_from(std::process::id()).unwrap();
     Daemon::read().unwrap().facts(Peer { uid, pid }, pidfd, &request())
 }

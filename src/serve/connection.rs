@@ -12,7 +12,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::caller::Peer;
+use crate::container::caller::Peer;
 use crate::sys;
 
 /// How long a caller may take to say what it wants, and to take an answer.

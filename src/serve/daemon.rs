@@ -20,14 +20,15 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::caller::{self, Facts, Peer};
+use super::leases::refusal::Refusal;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::plan_file::PlanFile;
-use super::refusal::Refusal;
 use super::refused::{Refusals, Refused};
 use super::store::Store;
-use super::{connection, deny, watch};
+use super::{connection, watch};
+use crate::container::caller::{self, Facts, Peer};
+use crate::container::deny;
 use crate::failure::printable;
 use crate::sys;
 

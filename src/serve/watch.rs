@@ -11,9 +11,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 use tracing::error;
 
-use super::cgroup;
 use super::daemon::Message;
 use super::leases::Key;
+use crate::container::cgroup;
 
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const SELDOM: Duration = Duration::from_secs(1);

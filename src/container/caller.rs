@@ -11,9 +11,9 @@ use nix::unistd::{Uid, User};
 use thiserror::Error;
 use tracing::info;
 
-use crate::serve::cgroup::{First, Hierarchies};
-use crate::serve::names;
-use crate::serve::process::{self, Namespace, Stat};
+use crate::container::cgroup::{First, Hierarchies};
+use crate::container::names;
+use crate::container::process::{self, Namespace, Stat};
 use crate::sys::{self, PidOf};
 
 /// More user namespaces than can lie in one another (user_namespaces(7): 32).

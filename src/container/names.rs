@@ -10,8 +10,8 @@ use hooks::lease::Request;
 use nix::libc;
 use serde::Deserialize;
 
+use crate::container::process::{self, Stat};
 use crate::failure::printable;
-use crate::serve::process::{self, Stat};
 
 /// The longest name that is kept, in characters: Kubernetes allows three of 253, 253 and 63.
 const MOST: usize = 600;

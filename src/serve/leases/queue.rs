@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hooks::lease::DeviceName;
 
+use crate::serve::leases::stock::{GroupId, Wanted};
 use crate::serve::leases::{Ask, Key, Ticket};
-use crate::serve::stock::{GroupId, Wanted};
 
 /// How long a start waits for containers to end whose first process is gone.
 pub const ENDING: Duration = Duration::from_secs(5);

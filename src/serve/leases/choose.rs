@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::plan::pools::Order;
-use crate::serve::stock::{GroupId, Index, Stock, View, Wanted};
+use crate::serve::leases::stock::{GroupId, Index, Stock, View, Wanted};
 
 /// Most combinations that are held in mind. A host has some GPUs whose shares and whole are both in pools, most of them
 /// alike; past this many a request is taken for one that cannot be met.

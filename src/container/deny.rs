@@ -12,7 +12,7 @@ use hooks::lease::DeniedBy;
 use nix::errno::Errno;
 use thiserror::Error;
 
-use crate::serve::cgroup::{self, Version};
+use crate::container::cgroup::{self, Version};
 use crate::sys::{self, Instruction};
 
 /// What the programs are called, for `bpftool cgroup show`.

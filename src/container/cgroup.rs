@@ -13,7 +13,7 @@ use nix::libc;
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use thiserror::Error;
 
-use crate::serve::process::{self, Namespace};
+use crate::container::process::{self, Namespace};
 use crate::sys;
 
 /// More directories and processes than any container has when it starts: a user may have made as many as there can be.

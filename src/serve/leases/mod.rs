@@ -1,6 +1,26 @@
 //! Who holds what: a state machine, events in and decisions out. Pure: it opens nothing, asks no clock, and knows a
 //! container only by the facts in the events. Whoever runs it carries decisions out in their order, before the next
 //! event, and says what time it is before an event that may grant (`Event::Time`), so that a lease begins when it does.
+//!
+//! - `stock`: what the plan has, and how much of it is held
+//! - `book`: the leases
+//! - `queue`: requests that wait
+//! - `admit`: what can never be granted
+//! - `attempt`: what cannot be granted now, and whose fault that is
+//! - `choose`: which devices of a pool
+//! - `brought`: nodes that a container has past what it is granted
+//! - `refusal`: why not, in data and in words
+
+mod admit;
+mod attempt;
+mod book;
+mod brought;
+mod choose;
+mod queue;
+pub mod refusal;
+mod stock;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,13 +28,12 @@ use std::time::Duration;
 use hooks::lease::{Container, DeviceName, Lease, Request, VERSION};
 
 use crate::plan::kept::Kept;
-use crate::serve::admit::{admit, no_cgroup};
-use crate::serve::attempt::{self, Lack, attempt, check};
-use crate::serve::book::Book;
-use crate::serve::brought;
-use crate::serve::queue::{self, State, Waiter};
-use crate::serve::refusal::{Reason, Refusal};
-use crate::serve::stock::{GroupId, Index, View, Wanted};
+use admit::{admit, no_cgroup};
+use attempt::{Lack, attempt, check};
+use book::Book;
+use queue::{State, Waiter};
+use refusal::{Reason, Refusal};
+use stock::{GroupId, Index, View, Wanted};
 
 /// A request that was not answered yet.
 pub type Ticket = u64;
@@ -314,10 +333,7 @@ impl Leases {
         }
         match check(&self.book, waiter, View::EndingGone, &BTreeSet::new()) {
             Ok(()) => true,
-            Err(lack) => {
-                let may_wait = waiter.state == State::Queued || self.wait_of(&lack).is_some();
-                matches!(lack, Lack::Pools(_)) && may_wait
-            }
+            Err(lack) => self.wait_of(&lack).is_some(),
         }
     }
 

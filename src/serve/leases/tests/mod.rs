@@ -3,6 +3,7 @@
 
 mod histories;
 mod model;
+mod nodes;
 mod random;
 mod scale;
 mod texts;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use hooks::lease::{Container, DeviceName, Labels, Lease, Request, VERSION};
 use serde_json::json;
 
-use super::leases::{Ask, Decision, Event, Key, Leases};
+use super::{Ask, Decision, Event, Key, Leases};
 use crate::plan::kept::Kept;
 use crate::plan::pools::UserCap;
 

@@ -7,8 +7,8 @@ use hooks::lease::Lease;
 
 use crate::plan::kept::Kept;
 use crate::serve::leases::Key;
-use crate::serve::refusal::Holder;
-use crate::serve::stock::{Change, Count, Index, Stock, View};
+use crate::serve::leases::refusal::Holder;
+use crate::serve::leases::stock::{Change, Count, Index, Stock, View};
 
 /// A lease, with what its file does not say.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::serve::stock::{GroupId, Index, Stock, Wanted, identity, nodes};
+use crate::serve::leases::stock::{GroupId, Index, Stock, Wanted, identity, nodes};
 
 /// Nodes that the request's pools bring and that neither the granted devices have nor anything else that the container
 /// has and that needs no lease.

@@ -3,10 +3,10 @@
 
 use hooks::lease::{Container, Request};
 
-use crate::serve::brought;
-use crate::serve::choose;
-use crate::serve::refusal::Reason;
-use crate::serve::stock::{Stock, View, Wanted};
+use crate::serve::leases::brought;
+use crate::serve::leases::choose;
+use crate::serve::leases::refusal::Reason;
+use crate::serve::leases::stock::{Stock, View, Wanted};
 
 /// What a request wants of the plan.
 ///

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::serve::book::Book;
-use crate::serve::choose;
-use crate::serve::queue::Waiter;
-use crate::serve::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason};
-use crate::serve::stock::{Group, GroupId, Index, Stock, View, Wanted};
+use crate::serve::leases::book::Book;
+use crate::serve::leases::choose;
+use crate::serve::leases::queue::Waiter;
+use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason};
+use crate::serve::leases::stock::{Group, GroupId, Index, Stock, View, Wanted};
 
 /// What keeps a request from being granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
