@@ -5,15 +5,16 @@
 #![allow(dead_code)]
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use hooks::args::{Command, CreateContainer, Phase, is_plain_path};
+use hooks::args::{Command, CreateContainer, CreateRuntime, Phase, is_plain_path};
 use hooks::elf_note;
 use hooks::ldcache::{Cache, Entry};
-use hooks::state::{Container, root_in_config};
+use hooks::state::{Container, asked_in_config, root_in_config};
 
 /// An image's /etc/ld.so.cache is refused or read. What is read is written so that it reads the same. What is merged
 /// into it is found first; what was found before comes next and in its order, and merging again changes nothing.
@@ -66,12 +67,30 @@ pub fn state(bytes: &[u8]) {
     }
 }
 
-/// A bundle's config.json names a root, which is an absolute path, or is refused.
+/// A bundle's config.json names a root, which is an absolute path, or is refused. What it asks for is what its hooks say,
+/// and the nodes are the driver's, each once.
 pub fn bundle_config(bytes: &[u8]) {
+    let own = CreateRuntime::new(vec!["gpu=shared".parse().expect("a device's name")]);
+    for in_user_namespace in [false, true] {
+        let Ok(asked) = asked_in_config(bytes, "divvy-hook", &own, in_user_namespace) else { continue };
+        assert!(asked.devices.iter().any(|device| own.devices.contains(device)), "{:?}", asked.devices);
+        let is_drivers = |node: &PathBuf| {
+            let node = node.as_os_str().as_bytes();
+            node.starts_with(b"/dev/") && (contains(node, b"nvidia") || contains(node, b"dri"))
+        };
+        assert!(asked.nodes.iter().all(is_drivers), "{:?}", asked.nodes);
+        let once: BTreeSet<_> = asked.nodes.iter().collect();
+        assert_eq!(once.len(), asked.nodes.len());
+        assert!(asked.labels.annotations.len() <= 64);
+    }
     match root_in_config(Path::new("/run/bundle"), bytes) {
         Ok(root) => assert!(root.is_absolute(), "{root:?}"),
         Err(error) => drop(error.to_string()),
     }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// An image's libcuda is refused, has no note, or has one; and little is read of it.

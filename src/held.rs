@@ -9,9 +9,9 @@ use std::path::Path;
 
 use hooks::lease::{Container, LEASE_LIMIT, LEASES, Lease, LeasedDevice, SOCKET};
 
+use crate::container::cgroup;
 use crate::plan::{Device, Kind};
 use crate::publish::read_regular;
-use crate::serve::cgroup;
 
 const PROC: &str = "/proc";
 

@@ -6,6 +6,8 @@
 //! - `config`: /etc/divvy/config.toml -> `Config`
 //! - `plan`: 2. `Host` + `Config` -> `Plan`: devices and shares, their names, nodes and limits; pure
 //! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk
+//! - `container`: a container as the kernel shows it
+//! - `serve`: 5. the daemon: leases, asked for when containers start, and ended with them
 //! - `held`: who has which device, read back
 //! - `ps`: and who uses it, put together for people
 //! - `trust`: who may change what root will run
@@ -20,6 +22,7 @@ use clap::Parser;
 mod cli;
 mod commands;
 mod config;
+mod container;
 mod discover;
 mod engines;
 mod failure;

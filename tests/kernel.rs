@@ -5,9 +5,9 @@
 #[path = "../src/failure.rs"]
 #[allow(dead_code, unused_imports, reason = "a part of it is used here")]
 mod failure;
-#[path = "../src/serve"]
+#[path = "../src/container"]
 #[allow(dead_code, unused_imports, reason = "a part of it is used here")]
-mod serve {
+mod container {
     pub mod caller;
     pub mod cgroup;
     pub mod deny;
@@ -28,13 +28,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use container::caller::{Daemon, Error, Peer};
+use container::cgroup::{self, First, Hierarchies, NotOwn};
+use container::deny;
 use hooks::lease::{DeniedBy, Labels, Request, VERSION};
 use libtest_mimic::{Arguments, Trial};
 use needs::Need;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use serve::caller::{Daemon, Error, Peer};
-use serve::cgroup::{self, First, Hierarchies, NotOwn};
-use serve::deny;
 use sys::Instruction;
 
 /// Belongs to NVIDIA's driver; where that is not loaded, opening gives ENXIO, and never EPERM.
@@ -332,7 +332,7 @@ fn request() -> Request {
     }
 }
 
-fn ask(uid: u32, pidfd: OwnedFd) -> Result<serve::caller::Facts, Error> {
+fn ask(uid: u32, pidfd: OwnedFd) -> Result<container::caller::Facts, Error> {
     let pid = i32::try_from(std::process::id()).unwrap();
     Daemon::read().unwrap().facts(Peer { uid, pid }, pidfd, &request())
 }
@@ -344,7 +344,7 @@ fn who_may_ask() {
     let found = facts.container;
     let mounts = fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
     assert_eq!(mounts.to_str().unwrap(), format!("mnt:[{}]", found.mount_namespace));
-    assert_eq!((found.pid, found.uid, facts.user), (pid, 0, None));
+    assert_eq!((found.pid, found.uid), (pid, 0));
     assert_eq!((found.id.as_str(), found.cgroup), ("3f2a", None));
     assert_eq!((found.engine.as_deref(), found.name.as_deref()), (Some("containerd"), Some("3f2a")));
     assert_eq!(sys::pid_of(facts.pidfd.as_fd()).unwrap(), Some(sys::PidOf::Process(pid)));
@@ -370,7 +370,7 @@ fn who_may_ask_for_a_users_container() {
         let ask = |uid| ask(uid, sys::pidfd_open(pid).unwrap());
         for uid in [USER, 0] {
             let facts = ask(uid).unwrap();
-            assert_eq!((facts.container.pid, facts.container.uid, facts.user), (pid, USER, None));
+            assert_eq!((facts.container.pid, facts.container.uid), (pid, USER));
         }
         let refused = ask(USER + 1).unwrap_err();
         assert!(matches!(refused, Error::OthersContainer { owner: USER, .. }), "{refused:?}");

@@ -151,7 +151,8 @@ pub struct Container {
     pub start_time: u64,
     /// The kernel's boot id (/proc/sys/kernel/random/boot_id).
     pub boot_id: String,
-    /// The cgroup that is its own, below the mount of cgroup v2 or of v1's device controller; none if it shares one.
+    /// The cgroup that is its own, as the daemon sees its directory, of v2 if it has one there, else of v1's device
+    /// controller; none if it shares one.
     pub cgroup: Option<PathBuf>,
     /// The user who started it: 0, or the owner of its outermost user namespace.
     pub uid: u32,
@@ -159,7 +160,7 @@ pub struct Container {
     pub id: String,
     /// Bundle in the OCI state.
     pub bundle: PathBuf,
-    /// `docker`, `podman`, `containerd`, `kubernetes`.
+    /// `docker`, `podman`, `containerd`, `nerdctl`, `kubernetes`.
     pub engine: Option<String>,
     /// Its name in the engine.
     pub name: Option<String>,

@@ -1,7 +1,8 @@
 //! `divvy-hook`: the OCI hook that a CDI spec of divvy names. An engine runs it as root, in the middle of starting a
 //! container whose image may be hostile; so it cleans itself first, then reads what it is told, then gives up what it
-//! does not need, and only then touches the container. It exits 0 when all is done, 2 when the command line is wrong or
-//! standard input a terminal, 6 when the spec is not of this machine as it is now, 1 for anything else.
+//! does not need, and only then asks the daemon or touches the container. It exits 0 when all is done, 2 when the command
+//! line is wrong or standard input a terminal, 4 when the daemon does not answer, 3 or 5 when it refuses, 6 when the spec is
+//! not of this machine as it is now, 1 for anything else.
 
 mod process;
 mod syslog;

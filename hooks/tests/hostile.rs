@@ -138,10 +138,10 @@ fn a_command_line_it_does_not_know_is_refused_whole() {
 fn a_phase_that_it_does_not_know_is_let_pass() {
     let bundle = Bundle::new();
     let before = bundle.inventory();
-    let outcome = run(["create-runtime", "--share=x"], bundle.state().as_bytes());
+    let outcome = run(["create-network", "--share=x"], bundle.state().as_bytes());
     assert_eq!(outcome.status, 0);
     let starts =
-        "warning: divvy-hook: there is no subcommand \"create-runtime\" in this release: nothing is done\n";
+        "warning: divvy-hook: there is no subcommand \"create-network\" in this release: nothing is done\n";
     assert!(outcome.stderr.starts_with(starts), "{}", outcome.stderr);
     assert!(outcome.stderr.ends_with("install both from one release\n"), "{}", outcome.stderr);
     assert_eq!(bundle.inventory(), before);

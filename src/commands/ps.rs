@@ -170,7 +170,7 @@ fn notes(held: &Held, state_dir: &Path) -> Vec<String> {
     }
     if any(|row| row.denied_by == Some(DeniedBy::CgroupV1)) {
         notes.push(
-            "v1: other devices of the pool are denied by cgroup v1, where `docker update` on that container lifts it"
+            "v1: other devices of the pool are denied by cgroup v1, which holds until something writes that container's devices anew"
                 .to_owned(),
         );
     }

@@ -14,14 +14,14 @@ use nix::libc::{ESRCH, SIGKILL};
 
 use super::STDOUT;
 use crate::cli::ReleaseArgs;
+use crate::container::cgroup;
+use crate::container::process::Namespace;
 use crate::failure::{Failure, Status, printable};
 use crate::held;
 use crate::plan::kept::{Kept, KeptDevice};
 use crate::plan::{Kind, VENDOR};
 use crate::ps;
 use crate::publish;
-use crate::serve::cgroup;
-use crate::serve::process::Namespace;
 use crate::sys;
 
 /// How long a killed container may take to be gone, and the daemon to see it.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::discover::host::Host;
 
@@ -76,7 +77,7 @@ struct PlanFile<'a> {
     output: &'a Path,
     specs: &'a [PathBuf],
     units: &'a [KnownUnit],
-    devices: &'a [Device],
+    devices: Vec<Value>,
     pools: &'a [Pool],
     users: &'a [UserCap],
 }
@@ -137,11 +138,24 @@ pub fn to_json(
         output,
         specs,
         units: &plan.units,
-        devices: &plan.devices,
+        devices: plan.devices.iter().map(on_this_machine).collect::<Result<_, _>>()?,
         pools: &plan.pools,
         users: &plan.users,
     };
     Ok(serde_json::to_string_pretty(&file)? + "\n")
+}
+
+/// A device with its nodes' paths on this machine, where these are others. Specs and listings go without, so that they
+/// are the same on a machine that replays this one.
+fn on_this_machine(device: &Device) -> Result<Value, serde_json::Error> {
+    let mut value = serde_json::to_value(device)?;
+    for (key, planned) in [("nodes", &device.nodes), ("dri_nodes", &device.dri_nodes)] {
+        let written = value.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten();
+        for (written, node) in written.zip(planned).filter(|(_, node)| node.host_path != node.path) {
+            written["host_path"] = serde_json::to_value(&node.host_path)?;
+        }
+    }
+    Ok(value)
 }
 
 impl Earlier {

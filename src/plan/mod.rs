@@ -25,7 +25,7 @@ mod unit;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
@@ -168,29 +168,19 @@ pub struct MigPart {
 }
 
 /// A device node that goes into the spec.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedNode {
     /// Path in the container, and below the device root.
     pub path: PathBuf,
     /// Path on this machine.
+    #[serde(skip)]
     pub host_path: PathBuf,
     /// Permission bits in the container: those of the host's node.
+    #[serde(skip)]
     pub mode: u32,
     /// Group in the container: that of the host's node.
+    #[serde(skip)]
     pub gid: u32,
-}
-
-impl Serialize for PlannedNode {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Written<'a> {
-            path: &'a Path,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            host_path: Option<&'a Path>,
-        }
-        let elsewhere = (self.host_path != self.path).then_some(self.host_path.as_path());
-        Written { path: &self.path, host_path: elsewhere }.serialize(serializer)
-    }
 }
 
 /// Something that had to be left out, or that will keep containers from starting.

@@ -205,12 +205,17 @@ fn planned(state_dir: &Path, held: &mut Held) -> Planned {
 }
 
 fn whose(leases: &[Lease], process: &Process) -> Whose {
-    let lease = leases.iter().find(|lease| process.is_in(&lease.container));
-    if let Some(lease) = lease {
-        return Whose::Lease(lease.container.mount_namespace);
-    }
     let named = process.cgroups.iter().find_map(|cgroup| cgroup_name::container(cgroup));
-    named.map_or(Whose::Process(process.pid), Whose::Container)
+    // In a cgroup that is the user's, as rootless ones are, what an engine started later (`podman exec`) is no child of
+    // the first process, and only its user sees its namespace.
+    let is_named = |container: &Container| {
+        container.cgroup.is_none() && named.as_ref().is_some_and(|named| named.id == container.id)
+    };
+    let lease = leases.iter().find(|lease| process.is_in(&lease.container) || is_named(&lease.container));
+    match lease {
+        Some(lease) => Whose::Lease(lease.container.mount_namespace),
+        None => named.map_or(Whose::Process(process.pid), Whose::Container),
+    }
 }
 
 fn add(one: UsedMemory, other: UsedMemory) -> UsedMemory {
@@ -325,4 +330,48 @@ impl Users {
 /// The name of a user; none if nobody knows.
 pub fn user_name(uid: u32) -> Option<String> {
     Some(User::from_uid(Uid::from_raw(uid)).ok()??.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_of_a_lease_or_of_the_container_that_its_cgroup_names() {
+        let id = "3f2a".repeat(16);
+        let lease = |cgroup: Option<&str>| Lease {
+            version: hooks::lease::VERSION,
+            container: Container {
+                mount_namespace: 7,
+                pid: 1,
+                start_time: 0,
+                boot_id: String::new(),
+                cgroup: cgroup.map(Into::into),
+                uid: 1001,
+                id: id.clone(),
+                bundle: "/b".into(),
+                engine: None,
+                name: None,
+            },
+            since: 0,
+            asked: Vec::new(),
+            devices: Vec::new(),
+            remove: Vec::new(),
+            denied_by: None,
+        };
+        let cgroups = vec![format!("/sys/fs/cgroup/user.slice/libpod-{id}.scope").into()];
+        let mut process = Process::default();
+        (process.pid, process.cgroups) = (9, cgroups);
+        assert_eq!(whose(&[lease(None)], &process), Whose::Lease(7));
+        let named = cgroup_name::Named { engine: Some("podman"), id: id.clone() };
+        let elsewhere = [lease(Some("/sys/fs/cgroup/machine.slice/other"))];
+        assert_eq!(whose(&elsewhere, &process), Whose::Container(named));
+        process.cgroups.clear();
+        assert_eq!(whose(&elsewhere, &process), Whose::Process(9));
+    }
+
+    #[test]
+    fn what_is_not_counted_adds_nothing() {
+        assert_eq!((add(Some(1), Some(2)), add(None, Some(2)), add(None, None)), (Some(3), Some(2), None));
+    }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use hooks::lease::Container;
 
-use crate::serve::cgroup::Hierarchies;
-use crate::serve::process::{Namespace, Stat, text};
+use crate::container::cgroup::Hierarchies;
+use crate::container::process::{Namespace, Stat, text};
 
 /// A process that uses a GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

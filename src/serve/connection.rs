@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use hooks::lease::{Answer, LINE_LIMIT, Request, VERSION};
+use hooks::lease::{Answer, DeviceName, LINE_LIMIT, Request, VERSION};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::caller::Peer;
+use crate::container::caller::Peer;
 use crate::sys;
 
 /// How long a caller may take to say what it wants, and to take an answer.
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Devices and nodes that one request may name.
 const MOST_DEVICES: usize = 256;
 const MOST_NODES: usize = 4096;
+/// The longest name of a device with its class, in bytes.
+const MOST_NAME: usize = 512;
 
 /// Why a connection came to nothing before there was a request.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,9 @@ pub enum Error {
         /// Its version.
         found: u64,
     },
+    /// What it asks for is no name.
+    #[error("the request asks for what no device is called")]
+    Name,
     /// It names more than any container has.
     #[error("the request names more than {MOST_DEVICES} devices or {MOST_NODES} nodes")]
     TooMany,
@@ -120,6 +125,14 @@ fn parse(line: &[u8]) -> Result<Request, Error> {
         return Err(Error::Version { found: version });
     }
     let request: Request = serde_json::from_slice(line)?;
+    // They come back in words, on terminals too.
+    let is_name = |device: &DeviceName| {
+        let word = device.to_string();
+        word.len() <= MOST_NAME && word.parse().is_ok_and(|parsed: DeviceName| parsed == *device)
+    };
+    if !request.devices.iter().all(is_name) {
+        return Err(Error::Name);
+    }
     if request.devices.len() > MOST_DEVICES || request.nodes.len() > MOST_NODES {
         return Err(Error::TooMany);
     }
@@ -169,6 +182,11 @@ mod tests {
             ),
         ] {
             assert_eq!(parse(line.as_bytes()).unwrap_err().to_string(), said, "{line:.80}");
+        }
+        for name in ["\\u001b[2J", "../0", "", &"x".repeat(MOST_NAME)] {
+            let named =
+                request(&format!("\"devices\":[{{\"class\":\"gpu\",\"name\":\"{name}\"}}],\"nodes\":[]"));
+            assert!(matches!(parse(named.as_bytes()), Err(Error::Name)), "{name}");
         }
         let whole = request("\"devices\":[{\"class\":\"gpu\",\"name\":\"shared\"}],\"nodes\":[]");
         assert_eq!(parse(whole.as_bytes()).unwrap().devices.len(), 1);

@@ -12,20 +12,23 @@ use anyhow::{Context, Result};
 use hooks::lease::{Answer, Container, DeviceName, Lease, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use super::caller::{self, Peer};
+use super::leases::refusal::Refusal;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::plan_file::PlanFile;
-use super::refusal::Refusal;
 use super::refused::{Refusals, Refused};
 use super::store::Store;
-use super::{connection, deny, watch};
+use super::{connection, watch};
+use crate::container::caller::{self, Facts, Peer};
+use crate::container::deny;
 use crate::sys;
 
 /// Connections of one user at a time, root excepted.
@@ -54,6 +57,7 @@ pub struct Asked {
     peer: Peer,
     request: Request,
     descriptor: OwnedFd,
+    user: Result<Option<String>, caller::Error>,
     answers: UnboundedSender<Answer>,
 }
 
@@ -116,7 +120,9 @@ struct Daemon {
     connections: HashMap<Ticket, Connection>,
     last_ticket: Ticket,
     /// First processes of containers with leases, as long as these are there.
-    holders: HashMap<Key, Arc<OwnedFd>>,
+    holders: HashMap<Key, Arc<AsyncFd<OwnedFd>>>,
+    /// Tasks that wait for the ends of leases.
+    watches: HashMap<Key, AbortHandle>,
     refused: Refusals,
     to: UnboundedSender<Message>,
     began: Instant,
@@ -138,7 +144,7 @@ struct No {
 struct Asker {
     answers: UnboundedSender<Answer>,
     /// The container's first process.
-    pidfd: Arc<OwnedFd>,
+    pidfd: Arc<AsyncFd<OwnedFd>>,
 }
 
 impl Daemon {
@@ -149,6 +155,7 @@ impl Daemon {
             connections: HashMap::new(),
             last_ticket: 0,
             holders: HashMap::new(),
+            watches: HashMap::new(),
             refused: Refusals::read(state_dir).unwrap_or_else(|error| {
                 warn!("earlier refusals are forgotten: {error:#}");
                 Refusals::default()
@@ -165,15 +172,23 @@ impl Daemon {
         for lease in self.store.read()? {
             let key = Key::of(&lease.container);
             let pidfd = self.kernel.still_runs(&lease.container);
-            let pidfd = pidfd.context("cannot look for the containers of before")?.map(Arc::new);
+            let pidfd = pidfd.context("cannot look for the containers of before")?;
+            let pidfd = pidfd.map(sys::watched).transpose().context("cannot wait for a container's end")?;
+            let pidfd = pidfd.map(Arc::new);
             let cgroup = lease.container.cgroup.clone();
+            let cgroup = cgroup.filter(|_| self.kernel.is_of_this_boot(&lease.container));
             self.happens(Event::Adopted(Box::new(lease)));
             if let Some(pidfd) = &pidfd {
                 self.holders.insert(key, Arc::clone(pidfd));
             }
-            tokio::spawn(watch::container(key, pidfd, cgroup, self.to.clone()));
+            self.watch(key, pidfd, cgroup);
         }
         Ok(())
+    }
+
+    fn watch(&mut self, key: Key, pidfd: Option<Arc<AsyncFd<OwnedFd>>>, cgroup: Option<PathBuf>) {
+        let task = tokio::spawn(watch::container(key, pidfd, cgroup, self.to.clone()));
+        self.watches.insert(key, task.abort_handle());
     }
 
     fn read_plan(&mut self) {
@@ -225,17 +240,25 @@ impl Daemon {
     }
 
     fn asked(&mut self, asked: Asked) {
-        let Asked { ticket, peer, request, descriptor, answers } = asked;
+        let Asked { ticket, peer, request, descriptor, user, answers } = asked;
         self.read_plan();
         self.notice_ends();
         let wall = now();
-        match self.kernel.facts(peer, descriptor, &request) {
-            Ok(facts) => {
+        let facts = user.and_then(|user| {
+            let Facts { container, pidfd } = self.kernel.facts(peer, descriptor, &request)?;
+            let unwatched =
+                |source| caller::Error::Unreadable { what: "the pidfd", pid: container.pid, source };
+            let pidfd = sys::watched(pidfd).map_err(unwatched)?;
+            Ok((container, Arc::new(pidfd), user))
+        });
+        match facts {
+            Ok((container, pidfd, user)) => {
+                self.end_predecessors(&container);
                 if let Some(connection) = self.connections.get_mut(&ticket) {
-                    connection.asker = Some(Asker { answers, pidfd: Arc::new(facts.pidfd) });
+                    connection.asker = Some(Asker { answers, pidfd });
                 }
                 let now = self.began.elapsed();
-                let ask = Ask { ticket, container: facts.container, request, user: facts.user, wall, now };
+                let ask = Ask { ticket, container, request, user, wall, now };
                 self.happens(Event::Asked(Box::new(ask)));
             }
             Err(error) => {
@@ -253,7 +276,7 @@ impl Daemon {
 
     /// Whoever asks again at once for what a container had that has just ended shall find it free.
     fn notice_ends(&mut self) {
-        let holders: Vec<(Key, Arc<OwnedFd>)> =
+        let holders: Vec<(Key, Arc<AsyncFd<OwnedFd>>)> =
             self.holders.iter().map(|(key, pidfd)| (*key, Arc::clone(pidfd))).collect();
         let mut polled: Vec<PollFd<'_>> =
             holders.iter().map(|(_, pidfd)| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)).collect();
@@ -267,6 +290,22 @@ impl Daemon {
             if cgroup.is_some_and(|cgroup| cgroup.as_deref().is_none_or(watch::is_empty)) {
                 self.happens(Event::Gone(*key));
             }
+        }
+    }
+
+    /// A container that was started again has the cgroup of the one before. Nobody else is in there, so that one is gone,
+    /// although the cgroup has not been seen empty: this daemon may have been away.
+    fn end_predecessors(&mut self, container: &Container) {
+        if container.cgroup.is_none() {
+            return;
+        }
+        let own = Key::of(container);
+        let leases = self.leases.all().filter(|lease| lease.container.cgroup == container.cgroup);
+        let others = leases.map(|lease| Key::of(&lease.container));
+        let gone: Vec<Key> = others.filter(|key| *key != own && !self.holders.contains_key(key)).collect();
+        for key in gone {
+            self.first_process_gone(key);
+            self.happens(Event::Gone(key));
         }
     }
 
@@ -302,6 +341,9 @@ impl Daemon {
             Decision::End(lease) => {
                 let key = Key::of(&lease.container);
                 self.holders.remove(&key);
+                if let Some(watch) = self.watches.remove(&key) {
+                    watch.abort();
+                }
                 info!(container = lease.container.id, devices = names(&lease), "ended a lease");
                 if let Err(error) = self.store.remove(&lease) {
                     // The next start of the daemon finds that its container is gone.
@@ -339,7 +381,7 @@ impl Daemon {
             && let Some(pidfd) = self.asker(ticket).map(|asker| Arc::clone(&asker.pidfd))
         {
             self.holders.insert(key, Arc::clone(&pidfd));
-            tokio::spawn(watch::container(key, Some(pidfd), container.cgroup.clone(), self.to.clone()));
+            self.watch(key, Some(pidfd), container.cgroup.clone());
         }
         let devices = lease.devices.iter().map(|device| device.name.clone()).collect();
         self.answer(ticket, Answer::Granted { devices });
@@ -349,6 +391,13 @@ impl Daemon {
     /// On disk first: a daemon that dies in between finds the container again, whose hook asks once more.
     fn make_good(&self, lease: &mut Lease) -> Result<(), No> {
         let numbers = self.numbers(lease)?;
+        // Asked for again: it is there, and needs no room on the disk.
+        if let Some(denied_by) = self.store.find(lease)
+            && denied_by.is_none() == numbers.is_empty()
+        {
+            lease.denied_by = denied_by;
+            return Ok(());
+        }
         let not_written = |error: io::Error| No {
             status: 1,
             message: format!("the lease cannot be written: {error}"),
@@ -445,12 +494,23 @@ fn names(lease: &Lease) -> String {
     lease.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// The user database may be on another machine: who comes from there waits for it, and nobody else.
+async fn user_name(uid: u32) -> Result<Option<String>, caller::Error> {
+    if uid == 0 {
+        return Ok(None);
+    }
+    let asked = tokio::task::spawn_blocking(move || caller::name_of(uid)).await;
+    asked.unwrap_or_else(|error| Err(caller::Error::User { uid, source: io::Error::other(error) }))
+}
+
 /// One connection from beginning to end.
 async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
     match connection::receive(&stream).await {
         Ok((request, descriptor)) => {
+            let user = user_name(peer.uid).await;
             let (answers, mut answered) = mpsc::unbounded_channel();
-            let _ = to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, answers })));
+            let _ =
+                to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, user, answers })));
             loop {
                 tokio::select! {
                     answer = answered.recv() => match answer {

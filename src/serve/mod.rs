@@ -4,35 +4,19 @@
 //!
 //! - `listen`: the socket, systemd's or one of our own
 //! - `connection`: one request, its answers, and the end
-//! - `caller`, by `process` and `cgroup`: which container it is about and who asks, as the kernel says
-//! - `names`: what people call it
-//! - `leases`: who holds what; pure, and so are its parts: `admit` (what can never be granted), `attempt` (what cannot
-//!   now), `choose` (which devices of a pool), `brought` (nodes), `book` (leases), `stock` (the plan), `queue`
-//! - `refusal`, `refused`: why not, and what to do, for a person; and the last of these
-//! - `deny`: devices that a container's cgroup denies
+//! - `plan_file`: the plan that is in force
+//! - `leases`: who holds what, and why another does not; pure
 //! - `store`: leases as files
+//! - `refused`: the last refusals
 //! - `watch`: when a container is gone
 //! - `daemon`: all of it together
 
-mod admit;
-mod attempt;
-mod book;
-mod brought;
-mod caller;
-pub mod cgroup;
-mod choose;
 mod connection;
 mod daemon;
-mod deny;
-pub mod leases;
+mod leases;
 mod listen;
-mod names;
 mod plan_file;
-pub mod process;
-mod queue;
-pub mod refusal;
 pub mod refused;
-mod stock;
 mod store;
 mod watch;
 
@@ -47,6 +31,9 @@ use crate::failure::Failure;
 use listen::Listener;
 use store::Store;
 
+/// Names of users that are looked up at a time.
+const LOOKUPS: usize = 4;
+
 /// Serves until SIGTERM or SIGINT.
 pub fn run(state_dir: &Path) -> Result<()> {
     if !geteuid().is_root() {
@@ -59,7 +46,8 @@ pub fn run(state_dir: &Path) -> Result<()> {
     let listener = Listener::open(state_dir)?;
     open_many_descriptors();
     // One thread: every decision is made after the other.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(LOOKUPS).enable_all().build();
     runtime.context("cannot start")?.block_on(daemon::serve(state_dir, store, listener))
 }
 
@@ -71,6 +59,3 @@ fn open_many_descriptors() {
         warn!("no more than the usual number of leases: RLIMIT_NOFILE cannot be raised: {error}");
     }
 }
-
-#[cfg(test)]
-mod tests;

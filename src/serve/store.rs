@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hooks::lease::{LEASE_LIMIT, LEASES, Lease};
+use hooks::lease::{DeniedBy, LEASE_LIMIT, LEASES, Lease};
 use tracing::warn;
 
 use super::refused::{self, Refusals};
@@ -67,6 +67,14 @@ impl Store {
         }
         leases.sort_by_key(|lease| (lease.since, lease.container.pid));
         Ok(leases)
+    }
+
+    /// Whether a lease is on disk, and what denies the rest according to it.
+    pub fn find(&self, lease: &Lease) -> Option<Option<DeniedBy>> {
+        let present = read_lease(&Lease::path(&self.leases, lease.container.mount_namespace)).ok()?;
+        let denied_by = present.denied_by;
+        (Lease { denied_by: None, ..present } == Lease { denied_by: None, ..lease.clone() })
+            .then_some(denied_by)
     }
 
     /// Writes a lease, or writes it anew.

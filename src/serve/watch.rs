@@ -6,28 +6,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 use tracing::error;
 
-use super::cgroup;
 use super::daemon::Message;
 use super::leases::Key;
-use crate::sys;
+use crate::container::cgroup;
 
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const SELDOM: Duration = Duration::from_secs(1);
 
 /// Returns when the process of a pidfd is gone.
-pub async fn ended(pidfd: &Arc<OwnedFd>) {
-    let watched = match sys::watched(Arc::clone(pidfd)) {
-        Ok(watched) => watched,
-        Err(error) => {
-            error!("a container's end goes unnoticed until the next request: {error}");
-            return std::future::pending().await;
-        }
-    };
-    if let Err(error) = watched.readable().await {
+pub async fn ended(pidfd: &AsyncFd<OwnedFd>) {
+    if let Err(error) = pidfd.readable().await {
         error!("a container's end goes unnoticed until the next request: {error}");
         std::future::pending().await
     }
@@ -36,7 +29,7 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) {
 /// Tells of a container's end; `pidfd` is none where its first process was gone before.
 pub async fn container(
     key: Key,
-    pidfd: Option<Arc<OwnedFd>>,
+    pidfd: Option<Arc<AsyncFd<OwnedFd>>>,
     cgroup: Option<PathBuf>,
     to: UnboundedSender<Message>,
 ) {

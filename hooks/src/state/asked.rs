@@ -106,7 +106,9 @@ fn nodes(devices: &[Tree], rules: &[Tree]) -> Vec<PathBuf> {
     // `u` is what the specification calls an unbuffered character device: mknod(1) knows no other.
     let devices = devices.iter().filter(|device| matches!(device.get("type").text(), Some("c" | "u")));
     let paths = devices.clone().filter_map(|device| device.get("path").text());
-    let paths = paths.filter(|path| is_of_the_driver(Path::new(path))).map(PathBuf::from);
+    // Without `//` and `.`, as the runtime has them.
+    let paths = paths.map(|path| Path::new(path).components().collect::<PathBuf>());
+    let paths = paths.filter(|path| is_of_the_driver(path));
     let opened = rules.iter().filter(|rule| rule.get("allow").is_true() && opens(rule));
     let mut nodes = Vec::new();
     for node in paths.chain(devices.chain(opened).filter_map(gpu)) {

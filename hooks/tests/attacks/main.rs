@@ -10,6 +10,7 @@ mod files;
 mod ground;
 mod hostile_library;
 mod images;
+mod leases;
 mod links;
 mod mounts;
 #[allow(dead_code, reason = "other tests have other needs")]
@@ -243,6 +244,14 @@ const ATTACKS: &[Attack] = &[
     ),
     device("links in the container's own `/dev`", LINKS, ONLY_DONE, mounts::a_dev_full_of_links),
     device("the host's `/dev`", NONE, &[(Left, EVERYWHERE)], mounts::the_hosts_dev),
+    device("no lease, and leases of other containers", NONE, REFUSED, leases::of_others),
+    device("links, FIFOs, directories, 1 TiB and nonsense for leases", NONE, REFUSED, leases::odd),
+    device("leases that others than root may write", NONE, REFUSED, leases::of_anybody),
+    device("leases that name what is not below `/dev`", NONE, REFUSED, leases::beyond_dev),
+    device("nodes to take away", NONE, ONLY_DONE, leases::nodes),
+    device("links in the place of nodes to take away", LINKS, ONLY_DONE, leases::links),
+    device("directories, files and volumes in their place", NONE, REFUSED, leases::nothing_to_take),
+    device("nodes to take away from the host's `/dev`", NONE, REFUSED, leases::the_hosts_dev),
     attack("LD_PRELOAD, LD_AUDIT, LD_LIBRARY_PATH, GCONV_PATH", ENVIRONMENT, ONLY_DONE, caller::environment),
     attack("closed standard streams", NONE, &[DONE, (Replaced, EVERYWHERE)], caller::closed_streams),
     attack("paths with `..`, `.` or `//` in arguments", NONE, USAGE, caller::paths_that_are_not_plain),

@@ -69,7 +69,7 @@ fn nodes_are_the_drivers() {
             device("/dev/nvidiactl", "c", 195, 255),
             device("/dev/nvidia0", "c", 195, 0),
             device("/dev/nvidia-caps/nvidia-cap3", "c", 510, 3),
-            device("/dev/dri/card1", "c", 226, 1),
+            device("//dev/./dri//card1", "c", 226, 1),
             device("/dev/sda", "b", 195, 9),
             device("/dev/nvidia9", "p", 0, 0),
             device("/dev/nvidia0", "c", 195, 0),

@@ -1,0 +1,156 @@
+//! Whether a request can be granted now, and what it lacks if not.
+
+use std::collections::BTreeSet;
+
+use crate::serve::leases::book::Book;
+use crate::serve::leases::choose;
+use crate::serve::leases::queue::Waiter;
+use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason};
+use crate::serve::leases::stock::{Group, GroupId, Index, Stock, View, Wanted};
+
+/// What keeps a request from being granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Another container with a lease lives in its mount namespace.
+    Namespace,
+    /// Its user holds as many devices as they may.
+    Cap,
+    /// Devices that it names are held.
+    Named(Vec<Index>),
+    /// Pools have too few free devices, or others come before it.
+    Pools(Vec<GroupId>),
+}
+
+impl Lack {
+    /// The pools that it waits for.
+    pub fn pools(&self) -> &[GroupId] {
+        match self {
+            Lack::Pools(pools) => pools,
+            _ => &[],
+        }
+    }
+}
+
+/// Devices for a request's pools, if it can be granted. `before_it` are the pools that somebody waits for whose turn it
+/// is first.
+///
+/// # Errors
+/// With what it lacks.
+pub fn attempt(
+    book: &Book,
+    waiter: &Waiter,
+    before_it: &BTreeSet<GroupId>,
+) -> Result<Vec<(GroupId, Index)>, Lack> {
+    check(book, waiter, View::Now, before_it)?;
+    choose::choose(book.stock(), View::Now, &waiter.wanted).ok_or_else(|| all_pools(&waiter.wanted))
+}
+
+/// Whether a request could be granted.
+///
+/// # Errors
+/// With what it lacks.
+pub fn check(book: &Book, waiter: &Waiter, view: View, before_it: &BTreeSet<GroupId>) -> Result<(), Lack> {
+    let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
+    if book.in_namespace(container.mount_namespace, view).is_some() {
+        return Err(Lack::Namespace);
+    }
+    let most = stock.cap(container.uid, waiter.ask.user.as_deref()).and_then(|cap| cap.shares);
+    let held = book.held_by(container.uid, view);
+    if most.is_some_and(|most| held.saturating_add(wanted.count()) > most) {
+        return Err(Lack::Cap);
+    }
+    let taken: Vec<_> = wanted.named.iter().copied().filter(|index| !stock.is_free(*index, view)).collect();
+    if !taken.is_empty() {
+        return Err(Lack::Named(taken));
+    }
+    let lacks = |(group, count): &&(GroupId, u32)| {
+        before_it.contains(group) || choose::free_beside_named(stock, view, wanted, *group) < *count
+    };
+    let lacking: Vec<_> = wanted.pools.iter().filter(lacks).map(|(group, _)| *group).collect();
+    if !lacking.is_empty() {
+        return Err(Lack::Pools(lacking));
+    }
+    if choose::is_possible(stock, view, wanted) { Ok(()) } else { Err(all_pools(wanted)) }
+}
+
+fn all_pools(wanted: &Wanted) -> Lack {
+    Lack::Pools(wanted.pools.iter().map(|(group, _)| *group).collect())
+}
+
+/// The lack for a person. `waiting` is how many wait for a pool before it.
+pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupId) -> u32) -> Reason {
+    let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
+    match lack {
+        Lack::Namespace => match book.in_namespace(container.mount_namespace, View::Now) {
+            Some(held) => Reason::SameNamespace(Box::new(held.holder())),
+            None => Reason::ContainerGone,
+        },
+        Lack::Cap => {
+            let cap = stock.cap(container.uid, waiter.ask.user.as_deref());
+            Reason::CapReached {
+                asked: wanted.count(),
+                held: book.held_by(container.uid, View::Now),
+                most: cap.and_then(|cap| cap.shares).unwrap_or_default(),
+            }
+        }
+        Lack::Named(taken) => {
+            let groups: BTreeSet<_> = taken.iter().filter_map(|index| stock.group_of(*index)).collect();
+            Reason::Taken {
+                held: taken.iter().take(MOST_LISTED).filter_map(|index| held(book, *index)).collect(),
+                more: taken.len().saturating_sub(MOST_LISTED),
+                free: groups.into_iter().map(|group| free_in(stock, group)).collect(),
+            }
+        }
+        Lack::Pools(groups) => {
+            let full: Vec<_> = wanted
+                .pools
+                .iter()
+                .filter(|(group, _)| groups.contains(group))
+                .map(|(group, asked)| full(book, *group, *asked, waiting(*group)))
+                .collect();
+            if full.iter().all(|full| full.free >= full.asked && full.waiting == 0) {
+                return Reason::NotTogether { pools: full.into_iter().map(|full| full.pool).collect() };
+            }
+            Reason::Full(full)
+        }
+    }
+}
+
+fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
+    let stock = book.stock();
+    let Group { pool, devices, .. } = stock.group(group);
+    let mut taken: Vec<_> =
+        devices.iter().copied().filter(|index| !stock.is_free(*index, View::Now)).collect();
+    let mut by = Vec::<Held>::new();
+    // A GPU that is held as a whole is in the way of many shares, and named once.
+    while let Some(held) =
+        taken.first().filter(|_| by.len() < MOST_LISTED).and_then(|first| held(book, *first))
+    {
+        let first = taken.remove(0);
+        if held.device != held.by_way_of {
+            taken.retain(|index| stock.device(*index).uuid != stock.device(first).uuid);
+        }
+        by.push(held);
+    }
+    Full {
+        pool: pool.name.clone(),
+        asked,
+        devices: devices.len(),
+        free: stock.free_in(group, View::Now),
+        waiting,
+        held: by,
+        more: taken.len(),
+    }
+}
+
+fn held(book: &Book, index: Index) -> Option<Held> {
+    let (by_way_of, held) = book.holder_of(index)?;
+    Some(Held { device: book.stock().device(index).name.clone(), by_way_of, holder: held.holder() })
+}
+
+fn free_in(stock: &Stock, group: GroupId) -> FreeIn {
+    let Group { pool, devices, .. } = stock.group(group);
+    let free = devices.iter().filter(|index| stock.is_free(**index, View::Now));
+    let devices = free.map(|index| stock.device(*index).name.clone()).collect();
+    FreeIn { pool: pool.name.clone(), devices }
+}

@@ -1,0 +1,152 @@
+//! The leases there are, with what follows from them at hand: which devices they hold, how many each user has, whose
+//! mount namespace is whose.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use hooks::lease::Lease;
+
+use crate::plan::kept::Kept;
+use crate::serve::leases::Key;
+use crate::serve::leases::refusal::Holder;
+use crate::serve::leases::stock::{Change, Count, Index, Stock, View};
+
+/// A lease, with what its file does not say.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// As it is on disk.
+    pub lease: Lease,
+    /// Name of its user, if it was granted by this daemon.
+    pub user: Option<String>,
+    /// Its first process is gone.
+    pub is_ending: bool,
+}
+
+impl Held {
+    /// What a refusal says of it.
+    pub fn holder(&self) -> Holder {
+        Holder {
+            container: self.lease.container.clone(),
+            user: self.user.clone(),
+            since: self.lease.since,
+            is_ending: self.is_ending,
+        }
+    }
+
+    fn is_there(&self, view: View) -> bool {
+        view == View::Now || !self.is_ending
+    }
+}
+
+/// All leases.
+#[derive(Debug, Default)]
+pub struct Book {
+    stock: Stock,
+    leases: BTreeMap<Key, Held>,
+    /// Who lives in which mount namespace. Two only where leases from before contradict each other.
+    namespaces: BTreeSet<(u64, Key)>,
+    by_uid: HashMap<u32, Count>,
+    ending: usize,
+}
+
+impl Book {
+    /// Puts a plan in force. What is held stays held.
+    pub fn take_up(&mut self, plan: Kept) {
+        let mut stock = Stock::new(plan);
+        for held in self.leases.values() {
+            for device in &held.lease.devices {
+                stock.change(device, Change::Taken);
+                if held.is_ending {
+                    stock.change(device, Change::Ending);
+                }
+            }
+        }
+        self.stock = stock;
+    }
+
+    /// What the plan in force has.
+    pub fn stock(&self) -> &Stock {
+        &self.stock
+    }
+
+    /// A container's lease.
+    pub fn get(&self, key: Key) -> Option<&Held> {
+        self.leases.get(&key)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Held> {
+        self.leases.values()
+    }
+
+    /// Whether a lease waits for its container's last process.
+    pub fn is_any_ending(&self) -> bool {
+        self.ending > 0
+    }
+
+    /// Enters a lease of a container that has none.
+    pub fn enter(&mut self, key: Key, lease: Lease, user: Option<String>) {
+        self.namespaces.insert((lease.container.mount_namespace, key));
+        let held = Held { lease, user, is_ending: false };
+        self.count(&held.lease, Change::Taken);
+        self.leases.insert(key, held);
+    }
+
+    /// Notes that a container's first process is gone.
+    pub fn end_begins(&mut self, key: Key) {
+        let Some(held) = self.leases.get_mut(&key).filter(|held| !held.is_ending) else { return };
+        held.is_ending = true;
+        self.ending += 1;
+        let lease = held.lease.clone();
+        self.count(&lease, Change::Ending);
+    }
+
+    /// Strikes a lease out.
+    pub fn strike(&mut self, key: Key) -> Option<Lease> {
+        let held = self.leases.remove(&key)?;
+        self.namespaces.remove(&(held.lease.container.mount_namespace, key));
+        self.ending -= usize::from(held.is_ending);
+        self.count(&held.lease, Change::Free { was_ending: held.is_ending });
+        Some(held.lease)
+    }
+
+    fn count(&mut self, lease: &Lease, change: Change) {
+        let of_user = self.by_uid.entry(lease.container.uid).or_default();
+        for device in &lease.devices {
+            change.apply(of_user);
+            self.stock.change(device, change);
+        }
+        if of_user.of(View::Now) == 0 {
+            self.by_uid.remove(&lease.container.uid);
+        }
+    }
+
+    /// How many devices the containers of a user hold.
+    pub fn held_by(&self, uid: u32, view: View) -> u32 {
+        self.by_uid.get(&uid).map_or(0, |count| count.of(view))
+    }
+
+    /// Who else has a lease and lives in this mount namespace.
+    pub fn in_namespace(&self, mount_namespace: u64, view: View) -> Option<&Held> {
+        let mut there = self.namespaces.range((mount_namespace, Key::MIN)..=(mount_namespace, Key::MAX));
+        there.find_map(|(_, key)| self.leases.get(key).filter(|held| held.is_there(view)))
+    }
+
+    /// What keeps a device from others, and who has it.
+    pub fn holder_of(&self, index: Index) -> Option<(String, &Held)> {
+        self.leases.values().find_map(|held| {
+            let device = held.lease.devices.iter().find(|device| self.stock.excludes(device, index))?;
+            Some((device.name.name.clone(), held))
+        })
+    }
+
+    /// A lease that has a device which this one has too, or excludes.
+    pub fn clash(&self, lease: &Lease) -> Option<&Held> {
+        let excludes = |held: &Held| {
+            let theirs = held.lease.devices.iter();
+            theirs
+                .flat_map(|a| lease.devices.iter().map(move |b| (a, b)))
+                .any(|(a, b)| if a.is_share && b.is_share { a.name == b.name } else { a.uuid == b.uuid })
+        };
+        self.leases.values().find(|held| excludes(held))
+    }
+}

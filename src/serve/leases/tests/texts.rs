@@ -1,0 +1,185 @@
+//! Refusals as a person reads them.
+
+use super::*;
+
+/// What the last line of a history is refused with: message and hint.
+#[track_caller]
+fn refused(plan: Kept, lines: &[&str], last: Ask) -> (String, String) {
+    let mut world = World::new(plan);
+    for line in lines {
+        world.does(line);
+    }
+    text(&world.leases.handle(Event::Asked(Box::new(last))))
+}
+
+#[track_caller]
+fn text(decisions: &[Decision]) -> (String, String) {
+    let clock = |at: u64| format!("14:{:02}", at - NOON);
+    match decisions {
+        [.., Decision::Refuse(_, refusal)] => (refusal.message(&clock), refusal.hint().unwrap_or_default()),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[track_caller]
+fn message(plan: Kept, lines: &[&str], words: &[&str]) -> String {
+    let last = ask(&plan, 99, words, 0);
+    refused(plan, lines, last).0
+}
+
+#[test]
+fn who_has_it_and_what_is_free() {
+    let last = ask(&plan("shared*4"), 9, &["shared-0"], 0);
+    let (message, hint) = refused(plan("shared*4"), &["at 2", "ask 1@1001 shared", "ask 2 shared-2"], last);
+    assert_eq!(
+        message,
+        "shared-0 is held by podman container web1 (00012b1c3d4e, since 14:02, uid 1001); \
+         free in pool shared: shared-1, shared-3"
+    );
+    assert_eq!(hint, "ask for shared to get any that is free; `divvy ps` shows who has what");
+
+    let mut world = World::new(plan("shared*1"));
+    let mut first = ask(&world.plan, 1, &["shared"], 2);
+    first.container = Container { engine: None, name: None, ..container(1, 1001) };
+    first.user = Some("ana".into());
+    world.leases.handle(Event::Asked(Box::new(first)));
+    world.does("first 1");
+    world.does("ask 2 shared");
+    let (message, hint) = text(&world.leases.handle(Event::Time(Duration::from_secs(60))));
+    assert_eq!(
+        message,
+        "the one device of pool shared is held: shared-0 by container (00012b1c3d4e, since 14:02, user ana, ending)"
+    );
+    assert_eq!(hint, "`divvy ps` shows who has what; with `wait` in [pool.NAME] starts queue");
+}
+
+#[test]
+fn a_whole_gpu_in_the_way_of_shares_and_the_reverse() {
+    assert_eq!(
+        message(plan("whole shared*2"), &["ask 1 shared-1"], &["0"]),
+        "0 cannot be had beside shared-1, which is held by podman container web1 (00012b1c3d4e, since 14:00, user root); \
+         nothing is free in pool whole"
+    );
+    assert_eq!(
+        message(plan("whole shared*2"), &["ask 1 whole"], &["shared"]),
+        "all 2 devices of pool shared are held: 0 by podman container web1 (00012b1c3d4e, since 14:00, user root)"
+    );
+    assert_eq!(
+        message(plan("whole shared*2 | other*1").any_number(), &[], &["0", "shared-1"]),
+        "shared-1 is a part of 0, and both are asked for"
+    );
+    assert_eq!(
+        message(plan("whole a*1 | whole a*1"), &["ask 1 0"], &["whole", "a"]),
+        "pools a and whole have free devices, but not at once: whole GPUs of the one are shares of the other"
+    );
+    assert_eq!(
+        message(plan("whole a*1").any_number(), &[], &["whole", "a"]),
+        "1 of the 1 devices of pool a and 1 of the 1 devices of pool whole are asked for: there are not so many at once \
+         beside what else is asked for"
+    );
+}
+
+#[test]
+fn long_lists_are_cut() {
+    let asks: Vec<_> = (1..=8).map(|pid| format!("ask {pid} shared")).collect();
+    let asks: Vec<_> = asks.iter().map(String::as_str).collect();
+    let by = |pid| {
+        format!("shared-{} by podman container web{pid} (000{pid}2b1c3d4e, since 14:00, user root)", pid - 1)
+    };
+    assert_eq!(
+        message(plan("shared*8"), &asks, &["shared"]),
+        format!("all 8 devices of pool shared are held: {}, {}, {} and 5 more", by(1), by(2), by(3))
+    );
+    assert_eq!(
+        message(plan("shared*8").any_number(), &asks[..7], &["shared", "shared"]),
+        format!(
+            "of 8 devices of pool shared 1 is free, 2 asked for: {}, {}, {} and 4 more",
+            by(1),
+            by(2),
+            by(3)
+        )
+    );
+    let all = ["shared-0", "shared-1", "shared-2", "shared-3"];
+    let text = message(plan("shared*12").any_number(), &asks, &all);
+    assert!(
+        text.ends_with("; 1 more of what is asked for is held; free in pool shared: shared-8, shared-9, shared-10, shared-11"),
+        "{text}"
+    );
+    assert!(message(plan("shared*20"), &asks, &["shared-0"]).ends_with("shared-12, shared-13, 6 more"));
+}
+
+#[test]
+fn a_wait_in_vain_says_how_long_it_was() {
+    let mut world = World::new(plan("shared*1").wait(90));
+    world.does("ask 1 shared");
+    world.does("ask 2 shared");
+    let (message, _) = text(&world.leases.handle(Event::Time(Duration::from_secs(90))));
+    assert_eq!(
+        message,
+        "waited 90 s in vain: the one device of pool shared is held: \
+         shared-0 by podman container web1 (00012b1c3d4e, since 14:00, user root)"
+    );
+}
+
+#[test]
+fn what_users_may_not() {
+    let of_user = |plan: Kept, words: &[&str]| {
+        let mut last = ask(&plan, 99, words, 0);
+        last.container = container(99, 1001);
+        last.user = Some("ana".into());
+        refused(plan, &["ask 1@1001 shared"], last).0
+    };
+    let plan = || plan("shared*4 | whole").any_number();
+    assert_eq!(
+        of_user(plan().cap("ana", Some(2), None), &["shared", "shared", "1"]),
+        "3 devices are asked for, and user ana may hold 2"
+    );
+    assert_eq!(
+        of_user(plan().cap("1001", Some(2), None), &["shared", "shared"]),
+        "user ana holds 1 of the 2 devices they may hold, and 2 more are asked for"
+    );
+    assert_eq!(
+        of_user(plan().cap("*", None, Some(&["shared"])), &["shared", "1"]),
+        "user ana may not have 1, but devices of pool shared alone"
+    );
+    assert_eq!(
+        of_user(plan().cap("*", None, Some(&[])), &["whole"]),
+        "user ana may not have whole, but devices of no pool"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_the_request() {
+    let two = || plan("shared*2 | shared*2 | whole");
+    assert_eq!(
+        message(two(), &[], &["gpu.shared=shared", "large-0"]),
+        "gpu.shared=shared, gpu=large-0 are not in the plan: the spec is of another one"
+    );
+    assert_eq!(message(two(), &[], &["large"]), "gpu=large is not in the plan: the spec is of another one");
+    assert_eq!(
+        message(two(), &[], &["shared", "shared"]),
+        "2 devices of pool shared are asked for, and one container may have 1"
+    );
+    assert_eq!(
+        message(two(), &["ask 99 shared-0"], &["shared-1"]),
+        "the container has asked for gpu=shared-0 before: it cannot have others too"
+    );
+    let with = |edit: &dyn Fn(&mut Ask)| {
+        let mut last = ask(&two(), 99, &["shared"], 0);
+        edit(&mut last);
+        refused(two(), &[], last)
+    };
+    let (message, hint) = with(&|ask| ask.request.nodes.push("/dev/nvidia2".into()));
+    assert_eq!(message, "the container has /dev/nvidia2 past its lease: GPU 2 is given out by name alone");
+    assert_eq!(hint, "leave that device out, or ask for it by its name in `divvy list`");
+    let (message, hint) = with(&|ask| ask.container.cgroup = None);
+    assert_eq!(
+        message,
+        "the container has no cgroup of its own: what pool shared brings beside the granted devices could not be denied"
+    );
+    assert_eq!(hint, "give the container a cgroup of its own, or ask for a device by its name");
+    let last = ask(&two(), 1, &["shared"], 0);
+    let (message, hint) = text(&Leases::new().handle(Event::Asked(Box::new(last))));
+    assert_eq!(message, "there is no plan: nobody knows which devices there are");
+    assert_eq!(hint, "run `divvy generate`, then start the container again");
+}

@@ -1,0 +1,81 @@
+//! The real `divvy-hook create-runtime`, called as a runtime does: the state on its standard input, and the container's
+//! configuration in the bundle.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use hooks::args::CreateRuntime;
+use serde_json::json;
+
+use crate::container::Container;
+use crate::ground::Ground;
+
+/// Where packaging/build.sh puts it.
+pub fn program() -> Option<PathBuf> {
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".build");
+    let built = std::env::var_os("DIVVY_BUILD").map_or(built, PathBuf::from);
+    Some(built.join("bin/divvy-hook")).filter(|program| program.is_file())
+}
+
+/// A container's bundle: a configuration with a hook for each device.
+#[derive(Debug)]
+pub struct Bundle {
+    args: Vec<String>,
+    state: String,
+}
+
+impl Bundle {
+    /// Writes it. The nodes are those of eight GPUs.
+    pub fn new(ground: &Ground, container: &Container, devices: &[&str]) -> Self {
+        let bundle = ground.path("bundles").join(&container.id);
+        fs::create_dir_all(&bundle).unwrap();
+        let hooks = devices.iter().map(|device| {
+            let asked = CreateRuntime {
+                state_dir: ground.state(),
+                ..CreateRuntime::new(vec![device.parse().unwrap()])
+            };
+            let args = ["divvy-hook".to_owned()].into_iter().chain(asked.to_args());
+            json!({"path": program().unwrap(), "args": args.collect::<Vec<_>>()})
+        });
+        let hooks: Vec<_> = hooks.collect();
+        let nodes = (0..8)
+            .map(|gpu| json!({"path": format!("/dev/nvidia{gpu}"), "type": "c", "major": 195, "minor": gpu}));
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {"args": ["true"], "env": ["PATH=/bin"], "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "hooks": {"createRuntime": hooks},
+            "linux": {
+                "devices": nodes.collect::<Vec<_>>(),
+                "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            },
+        });
+        fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+        let args = hooks[0]["args"].as_array().unwrap();
+        let args = args.iter().skip(1).map(|word| word.as_str().unwrap().to_owned()).collect();
+        let state = json!({
+            "ociVersion": "1.0.2",
+            "id": container.id,
+            "status": "creating",
+            "pid": container.pid(),
+            "bundle": bundle,
+        });
+        Self { args, state: state.to_string() }
+    }
+
+    /// Calls the first hook.
+    pub fn call(&self) -> Child {
+        let mut command = Command::new(program().unwrap());
+        command
+            .args(&self.args)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut hook = command.spawn().unwrap();
+        hook.stdin.take().unwrap().write_all(self.state.as_bytes()).unwrap();
+        hook
+    }
+}

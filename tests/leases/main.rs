@@ -1,0 +1,64 @@
+//! The daemon under attack and under load: the built `divvy serve`, containers that are processes with a mount namespace
+//! and a cgroup of their own, and callers that speak the socket's protocol by themselves. All of it needs root, and runs
+//! in a mount namespace of its own, so that nothing of it is left on the machine.
+//!
+//! - `ground`: a state directory with a plan, and a /dev with nodes of GPUs
+//! - `daemon`, `container`, `client`: who takes part
+//! - `hook`: the real `divvy-hook create-runtime`
+//! - `helper`: this program once more, as a container's first process or as a caller of another user
+//! - `race`: 200 askers for 32 shares, while daemon, callers and containers are killed
+//! - `hostile`, `users`: callers that lie, and callers that ask for what is not theirs
+//! - `away`: a daemon that is started again, under load, with a full disk, or twice
+//! - `clock`: the wall clock is set
+//! - `many`: a thousand leases
+//! - `figures`: what tests/bench-leases.sh prints
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
+
+mod away;
+mod client;
+mod clock;
+mod container;
+mod daemon;
+mod figures;
+mod ground;
+mod helper;
+mod hook;
+mod hostile;
+mod many;
+mod race;
+mod random;
+#[path = "../support/mod.rs"]
+mod support;
+mod sys;
+mod users;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+use support::needs::{Need, trial};
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    match words.next().as_deref() {
+        Some("as-container") => return helper::container(words),
+        Some("as-caller") => return helper::caller(words),
+        _ => {}
+    }
+    if nix::unistd::geteuid().is_root() {
+        ground::enter_mount_namespace();
+    }
+    if std::env::args().nth(1).as_deref() == Some("figures") {
+        figures::print();
+        return ExitCode::SUCCESS;
+    }
+    let trials = [
+        race::TRIALS.as_slice(),
+        &hostile::TRIALS,
+        &users::TRIALS,
+        &away::TRIALS,
+        &clock::TRIALS,
+        &many::TRIALS,
+    ];
+    let trials = trials.concat().into_iter().map(|(name, test)| trial(name, &[Need::Root], test));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
