@@ -14,12 +14,16 @@ pub const TRIALS: [MachineTrial; 5] = [
     ("beside_nvidia_refresh_unit", &[Need::Podman, Need::Mock], refresh_unit),
 ];
 
-/// The words of the scripts: `theirs DIR` writes what nvidia-ctk would, `ours` generates with GPU 6 cut in two, and
+/// A daemon serves the state directory of each. The words of the scripts: `theirs DIR` writes what nvidia-ctk would, `ours` generates with GPU 6 cut in two, and
 /// `try DEVICE` prints the GPU nodes of a container with it, or that there is no such device.
 const WORDS: &str = r#"
     mount -t tmpfs tmpfs /etc/cdi
     mount -t tmpfs tmpfs /run/cdi
     mount -t tmpfs tmpfs /run/divvy 2>/dev/null || { mkdir /run/divvy && mount -t tmpfs tmpfs /run/divvy; }
+    divvy serve >$dir/log 2>&1 &
+    serve=$!
+    trap 'kill $serve; wait' EXIT
+    until [ -S /run/divvy/divvy.sock ]; do sleep 0.05; done
     printf '[[gpu]]\nmatch = ["6"]\nmode = "time-slice"\nreplicas = 2\n' >$dir/config.toml
     theirs() {
         { printf 'cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n'
@@ -67,10 +71,10 @@ fn same_directory_ours_first(ground: &Ground) {
     assert_eq!(
         shown(ground, "ours; try 1; theirs /run/cdi; try 1; ours; try 1; try shared-0"),
         format!(
-            "wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n1: /dev/nvidia1\n1: unresolvable\n\
+            "wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy+compute+leased.json: 6 GPUs, 4 MIG devices, 2 shares\n1: /dev/nvidia1\n1: unresolvable\n\
              {REACHED} /var/run/cdi/nvidia.yaml\n\
              note: {WITHHELD} /var/run/cdi/nvidia.yaml has them (whole_names = \"auto\")\n\
-             removed /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}"
+             removed /var/run/cdi/divvy+compute+leased.json, removed /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}"
         )
     );
 }
@@ -80,7 +84,7 @@ fn other_directory_theirs_first(ground: &Ground) {
         shown(ground, "theirs /etc/cdi; ours; try 1; try shared-0; try 6; try all"),
         format!(
             "{REACHED_ELSEWHERE} /etc/cdi/nvidia.yaml\n\
-             wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}6: /dev/nvidia6\n\
+             wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy+compute+leased.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}6: /dev/nvidia6\n\
              all: /dev/nvidia0 /dev/nvidia1 /dev/nvidia2 /dev/nvidia3 /dev/nvidia4 /dev/nvidia5 /dev/nvidia7\n"
         )
     );
@@ -90,9 +94,9 @@ fn other_directory_ours_first(ground: &Ground) {
     assert_eq!(
         shown(ground, "ours; theirs /etc/cdi; try 1; try shared-0; ours"),
         format!(
-            "wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}\
+            "wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy+compute+leased.json: 6 GPUs, 4 MIG devices, 2 shares\n{RESOLVED}\
              {REACHED_ELSEWHERE} /etc/cdi/nvidia.yaml\n\
-             unchanged: /var/run/cdi/divvy.json, unchanged: /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n"
+             unchanged: /var/run/cdi/divvy.json, unchanged: /var/run/cdi/divvy+compute.json, unchanged: /var/run/cdi/divvy+compute+leased.json: 6 GPUs, 4 MIG devices, 2 shares\n"
         )
     );
 }
@@ -111,7 +115,7 @@ fn refresh_unit(ground: &Ground) {
         format!(
             "note: {WITHHELD} nvidia-cdi-refresh writes them (whole_names = \"auto\")\n\
              wrote /var/run/cdi/divvy.json: 2 shares\n{RESOLVED}\
-             wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json: 6 GPUs, 4 MIG devices, 2 shares\n"
+             wrote /var/run/cdi/divvy.json, wrote /var/run/cdi/divvy+compute.json, wrote /var/run/cdi/divvy+compute+leased.json: 6 GPUs, 4 MIG devices, 2 shares\n"
         )
     );
 }

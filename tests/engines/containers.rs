@@ -282,22 +282,26 @@ fn restart(ground: &Ground, engine: &Engine) {
     assert_eq!(starts[2].ok(), starts[0].ok());
 }
 
-/// A plan was made since, as the state directory of this spec says: a name could mean another device now.
+/// A plan was made since, as the state directory of this spec says: a name could mean another device now. Of a leased
+/// device the daemon says so, of another one the hook itself.
 fn stale_spec(ground: &Ground, engine: &Engine) {
-    let output = engine.container(ground, &["stale-0"]).sh("echo started");
-    assert!(output.status != 0 && !output.stdout.contains("started"), "{output:?}");
-    let message = "error: divvy-hook: the CDI spec is out of date: ";
-    if !engine.name.ends_with("-crun") {
-        assert!(output.stderr.contains(message), "{output:?}");
-        return;
+    let leased = ("nvidia.com/gpu=stale-0", "gpu=stale-0 is not in the plan: the spec is of another one");
+    for (device, why) in [leased, ("management.nvidia.com/gpu=all", "the CDI spec is out of date: ")] {
+        let container = engine.container(ground, &[]).option(&format!("--device={device}"));
+        let output = container.sh("echo started");
+        assert!(output.status != 0 && !output.stdout.contains("started"), "{output:?}");
+        let message = format!("error: divvy-hook: {why}");
+        if !engine.name.ends_with("-crun") {
+            assert!(output.stderr.contains(&message), "{output:?}");
+            continue;
+        }
+        // crun shows the status alone, and has the message where README says.
+        assert!(output.stderr.contains("exit code: 6"), "{output:?}");
+        let log = format!("/tmp/hook-{}.log", engine.name);
+        container.option(&format!("--annotation=run.oci.hooks.stderr={log}")).sh("echo started");
+        let logged = ground.sh(&format!("cat {log} && rm {log}"));
+        assert!(logged.ok().contains(&message), "{logged:?}");
     }
-    // crun shows the status alone, and has the message where README says.
-    assert!(output.stderr.contains("exit code: 6"), "{output:?}");
-    let log = format!("/tmp/hook-{}.log", engine.name);
-    let told = engine.container(ground, &["stale-0"]);
-    told.option(&format!("--annotation=run.oci.hooks.stderr={log}")).sh("echo started");
-    let logged = ground.sh(&format!("cat {log}"));
-    assert!(logged.ok().starts_with(message), "{logged:?}");
 }
 
 fn tail(text: &str, lines: usize) -> String {

@@ -89,6 +89,7 @@ name = \"away\"
         output: "/etc/cdi/stale.json",
         options: "",
         config: "whole_names = \"no\"
+management = true
 [[gpu]]
 match = [\"5\"]
 mode = \"time-slice\"
