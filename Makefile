@@ -40,6 +40,7 @@ bench: ## system calls, memory and times, paired in one run
 	@packaging/build.sh $(BIN) release
 	@tests/bench.sh
 	@tests/bench-engines.sh
+	@tests/bench-leases.sh
 
 .PHONY: clean
 clean: ## remove what was built, trees and images too

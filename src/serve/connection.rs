@@ -10,9 +10,14 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::timeout;
+use tracing::{debug, warn};
 
-use crate::container::caller::Peer;
+use super::leases::Ticket;
+use super::message::{Asked, Message};
+use crate::container::caller::{self, Peer};
+use crate::failure::printable;
 use crate::sys;
 
 /// How long a caller may take to say what it wants, and to take an answer.
@@ -81,8 +86,53 @@ pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
     Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
 }
 
+/// One connection from beginning to end.
+pub async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
+    match receive(&stream).await {
+        Ok((request, descriptor)) => {
+            let user = user_name(peer.uid).await;
+            let (answers, mut answered) = mpsc::unbounded_channel();
+            let _ =
+                to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, user, answers })));
+            loop {
+                tokio::select! {
+                    answer = answered.recv() => match answer {
+                        Some(answer) => {
+                            write(&mut stream, &answer).await;
+                            if !matches!(answer, Answer::Queued { .. }) {
+                                break;
+                            }
+                        }
+                        None => break,
+                    },
+                    () = left(&stream) => break,
+                }
+            }
+        }
+        Err(Error::Nothing) => {
+            debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word")
+        }
+        Err(error) => {
+            let answer = error.answer();
+            let why = printable(&format!("{:#}", anyhow::Error::new(error)));
+            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {why}");
+            write(&mut stream, &answer).await;
+        }
+    }
+    let _ = to.send(Message::Closed(ticket));
+}
+
+/// The user database may be on another machine: who comes from there waits for it, and nobody else.
+async fn user_name(uid: u32) -> Result<Option<String>, caller::Error> {
+    if uid == 0 {
+        return Ok(None);
+    }
+    let asked = tokio::task::spawn_blocking(move || caller::name_of(uid)).await;
+    asked.unwrap_or_else(|error| Err(caller::Error::User { uid, source: io::Error::other(error) }))
+}
+
 /// Reads the one request of a connection and the descriptor that came with it.
-pub async fn receive(stream: &UnixStream) -> Result<(Request, OwnedFd), Error> {
+async fn receive(stream: &UnixStream) -> Result<(Request, OwnedFd), Error> {
     let (line, mut descriptors) = timeout(PATIENCE, read_line(stream)).await.map_err(|_| Error::Silent)??;
     let request = parse(&line)?;
     match (descriptors.pop(), descriptors.len()) {
@@ -140,7 +190,7 @@ fn parse(line: &[u8]) -> Result<Request, Error> {
 }
 
 /// Writes an answer; whether somebody reads it changes nothing.
-pub async fn answer(stream: &mut UnixStream, answer: &Answer) {
+async fn write(stream: &mut UnixStream, answer: &Answer) {
     let Ok(mut line) = serde_json::to_vec(answer) else { return };
     line.push(b'\n');
     let _ = timeout(PATIENCE, stream.write_all(&line)).await;
@@ -148,7 +198,7 @@ pub async fn answer(stream: &mut UnixStream, answer: &Answer) {
 
 /// Returns when the caller has closed its end. What it says after its request is read and forgotten, a little of it:
 /// who goes on has left too.
-pub async fn left(stream: &UnixStream) {
+async fn left(stream: &UnixStream) {
     let mut buffer = [0; 512];
     for _ in 0..16 {
         let received =

@@ -23,12 +23,14 @@ use tracing::{debug, error, info, warn};
 use super::leases::refusal::Refusal;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
+use super::message::{Asked, Message};
 use super::plan_file::PlanFile;
 use super::refused::{Refusals, Refused};
 use super::store::Store;
 use super::{connection, watch};
-use crate::container::caller::{self, Facts, Peer};
+use crate::container::caller::{self, Facts};
 use crate::container::deny;
+use crate::failure::printable;
 use crate::sys;
 
 /// Connections of one user at a time, root excepted.
@@ -36,30 +38,6 @@ const MOST_OF_USER: usize = 32;
 /// Of all users but root, so that root is never shut out; and of all.
 const MOST_OF_USERS: usize = 512;
 const MOST: usize = 1024;
-
-/// What reaches the one who decides.
-#[derive(Debug)]
-pub enum Message {
-    /// A request came in whole.
-    Asked(Box<Asked>),
-    /// A connection is over; its request, if it made one, is void.
-    Closed(Ticket),
-    /// A container's first process is gone.
-    FirstProcessGone(Key),
-    /// A container is gone.
-    Gone(Key),
-}
-
-/// A request, and the way back.
-#[derive(Debug)]
-pub struct Asked {
-    ticket: Ticket,
-    peer: Peer,
-    request: Request,
-    descriptor: OwnedFd,
-    user: Result<Option<String>, caller::Error>,
-    answers: UnboundedSender<Answer>,
-}
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result<()> {
@@ -219,7 +197,7 @@ impl Daemon {
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         self.connections.insert(ticket, Connection { uid: peer.uid, asker: None });
-        tokio::spawn(converse(stream, ticket, peer, self.to.clone()));
+        tokio::spawn(connection::converse(stream, ticket, peer, self.to.clone()));
     }
 
     fn hear(&mut self, message: Message) {
@@ -361,10 +339,16 @@ impl Daemon {
     /// is the second time, and changes nothing.
     fn grant(&mut self, ticket: Ticket, mut lease: Lease) -> Option<Key> {
         let key = Key::of(&lease.container);
+        // Else it is one of this container's further hooks that asks, or the daemon is a new one.
+        let is_new = !self.holders.contains_key(&key);
         if let Err(broken) = self.make_good(&mut lease) {
-            let _ = self.store.remove(&lease);
-            self.holders.remove(&key);
             self.say_no(ticket, &lease.container, &lease.asked, broken);
+            if !is_new {
+                return None;
+            }
+            if let Err(error) = self.store.remove(&lease) {
+                error!(container = lease.container.id, "cannot remove the file of a lease: {error}");
+            }
             return Some(key);
         }
         let container = &lease.container;
@@ -377,9 +361,7 @@ impl Daemon {
             devices = names(&lease),
             "granted"
         );
-        if !self.holders.contains_key(&key)
-            && let Some(pidfd) = self.asker(ticket).map(|asker| Arc::clone(&asker.pidfd))
-        {
+        if is_new && let Some(pidfd) = self.asker(ticket).map(|asker| Arc::clone(&asker.pidfd)) {
             self.holders.insert(key, Arc::clone(&pidfd));
             self.watch(key, Some(pidfd), container.cgroup.clone());
         }
@@ -450,6 +432,8 @@ impl Daemon {
     /// Answers and remembers.
     fn say_no(&mut self, ticket: Ticket, container: &Container, asked: &[DeviceName], no: No) {
         let No { status, message, hint } = no;
+        // It names other containers, and it was others who named these.
+        let (message, hint) = (printable(&message), hint.as_deref().map(printable));
         self.answer(ticket, Answer::Refused { status, message: message.clone(), hint: hint.clone() });
         let Container { id, engine, name, uid, .. } = container.clone();
         let (at, asked) = (now(), asked.iter().map(ToString::to_string).collect());
@@ -492,48 +476,4 @@ fn now() -> u64 {
 /// `gpu=shared-0 gpu=shared-3`, for the log.
 fn names(lease: &Lease) -> String {
     lease.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(" ")
-}
-
-/// The user database may be on another machine: who comes from there waits for it, and nobody else.
-async fn user_name(uid: u32) -> Result<Option<String>, caller::Error> {
-    if uid == 0 {
-        return Ok(None);
-    }
-    let asked = tokio::task::spawn_blocking(move || caller::name_of(uid)).await;
-    asked.unwrap_or_else(|error| Err(caller::Error::User { uid, source: io::Error::other(error) }))
-}
-
-/// One connection from beginning to end.
-async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
-    match connection::receive(&stream).await {
-        Ok((request, descriptor)) => {
-            let user = user_name(peer.uid).await;
-            let (answers, mut answered) = mpsc::unbounded_channel();
-            let _ =
-                to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, user, answers })));
-            loop {
-                tokio::select! {
-                    answer = answered.recv() => match answer {
-                        Some(answer) => {
-                            connection::answer(&mut stream, &answer).await;
-                            if !matches!(answer, Answer::Queued { .. }) {
-                                break;
-                            }
-                        }
-                        None => break,
-                    },
-                    () = connection::left(&stream) => break,
-                }
-            }
-        }
-        Err(connection::Error::Nothing) => {
-            debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word")
-        }
-        Err(error) => {
-            let answer = error.answer();
-            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {:#}", anyhow::Error::new(error));
-            connection::answer(&mut stream, &answer).await;
-        }
-    }
-    let _ = to.send(Message::Closed(ticket));
 }

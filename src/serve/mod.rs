@@ -4,6 +4,7 @@
 //!
 //! - `listen`: the socket, systemd's or one of our own
 //! - `connection`: one request, its answers, and the end
+//! - `message`: what connections and ends of containers tell the daemon
 //! - `plan_file`: the plan that is in force
 //! - `leases`: who holds what, and why another does not; pure
 //! - `store`: leases as files
@@ -15,6 +16,7 @@ mod connection;
 mod daemon;
 mod leases;
 mod listen;
+mod message;
 mod plan_file;
 pub mod refused;
 mod store;

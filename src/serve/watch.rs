@@ -11,8 +11,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 use tracing::error;
 
-use super::daemon::Message;
 use super::leases::Key;
+use super::message::Message;
 use crate::container::cgroup;
 
 const FIRST_LOOK: Duration = Duration::from_millis(5);

@@ -95,10 +95,16 @@ impl Runtime {
     /// The same with what CDI has for `nvidia.com/gpu=DEVICE` in the machine.
     #[track_caller]
     pub fn with_device(&self, ground: &Ground, args: &[&str], device: &str) -> Value {
-        let mut config = self.config(args);
         let specs = specs(ground);
         let of_device = |spec: &&Value| find_device(spec, device).is_some();
         let spec = specs.iter().find(of_device).unwrap_or_else(|| panic!("no spec has {device}"));
+        self.with_device_of(ground, args, spec, device)
+    }
+
+    /// The same with what a spec has for a device.
+    #[track_caller]
+    pub fn with_device_of(&self, ground: &Ground, args: &[&str], spec: &Value, device: &str) -> Value {
+        let mut config = self.config(args);
         // The device's own first, as CDI's library has it: what the whole spec says is applied once, after all devices.
         for edits in find_device(spec, device).into_iter().chain([spec]) {
             self.apply(ground, &mut config, &edits["containerEdits"]);

@@ -149,9 +149,14 @@ impl Ground {
 
     /// Runs a command in the machine. `entry` is in.sh for root, as-user.sh for the unprivileged user.
     pub fn command(&self, entry: &str, command: &[&str]) -> Output {
+        self.command_for(120, entry, command)
+    }
+
+    /// The same for a command that may take so many seconds.
+    pub fn command_for(&self, seconds: u32, entry: &str, command: &[&str]) -> Output {
         // An engine that hangs is a failure and must not keep the machine up for ever.
         let mut timeout = Command::new("timeout");
-        timeout.args(["--kill-after=5", "120"]).arg(script(entry)).arg(NAME).args(command);
+        timeout.args(["--kill-after=5", &seconds.to_string()]).arg(script(entry)).arg(NAME).args(command);
         Output::of(&mut timeout)
     }
 }

@@ -14,6 +14,7 @@
 //! - `remap`: a Docker whose containers have user namespaces
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `bundle`, `bundles`: images of every kind on runc and crun themselves, as docs/images.md has it
+//! - `race`: 200 bundles on runc, racing for 32 shares
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
 //! A trial whose needs are not met is skipped with the reason, and never passed. `DIVVY_REQUIRE=docker,podman`
@@ -44,6 +45,7 @@ mod layout;
 mod leases;
 mod machine;
 mod quadlet;
+mod race;
 mod readme;
 mod remap;
 mod table;
@@ -117,6 +119,10 @@ fn main() -> ExitCode {
     {
         let name = format!("{}machine/{name}", ground::label());
         trials.push(Trial::ignorable_test(name, move || run(needs, trial)));
+    }
+    // What races does not depend on the engines' release.
+    for (name, needs, trial) in race::TRIALS.into_iter().filter(|_| ground::label().is_empty()) {
+        trials.push(Trial::ignorable_test(format!("machine/{name}"), move || run(needs, trial)));
     }
     if ground::is_cgroup_v1() {
         trials.retain(|trial| V1.iter().any(|name| trial.name().ends_with(&format!("/{name}"))));

@@ -1,45 +1,81 @@
-# race.sh STATE DIES SEED CONFIG...: 200 containers with bundles of their own on runc, all started at once. The first
-# config.json asks for a pool, and every second container does; the others take the other ones in turn. Run in the
-# machine, as root, by race.rs. DIES is what is killed meanwhile, again and again: words of daemon, hooks, containers.
-# Prints a line "start N OUTCOME" for each start: 0, or the status of the hook that refused, or what the runtime said;
-# "lease ID DEVICE" and "running ID" when all is over; the same for those that were started one after the other then,
-# until one was refused ("again N OUTCOME"); and "left N", the leases that are there after all containers have ended.
-set -eu
+# race.sh STATE DIES SEED CONFIG...: 200 containers with bundles of their own on runc, all started at once. Every second
+# one has the first config.json, which asks for a pool; the others have the other ones in turn. Run in the machine, as
+# root, by race.rs. DIES is what is killed meanwhile, again and again: words of daemon, hooks, containers.
+# Prints a line "start N OUTCOME" for each: 0, or the status of the hook that refused, or what the runtime said. Then
+# "lease JSON" for each lease, and "running ID" for each container; then "again N OUTCOME" for containers that are started
+# one after the other until one gets nothing, and "killed" with how many daemons, hooks and containers were; and once all
+# containers have ended, "left" with the number of leases.
+set -u
 state=$1 dies=$2 RANDOM=$3
 shift 3
-count=200
+count=200 daemons=0 hooks=0 containers=0
 dir=$(mktemp -d /home/race-XXXXXX)
 mkdir $dir/image
 tar -x -C $dir/image -f /images/bb.tar ./bin/busybox
-number=0
-for config; do printf %s "$config" >$dir/config.$((number++)); done
+configs=0
+for config; do printf %s "$config" >$dir/config.$((configs++)); done
 
 serve() {
-    setsid divvy serve --state-dir $state </dev/null >>$dir/log 2>&1 &
+    setsid divvy serve --state-dir $state </dev/null >>$state/log 2>&1 &
     daemon=$!
+}
+end_daemon() {
+    kill -9 $daemon
+    wait $daemon 2>/dev/null
 }
 bundle() { # bundle N CONFIG
     mkdir -p $dir/$1/rootfs/{bin,dev,etc,proc,sys,tmp}
     ln $dir/image/bin/busybox $dir/$1/rootfs/bin/busybox
     cp $dir/config.$2 $dir/$1/config.json
 }
-start() { # start N WORD: prints what came of it
+start() { # start WORD N
     local status=0 said
-    runc run --detach --bundle $dir/$1 race-$1 </dev/null >/dev/null 2>$dir/$1/err || status=$?
+    runc run --detach --bundle $dir/$2 race-$2 </dev/null >/dev/null 2>$dir/$2/err || status=$?
     if [ $status != 0 ]; then
-        said=$(sed -n 's/.*hook #[0-9]*: exit status \([0-9]*\).*/\1/p' $dir/$1/err | head -n 1)
-        status=${said:-$(tr '\n' ' ' <$dir/$1/err)}
+        said=$(sed -n 's/.*hook #[0-9]*: exit status \([0-9]*\).*/\1/p' $dir/$2/err | head -n 1)
+        status=${said:-$(tr '\n' ' ' <$dir/$2/err)}
     fi
-    echo "$2 $1 $status" >$dir/$1/outcome.new
-    mv $dir/$1/outcome.new $dir/$1/outcome
+    echo "$1 $2 $status" >$dir/$2/outcome.new
+    mv $dir/$2/outcome.new $dir/$2/outcome
 }
 outcomes() { find $dir -mindepth 2 -maxdepth 2 -name outcome | wc -l; }
-holders() { cat $state/leases/*.json 2>/dev/null | grep -o '"pid":[0-9]*' | cut -d: -f2; }
-one_of() { [ $# = 0 ] || echo ${!((RANDOM % $# + 1))}; }
-report() {
-    local id
-    for id in $(cat $state/leases/*.json 2>/dev/null | grep -o '"id":"race-[0-9]*"' | cut -d'"' -f4); do :; done
-    cat $state/leases/*.json 2>/dev/null | sed 's/}{/}\n{/g' >$dir/leases || true
-    sed -n 's/.*"id":"\([^"]*\)".*"devices":\[{[^]]*"name":"\([^"]*\)".*/lease \1 \2/p' $dir/leases
-    runc list --format json | sed 's/},{/}\n{/g' | sed -n 's/.*"id":"\([^"]*\)".*"status":"running".*/running \1/p'
-}
+one_of() { [ $# = 0 ] || echo "${@:RANDOM % $# + 1:1}"; }
+hook() { one_of $(grep -l '^divvy-hook$' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3); }
+holder() { one_of $(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' $state/leases/*.json 2>/dev/null); }
+
+for ((n = 0; n < count; n++)); do bundle $n $((n % 2 ? 1 + n / 2 % (configs - 1) : 0)); done
+serve
+for ((n = 0; n < count; n++)); do start start $n & done
+# What is killed next depends on how far it has come.
+seen=0
+while [ $seen -lt $count ]; do
+    now=$(outcomes)
+    [ $now -ge $((seen + 8)) ] || [ $now = $count ] || { sleep 0.1; continue; }
+    seen=$now
+    [[ $dies != *daemon* ]] || { end_daemon; serve; daemons=$((daemons + 1)); }
+    [[ $dies != *hooks* ]] || { pid=$(hook); [ -z "$pid" ] || { kill -9 $pid && hooks=$((hooks + 1)); }; }
+    [[ $dies != *containers* ]] || { pid=$(holder); [ -z "$pid" ] || { kill -9 $pid && containers=$((containers + 1)); }; }
+done 2>/dev/null
+cat $dir/*/outcome
+
+# A container that was killed is gone when its lease is; nothing else is left to end.
+for id in $(runc list --quiet); do
+    runc state $id | grep -q '"status": "running"' || runc delete --force $id
+done
+running() { runc list --quiet | sort; }
+holders() { sed -n 's/.*"id":"\(race-[0-9]*\)".*/\1/p' $state/leases/*.json 2>/dev/null | sort; }
+for ((i = 0; i < 300; i++)); do [ "$(running)" != "$(holders)" ] || break; sleep 0.1; done
+for lease in $state/leases/*.json; do echo "lease $(cat $lease)"; done
+running | sed 's/^/running /'
+for ((n = count; n < count + 40; n++)); do
+    bundle $n 0
+    start again $n
+    cat $dir/$n/outcome
+    grep -q ' 0$' $dir/$n/outcome || break
+done
+echo killed $daemons $hooks $containers
+for id in $(runc list --quiet); do runc delete --force $id; done
+for ((i = 0; i < 300; i++)); do [ -n "$(holders)" ] || break; sleep 0.1; done
+echo left $(holders | wc -l)
+end_daemon
+rm -rf $dir

@@ -22,14 +22,15 @@ pub fn print() {
     let alone = times(Caller::Socket, 1, ALONE, 0);
     let crowd = times(Caller::Socket, AT_ONCE, ROUNDS, 0);
     line("at the socket, alone", &alone, None);
-    line(&format!("at the socket, {AT_ONCE} at once"), &crowd, Some(("alone", &alone)));
+    line(&format!("at the socket, {AT_ONCE} at once"), &crowd, Some(("in turn", &in_turn(&alone))));
     if hook::program().is_some() {
         let nothing = times(Caller::Nothing, 1, ALONE, 0);
         let nothings = times(Caller::Nothing, AT_ONCE, ROUNDS, 0);
         let alone = times(Caller::Hook, 1, ALONE, 0);
         let crowd = times(Caller::Hook, AT_ONCE, ROUNDS, 0);
         line("divvy-hook, alone", &alone, Some(("`true`, alone", &nothing)));
-        line(&format!("divvy-hook, {AT_ONCE} at once"), &crowd, Some(("`true`, as many", &nothings)));
+        line(&format!("divvy-hook, {AT_ONCE} at once"), &crowd, Some(("in turn", &in_turn(&alone))));
+        line(&format!("`true`, {AT_ONCE} at once"), &nothings, None);
     } else {
         println!("without the hook, which is not built: packaging/build.sh");
     }
@@ -89,6 +90,12 @@ fn round(caller: Caller, ground: &Ground, containers: &[Container]) -> Vec<Durat
         let asking: Vec<_> = asking.collect();
         asking.into_iter().map(|one| one.join().unwrap()).collect()
     })
+}
+
+/// The times that each of a crowd would take if they came one after the other, each as long as one alone.
+fn in_turn(alone: &[Duration]) -> Vec<Duration> {
+    let one = alone[alone.len() / 2];
+    (1..=AT_ONCE as u32).map(|number| one * number).collect()
 }
 
 fn with_a_thousand(alone: &[Duration]) {

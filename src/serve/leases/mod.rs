@@ -333,10 +333,7 @@ impl Leases {
         }
         match check(&self.book, waiter, View::EndingGone, &BTreeSet::new()) {
             Ok(()) => true,
-            Err(lack) => {
-                let may_wait = waiter.state == State::Queued || self.wait_of(&lack).is_some();
-                matches!(lack, Lack::Pools(_)) && may_wait
-            }
+            Err(lack) => self.wait_of(&lack).is_some(),
         }
     }
 

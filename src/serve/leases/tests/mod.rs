@@ -3,6 +3,7 @@
 
 mod histories;
 mod model;
+mod nodes;
 mod random;
 mod scale;
 mod texts;

@@ -132,13 +132,13 @@ impl Model {
             !named.iter().all(may) || !pools.iter().all(|pool| allowed.contains(pool))
         });
         let is_over = cap.and_then(|cap| cap.shares).is_some_and(|most| count > most as usize);
-        let refused = count == 0
-            || named.iter().any(clashes)
-            || too_many
-            || has_more
-            || is_denied
-            || is_over
-            || !self.can_pick(&pools, &named);
+        if count == 0 || named.iter().any(clashes) {
+            return Some(1);
+        }
+        if has_more {
+            return Some(5);
+        }
+        let refused = too_many || is_denied || is_over || !self.can_pick(&pools, &named);
         refused.then_some(1)
     }
 
@@ -181,11 +181,10 @@ impl Model {
     }
 
     fn ending_is_in_the_way(&self, waiter: &Member) -> bool {
-        let is_told = waiter.queue.is_some_and(|queue| queue.is_told);
         self.holders.iter().any(|holder| holder.is_ending)
             && match self.lacks(&waiter.ask, false, &[]) {
                 Ok(()) => true,
-                Err(pools) => !pools.is_empty() && (is_told || self.wait_of(&pools).is_some()),
+                Err(pools) => self.wait_of(&pools).is_some(),
             }
     }
 
@@ -323,7 +322,7 @@ impl Model {
             } else if !self.ending_is_in_the_way(&waiter) {
                 waiter.queue = None;
             } else if waiter.queue.is_none() {
-                waiter.queue = Some(Queue { is_told: false, until: self.now + 10 });
+                waiter.queue = Some(Queue { is_told: false, until: self.now + 5 });
             }
             if waiter.queue.is_some() {
                 self.waiters[place] = waiter.clone();
