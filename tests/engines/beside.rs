@@ -19,11 +19,12 @@ pub const TRIALS: [MachineTrial; 5] = [
 const WORDS: &str = r#"
     mount -t tmpfs tmpfs /etc/cdi
     mount -t tmpfs tmpfs /run/cdi
-    mount -t tmpfs tmpfs /run/divvy 2>/dev/null || { mkdir /run/divvy && mount -t tmpfs tmpfs /run/divvy; }
+    mount -t tmpfs -o mode=755 tmpfs /run/divvy
     divvy serve >$dir/log 2>&1 &
     serve=$!
     trap 'kill $serve; wait' EXIT
-    until [ -S /run/divvy/divvy.sock ]; do sleep 0.05; done
+    for _ in $(seq 200); do [ ! -S /run/divvy/divvy.sock ] || break; sleep 0.05; done
+    [ -S /run/divvy/divvy.sock ] || cat $dir/log >&2
     printf '[[gpu]]\nmatch = ["6"]\nmode = "time-slice"\nreplicas = 2\n' >$dir/config.toml
     theirs() {
         { printf 'cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n'

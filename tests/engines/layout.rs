@@ -132,7 +132,8 @@ fn of_engines() -> String {
 impl Plan {
     fn generate(&self) -> String {
         let Self { name, host, output, options, config } = self;
-        generate(name, host, output, options, config)
+        let state_dir = format!("--state-dir /run/{name}");
+        generate(name, host, output, &format!("{state_dir} {options}"), config)
     }
 }
 
@@ -141,7 +142,7 @@ fn generate(name: &str, host: &str, output: &str, options: &str, config: &str) -
         "cat >/etc/divvy/{name}.toml <<'T'
 {config}T
          divvy --quiet generate --host sim:{host} {options} --config /etc/divvy/{name}.toml \\
-             --state-dir /run/{name} --output {output}\n"
+             --output {output}\n"
     )
 }
 
@@ -161,13 +162,15 @@ pub fn lay_out(ground: &Ground) -> Result<(), String> {
          mkdir -p /run/udev && cp -a /fabric/run/udev/data /run/udev/
          mkdir /etc/divvy\n"
         .to_owned();
-    script += &MAIN.generate();
+    // Its state directory is the usual one, as it is on a live machine.
+    script += &generate(MAIN.name, MAIN.host, MAIN.output, MAIN.options, MAIN.config);
     // The one that every divvy reads by itself.
     script += "mv /etc/divvy/divvy.toml /etc/divvy/config.toml\n";
     for plan in &PLANS {
         script += &plan.generate();
     }
-    script += &generate("engines", "a100-lab", "/etc/cdi/engines.json", "", &of_engines());
+    script +=
+        &generate("engines", "a100-lab", "/etc/cdi/engines.json", "--state-dir /run/engines", &of_engines());
     script += "cp /run/shares/plan.json /run/stale/plan.json\n";
     script += SERVE;
     script += "
