@@ -149,7 +149,7 @@ expect "GPU 2 is not given to it" "/tmp/gpu2: EPERM"
 
 step "GPU 7, shared by four: each share is one container's at a time"
 try "divvy share 7 --replicas 4 --host sim:a100-lab --config /etc/divvy/config.toml"
-try "divvy generate --host sim:a100-lab --config /etc/divvy/config.toml --output /var/run/cdi/divvy.json"
+try "divvy generate --host sim:a100-lab --config /etc/divvy/config.toml --state-dir /run/divvy --output /var/run/cdi/divvy.json"
 try "setsid divvy serve >/var/log/divvy.log 2>&1 &"
 try "podman run --detach --name one --device nvidia.com/gpu=shared-0 debian sleep 600 >/dev/null"
 try "podman run --detach --name two --device nvidia.com/gpu=shared debian sleep 600 >/dev/null"

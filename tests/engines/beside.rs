@@ -19,7 +19,6 @@ pub const TRIALS: [MachineTrial; 5] = [
 const WORDS: &str = r#"
     mount -t tmpfs tmpfs /etc/cdi
     mount -t tmpfs tmpfs /run/cdi
-    mount -t tmpfs -o mode=755 tmpfs /run/divvy
     divvy serve >$dir/log 2>&1 &
     serve=$!
     trap 'kill $serve; wait' EXIT

@@ -162,8 +162,7 @@ pub fn lay_out(ground: &Ground) -> Result<(), String> {
          mkdir -p /run/udev && cp -a /fabric/run/udev/data /run/udev/
          mkdir /etc/divvy\n"
         .to_owned();
-    // Its state directory is the usual one, as it is on a live machine.
-    script += &generate(MAIN.name, MAIN.host, MAIN.output, MAIN.options, MAIN.config);
+    script += &MAIN.generate();
     // The one that every divvy reads by itself.
     script += "mv /etc/divvy/divvy.toml /etc/divvy/config.toml\n";
     for plan in &PLANS {

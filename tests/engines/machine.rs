@@ -16,9 +16,10 @@ pub const TRIALS: [MachineTrial; 6] = [
     ("missing_nodes_are_named", &[Need::Mock], missing_nodes_are_named),
 ];
 
-/// Mounts the driver's part of /proc for the script that follows, and asks NVML of the mock. It cannot be so for the
+/// Mounts the driver's part of /proc for the script that follows, asks NVML of the mock, and keeps no plan. It cannot be so for the
 /// whole machine: the kernel mounts no new /proc for a rootless container where the old one is partly covered.
 pub const LIVE: &str = "
+    mount -t tmpfs -o mode=755 tmpfs /run/divvy
     mount --bind /sim/proc/driver /proc/driver
     mount --bind /sim/proc/devices /proc/devices
     mount --bind /sim/sys/bus /sys/bus
@@ -42,7 +43,7 @@ fn live_discovery_equals_simulated(ground: &Ground) {
     let live = apart(
         ground,
         &format!(
-            "{LIVE}; divvy --quiet generate --output $dir/live.json && cat $dir/live.json $dir/live+*.json"
+            "{LIVE}; divvy --quiet generate --state-dir /run/divvy --output $dir/live.json && cat $dir/live.json $dir/live+*.json"
         ),
     );
     let simulated = ground.sh("cat /var/run/cdi/divvy.json /var/run/cdi/divvy+*.json");
@@ -97,7 +98,7 @@ fn creates_missing_nodes(ground: &Ground) {
              mount -t tmpfs -o mode=755 tmpfs $dir
              cp -a /dev/null $dir/
              mount --move $dir /dev
-             divvy --quiet generate --create-device-nodes --output $dir/divvy.json || exit
+             divvy --quiet generate --create-device-nodes --state-dir /run/divvy --output $dir/divvy.json || exit
              cmp $dir/divvy.json /var/run/cdi/divvy.json
              root=; {list}"
         ),

@@ -2,11 +2,11 @@
 # transcript.sh [SUITE]: what people see of leases. In a throw-away machine each engine takes a share, is refused it,
 # takes any other, gives back, and `divvy ps` says who has what: the commands and what they print, as they are.
 set -euo pipefail
-cd "$(dirname "$(readlink -f "$0")")"
-. ./common.sh
 name=transcript suite=${1:-sid}
 
 if [ "${1:-}" != inside ]; then
+    cd "$(dirname "$(readlink -f "$0")")"
+    . ./common.sh
     as_root "machines need it" "$@"
     ./install.sh && ./tree.sh "$suite" && ./images.sh
     trap './down.sh $name' EXIT
@@ -17,8 +17,8 @@ if [ "${1:-}" != inside ]; then
         for dir in dev etc lib run usr; do cp -a /sim/$dir/. /$dir/; done
         ldconfig
         mkdir /etc/divvy
-        divvy --quiet share 6 --replicas 4 --host sim:a100-lab --config /etc/divvy/config.toml
-        divvy --quiet generate --host sim:a100-lab --config /etc/divvy/config.toml --output /var/run/cdi/divvy.json
+        divvy --quiet share 6 --replicas 4 --host sim:a100-lab --config /etc/divvy/config.toml >/dev/null
+        divvy --quiet generate --host sim:a100-lab --config /etc/divvy/config.toml --state-dir /run/divvy --output /var/run/cdi/divvy.json
         setsid divvy serve >/var/log/divvy.log 2>&1 </dev/null &
         podman import --quiet --change "CMD /bin/sh" /images/glibc.tar debian >/dev/null'
     ./as-user.sh $name podman import --quiet --change 'CMD /bin/sh' /images/glibc.tar debian >/dev/null
@@ -51,7 +51,7 @@ through() {
     shown "$run --device=nvidia.com/gpu=shared-0 debian echo started"
     shown "$run --device=nvidia.com/gpu=shared debian ls /dev | grep 'nvidia[0-9]'"
     shown 'divvy ps'
-    shown 'divvy ps --refused | tail -n 2'
+    shown 'divvy ps --refused | head -n 2'
     shown "$remove"
     shown "$run --device=nvidia.com/gpu=shared-0 debian echo started"
     printf '```\n'
