@@ -14,12 +14,15 @@ build: ## divvy and the static divvy-hook, into .build/bin
 	@packaging/build.sh $(BIN) release
 
 .PHONY: install
-install: ## copy them to /usr/local/bin (after make build, as root)
+install: ## copy them and the systemd units below /usr/local (after make build, as root)
 	@[ -x $(BIN)/divvy-hook ] || { echo "error: nothing is built yet" >&2; echo "hint: make build" >&2; exit 1; }
 	@mkdir -p $(or $(PREFIX),/usr/local)/bin 2>/dev/null; [ -w $(or $(PREFIX),/usr/local)/bin ] || \
 	  { echo "error: cannot write to $(or $(PREFIX),/usr/local)/bin" >&2; echo "hint: sudo make install" >&2; exit 1; }
 	@install -D -m 755 -t $(or $(PREFIX),/usr/local)/bin $(BIN)/divvy $(BIN)/divvy-hook
-	@echo "installed divvy and divvy-hook in $(or $(PREFIX),/usr/local)/bin"
+	@mkdir -p $(or $(PREFIX),/usr/local)/lib/systemd/system
+	@for unit in packaging/divvy*.service packaging/divvy.socket; do \
+	  sed 's:/usr/local/bin/:$(or $(PREFIX),/usr/local)/bin/:' $$unit >$(or $(PREFIX),/usr/local)/lib/systemd/system/$${unit##*/}; done
+	@echo "installed divvy and divvy-hook in $(or $(PREFIX),/usr/local)/bin, and their units in $(or $(PREFIX),/usr/local)/lib/systemd/system"
 
 .PHONY: demo
 demo: ## GPUs in real Podman containers on a simulated host
