@@ -4,7 +4,6 @@
 #[path = "sys/descriptors.rs"]
 mod descriptors;
 
-use std::fs;
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -12,18 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-pub use descriptors::{passed, receive, watched};
-
-/// Who a pidfd is of (proc_pid_fdinfo(5)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PidOf {
-    /// Its process id, as this process counts.
-    Process(i32),
-    /// It is gone, and was waited for.
-    Gone,
-    /// It is in no pid namespace that this process sees into.
-    Elsewhere,
-}
+pub use descriptors::{passed, refuse_descriptors, watched};
 
 /// A descriptor that stands for a process, whatever comes to have its id (pidfd_open(2), Linux 5.3).
 ///
@@ -46,25 +34,6 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: libc::c_int) -> io::Resu
     #[expect(unsafe_code)]
     let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
     checked(done).map(drop)
-}
-
-/// Who a descriptor is of, if it is a pidfd. None if it is anything else, be it a directory in /proc.
-///
-/// # Errors
-/// When /proc does not tell.
-pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<PidOf>> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    Ok(parse_pid(&text))
-}
-
-/// Other descriptors have no line `Pid:`, and none has text in there that a user chose.
-fn parse_pid(fdinfo: &str) -> Option<PidOf> {
-    let pid: i32 = fdinfo.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    Some(match pid {
-        -1 => PidOf::Gone,
-        0 => PidOf::Elsewhere,
-        pid => PidOf::Process(pid),
-    })
 }
 
 /// Whether the process that a pidfd is of has ended, if only just: a zombie has.

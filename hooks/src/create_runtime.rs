@@ -4,19 +4,19 @@
 //! may give are believed.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt,
-    socket, sockopt::SendTimeout,
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::SendTimeout,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 
+use crate::ancestry;
 use crate::args::CreateRuntime;
 use crate::lease::{Answer, DeviceName, LINE_LIMIT, Request, SOCKET, VERSION};
 use crate::state::{self, Asked, Container};
@@ -110,13 +110,21 @@ impl Error {
 ///
 /// # Errors
 /// When the state does not say which container it is.
-pub fn request(container: &Container, bundle: PathBuf, asked: Asked) -> Result<Request, state::Error> {
+pub fn request(
+    container: &Container,
+    start_time: u64,
+    bundle: PathBuf,
+    asked: Asked,
+) -> Result<Request, state::Error> {
     let mut labels = asked.labels;
+    labels.podman_name = ancestry::podman_name(container.id()?);
     for (name, text) in container.annotations() {
         labels.annotations.entry(name.clone()).or_insert_with(|| text.clone());
     }
     Ok(Request {
         version: VERSION,
+        pid: container.pid()?,
+        start_time,
         id: container.id()?.to_owned(),
         bundle,
         devices: asked.devices,
@@ -131,15 +139,13 @@ pub fn patience(words: &CreateRuntime) -> Duration {
     Duration::from_secs(words.start_timeout.into()).max(SHORTEST)
 }
 
-/// Asks the daemon and gives what it granted. `process` is a pidfd of the container's first process. Where the container
-/// queues, `queues` is told how long from now on this may take at most.
+/// Asks the daemon and gives what it granted. Where the container queues, `queues` is told how long from now on this may take at most.
 ///
 /// # Errors
 /// [`Error`].
 pub fn ask(
     words: &CreateRuntime,
     request: &Request,
-    process: BorrowedFd<'_>,
     queues: impl FnMut(Duration),
 ) -> Result<Vec<DeviceName>, Error> {
     let mut line = serde_json::to_vec(request).map_err(|source| Error::Request { source })?;
@@ -152,7 +158,6 @@ pub fn ask(
     let mut asking = Asking {
         socket: &socket,
         line: &line,
-        process,
         patience,
         until: Instant::now() + patience,
         queue: None,
@@ -171,7 +176,6 @@ pub fn ask(
 struct Asking<'a, F> {
     socket: &'a Path,
     line: &'a [u8],
-    process: BorrowedFd<'a>,
     patience: Duration,
     /// When a daemon that has not answered is given up.
     until: Instant,
@@ -202,7 +206,7 @@ impl<F: FnMut(Duration)> Asking<'_, F> {
     fn attempt(&mut self) -> Result<Vec<DeviceName>, Broken> {
         let mut stream = self.connect()?;
         // A daemon may refuse before it has read all, and close: then its answer is there all the same.
-        match self.send(&mut stream) {
+        match stream.write_all(self.line) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
             _ => {}
         }
@@ -254,14 +258,6 @@ impl<F: FnMut(Duration)> Asking<'_, F> {
         setsockopt(&handle, SendTimeout, &timeval(self.until))?;
         connect(handle.as_raw_fd(), &address)?;
         Ok(handle.into())
-    }
-
-    fn send(&self, stream: &mut UnixStream) -> io::Result<()> {
-        let process = [self.process.as_raw_fd()];
-        let with_it = [ControlMessage::ScmRights(&process)];
-        let bytes = [io::IoSlice::new(self.line)];
-        let sent = sendmsg::<UnixAddr>(stream.as_raw_fd(), &bytes, &with_it, MsgFlags::MSG_NOSIGNAL, None)?;
-        stream.write_all(&self.line[sent..])
     }
 }
 

@@ -52,11 +52,15 @@ impl FromStr for DeviceName {
     }
 }
 
-/// What the hook asks at createRuntime. The pidfd of the container's first process comes with its first byte.
+/// What the hook asks at createRuntime.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// [`VERSION`].
     pub version: u32,
+    /// The container's first process, as hook and daemon count processes.
+    pub pid: i32,
+    /// When that started, in clock ticks since boot (proc_pid_stat(5), field 22): the id may be another's by now.
+    pub start_time: u64,
     /// The container's id in the OCI state.
     pub id: String,
     /// The bundle in the OCI state, absolute.
@@ -92,6 +96,9 @@ pub struct Labels {
     /// On the host, what is mounted at /etc/hostname: beside it Docker keeps the container's name.
     #[serde(default)]
     pub hostname_file: Option<PathBuf>,
+    /// What Podman calls it.
+    #[serde(default)]
+    pub podman_name: Option<String>,
 }
 
 /// What the daemon says. `Queued` may come first; one of the others is the last.

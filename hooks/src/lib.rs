@@ -8,6 +8,7 @@
 //! - [`stale`]: whether the spec is of the driver and plan that the host has now
 //! - [`lease`]: what hook and daemon say to each other, and the lease
 //! - [`tree`]: JSON of other programs, of which little is needed
+//! - [`ancestry`]: the container's first process, and the ones that start it
 //! - [`state`]: what the engine says on standard input, and where the container's root is
 //! - [`create_runtime`]: asks the daemon for the leased devices
 //! - [`user_namespace`]: whose files are whose
@@ -18,6 +19,7 @@
 //! - [`elf_note`]: for which drivers an image's own libcuda is made, as its ELF note says
 //! - [`create_container`]: the one pass over the root before the container's first program runs
 
+pub mod ancestry;
 pub mod args;
 pub mod create_container;
 pub mod create_runtime;

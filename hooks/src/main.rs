@@ -9,17 +9,17 @@ mod syslog;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
-use std::os::fd::AsFd;
 use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::error::{ContextKind, ErrorKind};
 use hooks::args::{Command, CreateContainer, CreateRuntime, Phase};
 use hooks::rootfs::Root;
 use hooks::state::{Container, asked_in_config};
 use hooks::user_namespace::UserIds;
-use hooks::{create_container, create_runtime, device_files, leased, stale, state};
+use hooks::{ancestry, create_container, create_runtime, device_files, leased, stale, state};
 
 const USAGE: u8 = 2;
 const STALE: u8 = 6;
@@ -62,13 +62,15 @@ fn create_runtime(
     let (bundle, config) = container.config_by(Path::new(&runtime))?;
     let asked = asked_in_config(&config, &program, words, is_rootless)?;
     process::keep(&[])?;
-    let request = create_runtime::request(&container, bundle, asked)?;
-    let process = process::handle_of(container.pid()?)?;
+    let pid = container.pid()?;
+    let start_time = ancestry::start_time(pid)
+        .with_context(|| format!("cannot see when the container's process {pid} started"))?;
+    let request = create_runtime::request(&container, start_time, bundle, asked)?;
     deadline.after(create_runtime::patience(words))?;
     // A queue may be lost, and the daemon be asked again, in the time that it was given at first.
     let mut late = Ok(());
     let queues = |wait| late = deadline.after(wait);
-    let granted = create_runtime::ask(words, &request, process.as_fd(), queues);
+    let granted = create_runtime::ask(words, &request, queues);
     granted.map(drop).map_err(anyhow::Error::from).and(late.map_err(anyhow::Error::from))
 }
 

@@ -4,7 +4,6 @@
 //! What NVIDIA's hooks taught: CVE-2025-23266, where a hook loaded a library that the image's environment named.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use caps::errors::CapsError;
@@ -62,14 +61,6 @@ pub enum Error {
     Capabilities {
         /// What the system said.
         source: CapsError,
-    },
-    /// A handle of the container's first process.
-    #[error("pidfd_open failed for the container's process {pid}")]
-    Container {
-        /// As this process counts them.
-        pid: i32,
-        /// What the call said.
-        source: Errno,
     },
 }
 
@@ -139,21 +130,6 @@ fn catch_signals() -> nix::Result<()> {
     #[expect(unsafe_code)]
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }?;
     Ok(())
-}
-
-/// A handle of the process with this id (pidfd_open(2)), which no other process can take over.
-///
-/// # Errors
-/// When there is no such process, or the kernel has no such handles (before 5.3).
-pub fn handle_of(pid: i32) -> Result<OwnedFd, Error> {
-    // SAFETY: the call takes a number and flags, and touches no memory of this process.
-    #[expect(unsafe_code)]
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let number = Errno::result(result).map_err(|source| Error::Container { pid, source })?;
-    let number = i32::try_from(number).map_err(|_| Error::Container { pid, source: Errno::EBADF })?;
-    // SAFETY: the kernel has just opened this descriptor, close-on-exec, and nothing else knows its number.
-    #[expect(unsafe_code)]
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// An engine's leaked descriptor of a directory is a way out of the container (CVE-2024-21626).

@@ -14,7 +14,7 @@ use tracing::info;
 use crate::container::cgroup::{First, Hierarchies};
 use crate::container::names;
 use crate::container::process::{self, Namespace, Stat};
-use crate::sys::{self, PidOf};
+use crate::sys;
 
 /// More user namespaces than can lie in one another (user_namespaces(7): 32).
 const MOST_NAMESPACES: usize = 64;
@@ -40,21 +40,12 @@ pub struct Facts {
 /// Why a caller gets nothing.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Any other descriptor.
-    #[error("what came with the request is no pidfd")]
-    NoPidfd,
-    /// A pidfd of a thread.
-    #[error("process {pid} is a thread of another process")]
-    Thread {
-        /// Its id.
+    /// It ended, or the caller counts processes differently.
+    #[error("there is no process {pid} that started when the caller says")]
+    Ended {
+        /// What the caller calls the container's first process.
         pid: i32,
     },
-    /// It ended.
-    #[error("the container's first process has ended")]
-    Ended,
-    /// A pid namespace beside or above the daemon's.
-    #[error("the container's first process is in a pid namespace that divvy serve does not see")]
-    OutOfSight,
     /// Something of it could not be read.
     #[error("cannot read {what} of process {pid}")]
     Unreadable {
@@ -109,9 +100,9 @@ impl Error {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::NoPidfd | Self::Thread { .. } => "let the divvy-hook of this divvy ask",
-            Self::Ended => "see the engine's log: the container ended while it started",
-            Self::OutOfSight => "run divvy serve in the host's pid namespace",
+            Self::Ended { .. } => {
+                "see the engine's log: the container ended while it started, or the engine runs in another pid namespace"
+            }
             Self::Unreadable { .. } => "run divvy serve as root, in the host's namespaces",
             Self::NoContainer { .. } => "ask for a container: process and caller must not share their mounts",
             Self::RootsContainer { .. } | Self::OthersContainer { .. } => {
@@ -146,27 +137,27 @@ impl Daemon {
         })
     }
 
-    /// The container whose first process a descriptor is of, if this peer may ask for it. Reads a dozen small files.
+    /// The container that a request is about, if this peer may ask for it. Reads a dozen small files.
     ///
     /// # Errors
     /// When it is no container's, or the peer may not.
-    pub fn facts(&self, peer: Peer, pidfd: OwnedFd, request: &Request) -> Result<Facts, Error> {
-        let pid = first_process(&pidfd)?;
+    pub fn facts(&self, peer: Peer, request: &Request) -> Result<Facts, Error> {
+        let pid = request.pid;
+        let pidfd = sys::pidfd_open(pid).map_err(unreadable("the process itself", pid))?;
         let container = self.container(peer, pid, request);
         // Whatever was read, is of the process that had this id at the time. If the pidfd's is there still, it was that.
         if sys::has_ended(pidfd.as_fd()).map_err(unreadable("the pidfd", pid))? {
-            return Err(Error::Ended);
+            return Err(Error::Ended { pid });
         }
         Ok(Facts { container: container?, pidfd })
     }
 
     fn container(&self, peer: Peer, pid: i32, request: &Request) -> Result<Container, Error> {
-        let status = process::text(pid, "status").map_err(unreadable("the status", pid))?;
-        if !is_leader(&status, pid) {
-            return Err(Error::Thread { pid });
+        let stat = Stat::read(pid).map_err(unreadable("the start time", pid))?;
+        if stat.start_time != request.start_time {
+            return Err(Error::Ended { pid });
         }
         let uid = self.allowed(peer, pid)?;
-        let stat = Stat::read(pid).map_err(unreadable("the start time", pid))?;
         let mounts = Namespace::of(pid, "mnt").map_err(unreadable("the mount namespace", pid))?;
         let caller = (peer.pid > 0).then_some(peer.pid);
         // A caller that went away shares nothing any more.
@@ -179,7 +170,7 @@ impl Daemon {
             let why: &dyn std::error::Error = why;
             info!(pid, why, "the container has no cgroup of its own");
         }
-        let names = names::find(request, peer.uid, caller);
+        let names = names::find(request, peer.uid);
         let container = Container {
             mount_namespace: mounts.inode,
             pid,
@@ -259,24 +250,9 @@ impl Daemon {
 
 fn unreadable(what: &'static str, pid: i32) -> impl FnOnce(io::Error) -> Error {
     move |source| match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ESRCH) => Error::Ended,
+        Some(libc::ENOENT | libc::ESRCH | libc::EINVAL) => Error::Ended { pid },
         _ => Error::Unreadable { what, pid, source },
     }
-}
-
-fn first_process(pidfd: &OwnedFd) -> Result<i32, Error> {
-    match sys::pid_of(pidfd.as_fd()).map_err(unreadable("the pidfd", 0))? {
-        None => Err(Error::NoPidfd),
-        Some(PidOf::Gone) => Err(Error::Ended),
-        Some(PidOf::Elsewhere) => Err(Error::OutOfSight),
-        Some(PidOf::Process(pid)) => Ok(pid),
-    }
-}
-
-/// From Linux 6.9 on there are pidfds of threads.
-fn is_leader(status: &str, pid: i32) -> bool {
-    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
-    group.is_some_and(|group| group.trim().parse() == Ok(pid))
 }
 
 /// The name of a user, who may have none. The host's user database may take its time, or not answer at all.

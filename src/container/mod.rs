@@ -2,7 +2,8 @@
 //! on its behalf; what its cgroup denies. And, for people, what its engine calls it.
 //!
 //! - `process`: what /proc says of a process
-//! - `caller`: whose container a pidfd is of, and whether a caller may ask for it
+//! - `person`: whose a user id is
+//! - `caller`: whose container a process is of, and whether a caller may ask for it
 //! - `cgroup`: the cgroup that is a container's own; whether it is empty; its end
 //! - `deny`: devices that a container's cgroup denies
 //! - `names`: engine and name, which nothing is decided by
@@ -11,4 +12,5 @@ pub mod caller;
 pub mod cgroup;
 pub mod deny;
 pub mod names;
+pub mod person;
 pub mod process;

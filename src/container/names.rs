@@ -10,15 +10,12 @@ use hooks::lease::Request;
 use nix::libc;
 use serde::Deserialize;
 
-use crate::container::process::{self, Stat};
 use crate::failure::printable;
 
 /// The longest name that is kept, in characters: Kubernetes allows three of 253, 253 and 63.
 const MOST: usize = 600;
 /// The longest configuration of Docker's that is read, in bytes.
 const MOST_CONFIGURATION: u64 = 4 << 20;
-/// How far above the hook a conmon can be: hook, runtime, conmon, and wrappers of a runtime.
-const STEPS: usize = 8;
 
 /// Engine and name of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,10 +27,10 @@ pub struct Names {
 }
 
 /// Finds them by what the hook says, and by the processes above it. Files that it names are read for root alone.
-pub fn find(request: &Request, uid: u32, caller: Option<i32>) -> Names {
+pub fn find(request: &Request, uid: u32) -> Names {
     let (engine, name) = by_annotations(request)
         .or_else(|| by_docker(request, uid))
-        .or_else(|| by_conmon(request, caller?))
+        .or_else(|| Some(("podman".to_owned(), request.labels.podman_name.clone()?)))
         .or_else(|| by_bundle(&request.bundle))
         .unwrap_or_default();
     let shown = |text: String| {
@@ -100,27 +97,6 @@ fn docker_name(file: &Path) -> Option<String> {
     }
     let Configuration { name } = serde_json::from_slice(&json).ok()?;
     Some(name.trim_start_matches('/').to_owned())
-}
-
-/// Podman's conmon calls the runtime, and has id and name in its command line.
-fn by_conmon(request: &Request, caller: i32) -> Option<Found> {
-    let above = |&pid: &i32| Stat::read(pid).ok().map(|stat| stat.parent);
-    std::iter::successors(Some(caller), above)
-        .take(STEPS)
-        .take_while(|&pid| pid > 1)
-        .find_map(|pid| conmon_name(&process::text(pid, "cmdline").ok()?, &request.id))
-        .map(|name| ("podman".to_owned(), name))
-}
-
-/// The name in a command line, if it is that of a conmon for this container.
-fn conmon_name(command_line: &str, id: &str) -> Option<String> {
-    let words: Vec<&str> = command_line.split('\0').collect();
-    let is_conmon = Path::new(words.first()?).file_name().is_some_and(|name| name == "conmon");
-    let after = |options: [&str; 2]| {
-        let at = words.iter().position(|word| options.contains(word))?;
-        words.get(at + 1).copied()
-    };
-    (is_conmon && after(["-c", "--cid"]) == Some(id)).then(|| after(["-n", "--name"]).map(str::to_owned))?
 }
 
 /// containerd's own clients say nothing: the id is what they call it.

@@ -1,18 +1,19 @@
 //! One connection: one request, its answers, and the end. Callers are anybody on this machine: what they send is bounded
 //! in length, number and time, and they may go away at any moment.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hooks::lease::{Answer, DeviceName, LINE_LIMIT, Request, VERSION};
-use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::UnixStream;
+use nix::sys::socket::{MsgFlags, getsockopt, send};
 use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use tokio::task::spawn_blocking;
+use tracing::{debug, error, warn};
 
 use super::leases::Ticket;
 use super::message::{Asked, Message};
@@ -20,11 +21,16 @@ use crate::container::caller::{self, Peer};
 use crate::failure::printable;
 use crate::sys;
 
-/// How long a caller may take to say what it wants, and to take an answer.
+/// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Devices and nodes that one request may name.
 const MOST_DEVICES: usize = 256;
 const MOST_NODES: usize = 4096;
+/// Bytes of a path (PATH_MAX), and of all annotations of a container.
+const MOST_PATH: usize = 4096;
+const MOST_ANNOTATIONS: usize = 16 << 10;
+/// Of a thread that only closes, in bytes.
+const CLOSING_STACK: usize = 64 << 10;
 /// The longest name of a device with its class, in bytes.
 const MOST_NAME: usize = 512;
 
@@ -43,12 +49,6 @@ pub enum Error {
     /// More bytes than a request has.
     #[error("the request is longer than {LINE_LIMIT} bytes")]
     TooLong,
-    /// No or several descriptors.
-    #[error("a request comes with one descriptor, and this one came with {found}")]
-    Descriptors {
-        /// How many came.
-        found: usize,
-    },
     /// Not JSON, or not of a request.
     #[error("the request is malformed")]
     Malformed(#[from] serde_json::Error),
@@ -64,6 +64,14 @@ pub enum Error {
     /// It names more than any container has.
     #[error("the request names more than {MOST_DEVICES} devices or {MOST_NODES} nodes")]
     TooMany,
+    /// Its labels are no labels.
+    #[error("the request's {what} is longer than {most} bytes")]
+    Long {
+        /// In words.
+        what: &'static str,
+        /// In bytes.
+        most: usize,
+    },
     /// The socket failed.
     #[error("the connection failed")]
     Io(#[from] io::Error),
@@ -86,40 +94,85 @@ pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
     Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
 }
 
-/// One connection from beginning to end.
-pub async fn converse(mut stream: UnixStream, ticket: Ticket, peer: Peer, to: UnboundedSender<Message>) {
-    match receive(&stream).await {
-        Ok((request, descriptor)) => {
-            let user = user_name(peer.uid).await;
-            let (answers, mut answered) = mpsc::unbounded_channel();
-            let _ =
-                to.send(Message::Asked(Box::new(Asked { ticket, peer, request, descriptor, user, answers })));
-            loop {
-                tokio::select! {
-                    answer = answered.recv() => match answer {
-                        Some(answer) => {
-                            write(&mut stream, &answer).await;
-                            if !matches!(answer, Answer::Queued { .. }) {
-                                break;
-                            }
-                        }
-                        None => break,
-                    },
-                    () = left(&stream) => break,
-                }
+/// One connection from beginning to end. `person` is whose it is.
+///
+/// On kernels before 6.16 a caller can send descriptors, which nobody here takes and whose last reference may be this
+/// process's: to let one go can take as long as its owner likes (a socket that lingers). So whatever reads from a connection
+/// or closes it does so on a thread of its own, and the connection counts until then.
+pub async fn converse(
+    stream: UnixStream,
+    ticket: Ticket,
+    peer: Peer,
+    person: u32,
+    to: UnboundedSender<Message>,
+) {
+    let received = spawn_blocking(move || {
+        let received = receive(&stream);
+        (stream, received)
+    });
+    if let Ok((stream, received)) = received.await {
+        match received {
+            Ok(request) => {
+                let user = user_name(person).await;
+                serve(stream, ticket, peer, request, user, &to).await;
             }
-        }
-        Err(Error::Nothing) => {
-            debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word")
-        }
-        Err(error) => {
-            let answer = error.answer();
-            let why = printable(&format!("{:#}", anyhow::Error::new(error)));
-            warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {why}");
-            write(&mut stream, &answer).await;
+            Err(error) => {
+                if matches!(error, Error::Nothing) {
+                    debug!(uid = peer.uid, pid = peer.pid, "a caller left without a word");
+                } else {
+                    write(stream.as_fd(), &error.answer());
+                    let why = printable(&format!("{:#}", anyhow::Error::new(error)));
+                    warn!(uid = peer.uid, pid = peer.pid, "turned a caller away: {why}");
+                }
+                close(stream.into()).await;
+            }
         }
     }
     let _ = to.send(Message::Closed(ticket));
+}
+
+async fn serve(
+    stream: UnixStream,
+    ticket: Ticket,
+    peer: Peer,
+    request: Request,
+    user: Result<Option<String>, caller::Error>,
+    to: &UnboundedSender<Message>,
+) {
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let _ = to.send(Message::Asked(Box::new(Asked { ticket, peer, request, user, answers })));
+    let stream = match sys::watched(stream.into()) {
+        Ok(stream) => stream,
+        Err(error) => return error!("a caller gets no answer: {error}"),
+    };
+    loop {
+        tokio::select! {
+            answer = answered.recv() => match answer {
+                Some(answer) => {
+                    write(stream.as_fd(), &answer);
+                    if !matches!(answer, Answer::Queued { .. }) {
+                        break;
+                    }
+                }
+                None => break,
+            },
+            // It has left, or says more than a request: who goes on has left too.
+            _ = stream.readable() => break,
+        }
+    }
+    close(stream.into_inner()).await;
+}
+
+async fn close(stream: OwnedFd) {
+    let _ = spawn_blocking(move || drop(stream)).await;
+}
+
+/// Closes the connection of a caller who is not listened to.
+pub fn turn_away(stream: UnixStream) {
+    let closing = thread::Builder::new().stack_size(CLOSING_STACK).spawn(move || drop(stream));
+    if let Err(error) = closing {
+        error!("cannot turn a caller away: {error}");
+    }
 }
 
 /// The user database may be on another machine: who comes from there waits for it, and nobody else.
@@ -127,37 +180,32 @@ async fn user_name(uid: u32) -> Result<Option<String>, caller::Error> {
     if uid == 0 {
         return Ok(None);
     }
-    let asked = tokio::task::spawn_blocking(move || caller::name_of(uid)).await;
+    let asked = spawn_blocking(move || caller::name_of(uid)).await;
     asked.unwrap_or_else(|error| Err(caller::Error::User { uid, source: io::Error::other(error) }))
 }
 
-/// Reads the one request of a connection and the descriptor that came with it.
-async fn receive(stream: &UnixStream) -> Result<(Request, OwnedFd), Error> {
-    let (line, mut descriptors) = timeout(PATIENCE, read_line(stream)).await.map_err(|_| Error::Silent)??;
-    let request = parse(&line)?;
-    match (descriptors.pop(), descriptors.len()) {
-        (Some(descriptor), 0) => Ok((request, descriptor)),
-        (Some(_), others) => Err(Error::Descriptors { found: others + 1 }),
-        (None, _) => Err(Error::Descriptors { found: 0 }),
-    }
-}
-
-async fn read_line(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
+/// Reads the one request of a connection.
+fn receive(mut stream: &UnixStream) -> Result<Request, Error> {
+    let until = Instant::now() + PATIENCE;
     let mut line = Vec::new();
-    let mut descriptors = Vec::new();
     let mut buffer = vec![0; 16 << 10];
     loop {
-        let received =
-            stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
-        let (read, more) = received?;
-        descriptors.extend(more);
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Silent);
+        }
+        stream.set_read_timeout(Some(left))?;
+        let read = match stream.read(&mut buffer) {
+            Ok(read) => read,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+            Err(error) => return Err(error.into()),
+        };
         let part = buffer.get(..read).unwrap_or_default();
         let end = part.iter().position(|byte| *byte == b'\n');
         line.extend_from_slice(part.get(..end.unwrap_or(read)).unwrap_or_default());
         match (end, read) {
             _ if line.len() >= LINE_LIMIT => return Err(Error::TooLong),
-            _ if descriptors.len() > 1 => return Err(Error::Descriptors { found: descriptors.len() }),
-            (Some(_), _) => return Ok((line, descriptors)),
+            (Some(_), _) => return parse(&line),
             (None, 0) if line.is_empty() => return Err(Error::Nothing),
             (None, 0) => return Err(Error::Half),
             (None, _) => {}
@@ -186,26 +234,35 @@ fn parse(line: &[u8]) -> Result<Request, Error> {
     if request.devices.len() > MOST_DEVICES || request.nodes.len() > MOST_NODES {
         return Err(Error::TooMany);
     }
+    short_labels(&request)?;
     Ok(request)
 }
 
-/// Writes an answer; whether somebody reads it changes nothing.
-async fn write(stream: &mut UnixStream, answer: &Answer) {
-    let Ok(mut line) = serde_json::to_vec(answer) else { return };
-    line.push(b'\n');
-    let _ = timeout(PATIENCE, stream.write_all(&line)).await;
+/// They are written down with the lease, and into the log.
+fn short_labels(request: &Request) -> Result<(), Error> {
+    let labels = &request.labels;
+    let annotations = labels.annotations.iter().map(|(name, text)| name.len() + text.len()).sum();
+    let path = |path: &Path| path.as_os_str().len();
+    for (what, length, most) in [
+        ("id", request.id.len(), MOST_NAME),
+        ("bundle", path(&request.bundle), MOST_PATH),
+        ("hostname_file", labels.hostname_file.as_deref().map_or(0, path), MOST_PATH),
+        ("podman_name", labels.podman_name.as_ref().map_or(0, String::len), MOST_NAME),
+        ("annotations", annotations, MOST_ANNOTATIONS),
+    ] {
+        if length > most {
+            return Err(Error::Long { what, most });
+        }
+    }
+    Ok(())
 }
 
-/// Returns when the caller has closed its end. What it says after its request is read and forgotten, a little of it:
-/// who goes on has left too.
-async fn left(stream: &UnixStream) {
-    let mut buffer = [0; 512];
-    for _ in 0..16 {
-        let received =
-            stream.async_io(Interest::READABLE, || sys::receive(stream.as_fd(), &mut buffer)).await;
-        if !matches!(received, Ok((1.., _))) {
-            return;
-        }
+/// Writes an answer; whether somebody reads it changes nothing. It is shorter than what a socket holds.
+fn write(stream: BorrowedFd<'_>, answer: &Answer) {
+    let Ok(mut line) = serde_json::to_vec(answer) else { return };
+    line.push(b'\n');
+    if let Err(error) = send(stream.as_raw_fd(), &line, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        debug!("an answer was not read: {error}");
     }
 }
 
@@ -217,7 +274,7 @@ mod tests {
     fn what_is_no_request_is_told_why() {
         let request = |rest: &str| {
             format!(
-                "{{\"version\":1,\"id\":\"c\",\"bundle\":\"/b\",\"labels\":{{}},\"unbound\":null,{rest}}}"
+                "{{\"version\":1,\"pid\":1,\"start_time\":1,\"id\":\"c\",\"bundle\":\"/b\",\"labels\":{{}},\"unbound\":null,{rest}}}"
             )
         };
         let nodes = vec!["\"/dev/nvidia0\""; MOST_NODES + 1].join(",");

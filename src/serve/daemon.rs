@@ -30,6 +30,7 @@ use super::store::Store;
 use super::{connection, watch};
 use crate::container::caller::{self, Facts};
 use crate::container::deny;
+use crate::container::person::People;
 use crate::failure::printable;
 use crate::sys;
 
@@ -92,6 +93,7 @@ fn tell_systemd(state: &[NotifyState<'_>]) {
 struct Daemon {
     leases: Leases,
     kernel: caller::Daemon,
+    people: People,
     store: Store,
     plan: PlanFile,
     /// Connections by their tickets: who, and once there is a request how to answer.
@@ -121,8 +123,19 @@ struct No {
 /// Who waits for an answer.
 struct Asker {
     answers: UnboundedSender<Answer>,
+    key: Key,
     /// The container's first process.
     pidfd: Arc<AsyncFd<OwnedFd>>,
+    /// Waits for its end, while the request waits.
+    end: Option<AbortHandle>,
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        if let Some(end) = &self.end {
+            end.abort();
+        }
+    }
 }
 
 impl Daemon {
@@ -140,6 +153,7 @@ impl Daemon {
             }),
             store,
             kernel,
+            people: People::default(),
             to,
             began: Instant::now(),
         }
@@ -182,22 +196,29 @@ impl Daemon {
 
     /// Lets a caller speak, unless there are too many of his.
     fn admit(&mut self, stream: UnixStream) {
-        let peer = match connection::peer(&stream) {
-            Ok(peer) => peer,
+        let blocking = |stream: UnixStream| {
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            Ok::<_, io::Error>((connection::peer(&stream)?, stream))
+        };
+        let (peer, stream) = match blocking(stream) {
+            Ok(caller) => caller,
             Err(error) => return warn!("turned a caller away: it cannot be known who it is: {error}"),
         };
+        let person = self.people.person(peer.uid);
         let of =
             |counts: &dyn Fn(u32) -> bool| self.connections.values().filter(|one| counts(one.uid)).count();
         let is_too_many = of(&|_| true) >= MOST
-            || peer.uid != 0
-                && (of(&|uid| uid == peer.uid) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
+            || person != 0
+                && (of(&|uid| uid == person) >= MOST_OF_USER || of(&|uid| uid != 0) >= MOST_OF_USERS);
         if is_too_many {
-            return debug!(uid = peer.uid, "turned a caller away: too many connections");
+            debug!(uid = peer.uid, "turned a caller away: too many connections");
+            return connection::turn_away(stream);
         }
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        self.connections.insert(ticket, Connection { uid: peer.uid, asker: None });
-        tokio::spawn(connection::converse(stream, ticket, peer, self.to.clone()));
+        self.connections.insert(ticket, Connection { uid: person, asker: None });
+        tokio::spawn(connection::converse(stream, ticket, peer, person, self.to.clone()));
     }
 
     fn hear(&mut self, message: Message) {
@@ -218,12 +239,13 @@ impl Daemon {
     }
 
     fn asked(&mut self, asked: Asked) {
-        let Asked { ticket, peer, request, descriptor, user, answers } = asked;
+        let Asked { ticket, peer, request, user, answers } = asked;
         self.read_plan();
         self.notice_ends();
         let wall = now();
         let facts = user.and_then(|user| {
-            let Facts { container, pidfd } = self.kernel.facts(peer, descriptor, &request)?;
+            let Facts { mut container, pidfd } = self.kernel.facts(peer, &request)?;
+            container.uid = self.people.person(container.uid);
             let unwatched =
                 |source| caller::Error::Unreadable { what: "the pidfd", pid: container.pid, source };
             let pidfd = sys::watched(pidfd).map_err(unwatched)?;
@@ -233,7 +255,7 @@ impl Daemon {
             Ok((container, pidfd, user)) => {
                 self.end_predecessors(&container);
                 if let Some(connection) = self.connections.get_mut(&ticket) {
-                    connection.asker = Some(Asker { answers, pidfd });
+                    connection.asker = Some(Asker { answers, key: Key::of(&container), pidfd, end: None });
                 }
                 let now = self.began.elapsed();
                 let ask = Ask { ticket, container, request, user, wall, now };
@@ -246,7 +268,7 @@ impl Daemon {
                     answers.send(Answer::Refused { status: 1, message: message.clone(), hint: hint.clone() });
                 let Request { id, devices, .. } = request;
                 let asked = devices.iter().map(ToString::to_string).collect();
-                let (engine, name, uid) = (None, None, peer.uid);
+                let (engine, name, uid) = (None, None, self.people.person(peer.uid));
                 self.remember(Refused { at: wall, asked, id, engine, name, uid, status: 1, message, hint });
             }
         }
@@ -292,11 +314,19 @@ impl Daemon {
         // Time first: a lease begins when it does.
         let mut events = vec![event, Event::Time(self.began.elapsed())];
         while let Some(event) = events.pop() {
+            let mut failed = Vec::new();
             for decision in self.leases.handle(event) {
-                if let Some(failed) = self.carry_out(decision) {
-                    events.push(Event::Failed(failed));
+                // Another hook of a container that was told no is told the same.
+                if let Decision::Grant(ticket, lease) = &decision
+                    && failed.contains(&Key::of(&lease.container))
+                {
+                    let no = No { status: 1, message: "the lease could not be made good".into(), hint: None };
+                    self.say_no(*ticket, &lease.container, &lease.asked, no);
+                    continue;
                 }
+                failed.extend(self.carry_out(decision));
             }
+            events.extend(failed.into_iter().map(Event::Failed));
         }
     }
 
@@ -307,12 +337,14 @@ impl Daemon {
             Decision::Refuse(ticket, refusal) => self.refuse(ticket, &refusal),
             Decision::Queue(ticket, seconds, ahead) => {
                 self.answer(ticket, Answer::Queued { seconds, ahead });
-                if let Some(asker) = self.asker(ticket) {
-                    let (pidfd, to) = (Arc::clone(&asker.pidfd), self.to.clone());
-                    tokio::spawn(async move {
+                let to = self.to.clone();
+                if let Some(asker) = self.connections.get_mut(&ticket).and_then(|one| one.asker.as_mut()) {
+                    let (key, pidfd) = (asker.key, Arc::clone(&asker.pidfd));
+                    let waiting = tokio::spawn(async move {
                         watch::ended(&pidfd).await;
-                        let _ = to.send(Message::Closed(ticket));
+                        let _ = to.send(Message::FirstProcessGone(key));
                     });
+                    asker.end = Some(waiting.abort_handle());
                 }
             }
             Decision::Warn(what) => warn!("{what}"),

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use hooks::lease::SOCKET;
+use tracing::debug;
 
 use crate::failure::Failure;
 use crate::sys;
@@ -39,6 +41,10 @@ impl Listener {
             _ => bail!("systemd passed {} sockets, and divvy has one", passed.len()),
         };
         socket.local_addr().context("what systemd passed is no UNIX socket")?;
+        if let Err(error) = sys::refuse_descriptors(socket.as_fd()) {
+            // Before Linux 6.16. They are closed by the threads that read requests.
+            debug!("callers may send descriptors: {error}");
+        }
         socket.set_nonblocking(true).context("cannot set up the socket")?;
         Ok(Self { socket, own, _lock: lock })
     }

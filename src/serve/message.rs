@@ -1,7 +1,5 @@
 //! What reaches the one who decides, from connections and from containers that end.
 
-use std::os::fd::OwnedFd;
-
 use hooks::lease::{Answer, Request};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -30,8 +28,6 @@ pub struct Asked {
     pub peer: Peer,
     /// What it says.
     pub request: Request,
-    /// What came with it: a pidfd, if it is what it should be.
-    pub descriptor: OwnedFd,
     /// Name of the user who asks, who may have none.
     pub user: Result<Option<String>, caller::Error>,
     /// Where the answers go; when it is dropped, the connection ends.

@@ -33,8 +33,10 @@ use crate::failure::Failure;
 use listen::Listener;
 use store::Store;
 
-/// Names of users that are looked up at a time.
-const LOOKUPS: usize = 4;
+/// For each connection one that reads, and closes at the end; and some to spare.
+const THREADS: usize = 1100;
+/// Of each of these, in bytes.
+const STACK: usize = 256 << 10;
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(state_dir: &Path) -> Result<()> {
@@ -47,10 +49,17 @@ pub fn run(state_dir: &Path) -> Result<()> {
     let store = Store::open(state_dir)?;
     let listener = Listener::open(state_dir)?;
     open_many_descriptors();
-    // One thread: every decision is made after the other.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().max_blocking_threads(LOOKUPS).enable_all().build();
-    runtime.context("cannot start")?.block_on(daemon::serve(state_dir, store, listener))
+    // One thread decides, one thing after the other; those beside read what callers say.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(THREADS)
+        .thread_stack_size(STACK)
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let served = runtime.block_on(daemon::serve(state_dir, store, listener));
+    // Connections end with the process: to close one may take its caller's time.
+    std::mem::forget(runtime);
+    served
 }
 
 /// A lease has one descriptor, and so has a caller that waits: the usual 1024 are too few.

@@ -1,39 +1,28 @@
 //! Descriptors that others made and gave to this process.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use nix::libc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The most that the kernel lets one message bring (SCM_MAX_FD, linux/net/scm.h).
-const MOST_AT_ONCE: usize = 253;
-
-/// Reads what a stream socket has, at most `buffer`'s length, with the descriptors that came along (unix(7),
-/// SCM_RIGHTS). They are closed on exec.
+/// Has a socket, and what it accepts, take no descriptors (SO_PASSRIGHTS, Linux 6.16): whoever sends some is told so.
+/// Older kernels do not know it.
 ///
 /// # Errors
-/// What recvmsg(2) says; `InvalidData` where this process can have no more descriptors.
-pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    // Of a message that does not fit, those descriptors that do are open all the same, and nobody would close them.
-    let mut space = cmsg_space!([i32; MOST_AT_ONCE]);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just made these descriptors for this message, and nobody else knows of them.
-            #[expect(unsafe_code)]
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
-    }
-    Ok((message.bytes, descriptors))
+/// ENOPROTOOPT on those.
+pub fn refuse_descriptors(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // asm-generic/socket.h
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let no: libc::c_int = 0;
+    let size = size_of_val(&no) as libc::socklen_t;
+    // SAFETY: the option is an int, and `no` is one, of the size that is said.
+    #[expect(unsafe_code)]
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const no).cast(), size)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A pidfd that any number of tasks can wait for. It is given to the kernel once, which takes no descriptor twice.

@@ -65,6 +65,7 @@ pub fn asked_in_config(
         nodes: nodes(linux.get("devices").items(), rules),
         unbound,
         labels: Labels {
+            podman_name: None,
             annotations: config.annotations(),
             hostname_file: mounts.iter().rev().find_map(hostname_file),
         },
