@@ -53,7 +53,8 @@ match = ["2", "3"]
 mode = "time-slice"
 replicas = 4
 T
-divvy --quiet generate --host sim:h100x8 --config leases.toml --output /var/run/cdi/divvy.json 2>/dev/null
+divvy --quiet generate --host sim:h100x8 --config leases.toml --state-dir /run/divvy \
+  --output /var/run/cdi/divvy.json 2>/dev/null
 setsid divvy serve >/var/log/divvy.log 2>&1 </dev/null &
 for ((i = 0; i < 100; i++)); do [ ! -S /run/divvy/divvy.sock ] || break; sleep 0.1; done
 

@@ -35,13 +35,12 @@ fn main() -> ExitCode {
             hint(state::Error::Empty.hint());
             ExitCode::from(USAGE)
         }
-        Ok(Command { phase: Phase::CreateContainer(request) }) => match create_container(&request) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error).0,
-        },
-        Ok(Command { phase: Phase::CreateRuntime(words) }) => {
+        Ok(Command { phase }) => {
             let mut id = None;
-            let done = create_runtime(&words, &mut deadline, &mut id);
+            let done = match phase {
+                Phase::CreateRuntime(words) => create_runtime(&words, &mut deadline, &mut id),
+                Phase::CreateContainer(request) => create_container(&request, &mut id),
+            };
             done.map_or_else(|error| log(id.as_deref(), fail(&error)), |()| ExitCode::SUCCESS)
         }
         Err(error) => refuse(&error),
@@ -73,12 +72,14 @@ fn create_runtime(
     granted.map(drop).map_err(anyhow::Error::from).and(late.map_err(anyhow::Error::from))
 }
 
-fn create_container(request: &CreateContainer) -> anyhow::Result<()> {
+/// Likewise.
+fn create_container(request: &CreateContainer, id: &mut Option<String>) -> anyhow::Result<()> {
     let params = device_files::params_without_modification();
     let mounts = params.is_some() || request.leases.is_some();
     let to_mount: &[_] = if mounts { process::TO_MOUNT } else { &[] };
     process::keep(&[process::FOR_FILES, process::TO_BE_THE_OWNER, to_mount])?;
     let container = Container::read(std::io::stdin().lock())?;
+    *id = container.id().ok().map(str::to_owned);
     stale::check(request)?;
     let lease = request.leases.as_deref().map(|leases| leased::read(leases, &container)).transpose()?;
     let root = Root::open(&container.root()?)?;

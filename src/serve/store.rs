@@ -8,17 +8,16 @@
 //!   refused.json                               the last refusals
 //! ```
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use hooks::lease::{DeniedBy, LEASE_LIMIT, LEASES, Lease};
-use tracing::warn;
-
 use super::refused::{self, Refusals};
 use crate::failure::Failure;
+use anyhow::{Context, Result};
+use hooks::lease::{DeniedBy, LEASE_LIMIT, LEASES, Lease};
 
 /// Where it all lies.
 #[derive(Debug)]
@@ -49,21 +48,26 @@ impl Store {
         Ok(Self { state_dir: state_dir.to_owned(), leases })
     }
 
-    /// Every lease that was left behind. What is none is named and removed: a container's hook would not take it for
-    /// one either.
+    /// Every lease that was left behind. One that cannot be read may be of a container that runs, so that its devices must
+    /// not be given to another: then nobody gets any. What a killed writer did not put in its place is removed.
     pub fn read(&self) -> Result<Vec<Lease>> {
         let mut leases = Vec::new();
         let entries = fs::read_dir(&self.leases)
             .with_context(|| format!("cannot read the directory {}", self.leases.display()))?;
         for entry in entries {
-            let path = entry?.path();
-            match read_lease(&path) {
-                Ok(lease) => leases.push(lease),
-                Err(error) => {
-                    warn!(path = %path.display(), "removed what is no lease: {error}");
-                    let _ = fs::remove_file(&path);
-                }
+            let path =
+                entry.with_context(|| format!("cannot read the directory {}", self.leases.display()))?.path();
+            if path.extension() == Some(OsStr::new("tmp")) {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+                continue;
             }
+            let lease = read_lease(&path).map_err(|error| {
+                let error = anyhow::Error::new(error).context(format!("cannot read the lease {}", path.display()));
+                Failure::new(error).hint(
+                    "serve with the release that wrote it until its container has ended, or remove it if that has",
+                )
+            })?;
+            leases.push(lease);
         }
         leases.sort_by_key(|lease| (lease.since, lease.container.pid));
         Ok(leases)

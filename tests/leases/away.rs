@@ -50,9 +50,17 @@ fn what_runs_is_taken_up() {
         }
         fs::write(path, lease.to_string()).unwrap();
     }
-    // What is no lease, or was never finished.
-    for (name, text) in [("1.json", "{"), ("2.json", ""), (".3.json.tmp", "{\"version\":1"), ("4", "x")] {
-        fs::write(ground.state().join(LEASES).join(name), text).unwrap();
+    // One that was never put in its place; and what may be the lease of a container that runs: then nobody is served.
+    fs::write(ground.state().join(LEASES).join(".3.json.tmp"), "{\"version\":1").unwrap();
+    for text in ["{", "", "{\"version\":2}"] {
+        let path = ground.state().join(LEASES).join("1.json");
+        fs::write(&path, text).unwrap();
+        let (status, _, errors) = run(divvy(&["serve", "--state-dir"]).arg(ground.state()));
+        assert_eq!(status, 1, "{errors}");
+        assert!(errors.contains(&format!("error: cannot read the lease {}: ", path.display())), "{errors}");
+        assert!(errors.contains("hint: serve with the release that wrote it"), "{errors}");
+        assert!(!ground.socket().exists());
+        fs::remove_file(path).unwrap();
     }
     daemon.start_again();
     ground.wait_for_leases(1);

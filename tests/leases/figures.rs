@@ -9,7 +9,8 @@ use crate::client::granted;
 use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::ground::Ground;
-use crate::hook::{self, Bundle};
+use crate::hook::Bundle;
+use crate::support::needs::built_hook;
 
 const ALONE: usize = 300;
 const AT_ONCE: usize = 200;
@@ -23,7 +24,7 @@ pub fn print() {
     let crowd = times(Caller::Socket, AT_ONCE, ROUNDS, 0);
     line("at the socket, alone", &alone, None);
     line(&format!("at the socket, {AT_ONCE} at once"), &crowd, Some(("in turn", &in_turn(&alone))));
-    if hook::program().is_some() {
+    if built_hook().is_some() {
         let nothing = times(Caller::Nothing, 1, ALONE, 0);
         let nothings = times(Caller::Nothing, AT_ONCE, ROUNDS, 0);
         let alone = times(Caller::Hook, 1, ALONE, 0);

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use hooks::args::CreateRuntime;
@@ -11,13 +10,7 @@ use serde_json::json;
 
 use crate::container::Container;
 use crate::ground::Ground;
-
-/// Where packaging/build.sh puts it.
-pub fn program() -> Option<PathBuf> {
-    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".build");
-    let built = std::env::var_os("DIVVY_BUILD").map_or(built, PathBuf::from);
-    Some(built.join("bin/divvy-hook")).filter(|program| program.is_file())
-}
+use crate::support::needs::built_hook;
 
 /// A container's bundle: a configuration with a hook for each device.
 #[derive(Debug)]
@@ -27,7 +20,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Writes it. The nodes are those of eight GPUs.
+    /// Writes it.
     pub fn new(ground: &Ground, container: &Container, devices: &[&str]) -> Self {
         let bundle = ground.path("bundles").join(&container.id);
         fs::create_dir_all(&bundle).unwrap();
@@ -37,11 +30,14 @@ impl Bundle {
                 ..CreateRuntime::new(vec![device.parse().unwrap()])
             };
             let args = ["divvy-hook".to_owned()].into_iter().chain(asked.to_args());
-            json!({"path": program().unwrap(), "args": args.collect::<Vec<_>>()})
+            json!({"path": built_hook().unwrap(), "args": args.collect::<Vec<_>>()})
         });
         let hooks: Vec<_> = hooks.collect();
-        let nodes = (0..8)
-            .map(|gpu| json!({"path": format!("/dev/nvidia{gpu}"), "type": "c", "major": 195, "minor": gpu}));
+        let nodes = ground.request(container, devices).nodes;
+        let nodes = nodes.iter().map(|path| {
+            let minor: u32 = path.to_str().unwrap().trim_start_matches("/dev/nvidia").parse().unwrap();
+            json!({"path": path, "type": "c", "major": 195, "minor": minor})
+        });
         let config = json!({
             "ociVersion": "1.0.2",
             "process": {"args": ["true"], "env": ["PATH=/bin"], "cwd": "/"},
@@ -67,7 +63,7 @@ impl Bundle {
 
     /// Calls the first hook.
     pub fn call(&self) -> Child {
-        let mut command = Command::new(program().unwrap());
+        let mut command = Command::new(built_hook().unwrap());
         command
             .args(&self.args)
             .env_clear()

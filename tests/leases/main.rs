@@ -34,7 +34,7 @@ mod users;
 
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 use support::needs::{Need, trial};
 
 fn main() -> ExitCode {
@@ -51,14 +51,15 @@ fn main() -> ExitCode {
         figures::print();
         return ExitCode::SUCCESS;
     }
-    let trials = [
-        race::TRIALS.as_slice(),
-        &hostile::TRIALS,
-        &users::TRIALS,
-        &away::TRIALS,
-        &clock::TRIALS,
-        &many::TRIALS,
-    ];
-    let trials = trials.concat().into_iter().map(|(name, test)| trial(name, &[Need::Root], test));
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    let of_all = [race::TRIALS.as_slice(), &hostile::TRIALS, &users::TRIALS, &away::TRIALS, &many::TRIALS];
+    let of_all =
+        of_all.concat().into_iter().map(|(name, test)| trial(name, &[Need::Root, Need::Cgroup], test));
+    let mut trials: Vec<Trial> = of_all.collect();
+    for (name, test) in clock::TRIALS {
+        trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Compiler], test));
+    }
+    for (name, test) in race::WITH_HOOKS {
+        trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

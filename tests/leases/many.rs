@@ -59,7 +59,6 @@ fn a_thousand_leases() {
 
 fn is_small(daemon: &Daemon) {
     let (resident, open) = (daemon.status("RssAnon") + daemon.status("RssShmem"), daemon.descriptors());
-    println!("a thousand leases: {resident} KiB resident and {open} descriptors");
     assert!(resident < MOST_RESIDENT, "{resident} KiB resident");
     assert!(open < LEASES + MOST_OPEN_BESIDES, "{open} descriptors");
 }

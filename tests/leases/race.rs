@@ -19,9 +19,13 @@ use crate::client::{Call, ask_until_answered, granted, line};
 use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::ground::{Ground, SHARES, wait_until};
+use crate::hook::Bundle;
 use crate::random::Random;
 
 pub const TRIALS: [(&str, fn()); 1] = [("fifty_rounds", fifty_rounds)];
+
+/// With the real hook, a process for each caller.
+pub const WITH_HOOKS: [(&str, fn()); 1] = [("hooks_race", hooks_race)];
 
 const ASKERS: usize = 200;
 const ON_OFFER: usize = 32;
@@ -118,6 +122,53 @@ fn fifty_rounds() {
         tallies.entry(kind).or_default().add(&tally);
     }
     print(&tallies);
+}
+
+/// 200 hooks at once. First the daemon alone is killed, and all hooks end as if it had not been. Then hooks are killed
+/// too: whose hook was killed may have a lease, and nobody else has one who was not told so.
+fn hooks_race() {
+    for kills_hooks in [false, true] {
+        let ground = Ground::new(SHARES);
+        let mut daemon = Daemon::start_on_held_socket(&ground);
+        let containers = Container::start_many(ASKERS);
+        let mut random = Random::new(SEED);
+        let bundles: Vec<Bundle> = containers
+            .iter()
+            .enumerate()
+            .map(|(number, container)| {
+                let by_name = format!("gpu=shared-{}", random.below(ON_OFFER));
+                Bundle::new(&ground, container, &[if number % 2 == 0 { "gpu=shared" } else { &by_name }])
+            })
+            .collect();
+        let mut hooks: Vec<_> = bundles.iter().map(Bundle::call).collect();
+        let mut statuses: Vec<Option<i32>> = Vec::new();
+        for number in 0..hooks.len() {
+            if number % 40 == 20 {
+                daemon.kill();
+                daemon.start_again();
+            }
+            if kills_hooks && number % 10 == 5 {
+                let later = number + random.below(hooks.len() - number);
+                hooks[later].kill().unwrap();
+            }
+            statuses.push(hooks[number].wait().unwrap().code());
+        }
+        let count = |status| statuses.iter().filter(|other| **other == status).count();
+        assert_eq!(count(Some(0)) + count(Some(3)) + count(None), ASKERS, "{statuses:?}");
+        assert!(
+            kills_hooks || (count(Some(0)), count(Some(3))) == (ON_OFFER, ASKERS - ON_OFFER),
+            "{statuses:?}"
+        );
+        // More than 32 hooks ask for the pool to the end, so nothing is free, and nothing becomes free.
+        let leases = leases_by_namespace(&ground);
+        assert_eq!(leases.len(), ON_OFFER);
+        for (container, status) in containers.iter().zip(&statuses) {
+            let has_one = leases.contains_key(&container.mount_namespace());
+            assert!(status.is_none() || has_one == (*status == Some(0)), "{status:?}");
+        }
+        drop(containers);
+        ground.wait_for_leases(0);
+    }
 }
 
 /// One round; afterwards there are as many containers as before, and no lease.

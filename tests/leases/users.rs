@@ -47,7 +47,6 @@ fn whose_container_it_is() {
     for (user, container) in [(ANA, &roots), (ANA, &bens), (BEN, &anas), (ANA, &process), (BEN, &roots)] {
         let (status, message) = refused(ask_as(user, &ground, container, &["gpu=shared-0"]));
         assert_eq!(status, 1, "{message}");
-        println!("{message}");
         refused(ask_as(user, &ground, container, &["gpu=shared"]));
     }
     assert!(ground.leases().is_empty(), "{:?}", ground.leases());

@@ -27,6 +27,12 @@ pub enum Need {
     CgroupV2,
     /// The device controller of cgroup v1 is mounted.
     CgroupV1,
+    /// One of the two.
+    Cgroup,
+    /// cc.
+    Compiler,
+    /// A divvy-hook that is built as it is shipped.
+    Hook,
 }
 
 impl Need {
@@ -41,6 +47,9 @@ impl Need {
             Self::X86_64 => "x86_64",
             Self::CgroupV2 => "cgroup-v2",
             Self::CgroupV1 => "cgroup-v1",
+            Self::Cgroup => "cgroup",
+            Self::Compiler => "cc",
+            Self::Hook => "hook",
         }
     }
 
@@ -54,6 +63,11 @@ impl Need {
             Self::X86_64 => cfg!(target_arch = "x86_64") && Path::new("/sbin/ldconfig").exists(),
             Self::CgroupV2 => cgroup_mount("cgroup2").is_some(),
             Self::CgroupV1 => cgroup_mount("devices").is_some(),
+            Self::Cgroup => ["cgroup2", "devices"].into_iter().any(|kind| cgroup_mount(kind).is_some()),
+            Self::Compiler => {
+                Command::new("cc").arg("--version").output().is_ok_and(|run| run.status.success())
+            }
+            Self::Hook => built_hook().is_some(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
@@ -64,6 +78,9 @@ impl Need {
             Self::X86_64 => "needs an x86_64 machine with ldconfig",
             Self::CgroupV2 => "needs a mount of cgroup v2",
             Self::CgroupV1 => "needs a mount of cgroup v1's device controller",
+            Self::Cgroup => "needs a mount of cgroup v2 or of v1's device controller",
+            Self::Compiler => "needs a C compiler",
+            Self::Hook => "needs divvy-hook, which packaging/build.sh builds",
         })
     }
 }
@@ -78,6 +95,13 @@ pub fn cgroup_mount(hierarchy: &str) -> Option<PathBuf> {
             _ => false,
         })?;
     Some(mount[1].into())
+}
+
+/// The divvy-hook of packaging/build.sh.
+pub fn built_hook() -> Option<PathBuf> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(".build");
+    let built = std::env::var_os("DIVVY_BUILD").map_or(built, PathBuf::from);
+    Some(built.join("bin/divvy-hook")).filter(|program| program.is_file())
 }
 
 fn unshare_works() -> bool {
