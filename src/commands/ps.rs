@@ -14,7 +14,7 @@ use crate::cli::{ListFormat, PsArgs};
 use crate::discover::{self, Roots};
 use crate::failure::{Status, printable, say};
 use crate::nvml::processes::Session;
-use crate::ps::{self, Held, Row, table};
+use crate::ps::{self, Held, Row, table, waiting};
 use crate::publish;
 use crate::serve::refused::{Refusals, Refused};
 use crate::sys;
@@ -151,10 +151,11 @@ fn refused_cells(refused: &Refused, now: u64) -> [String; 5] {
 }
 
 fn held_table(held: &Held, state_dir: &Path) -> Frame {
-    let lines = match &held.rows[..] {
+    let mut lines = match &held.rows[..] {
         [] => vec!["nothing is held".into()],
         rows => table::lines(rows, now()),
     };
+    lines.extend(held.waiting.iter().map(|waits| waiting::line(waits, now())));
     Frame { text: text(lines), warnings: held.warnings.clone(), notes: notes(held, state_dir) }
 }
 

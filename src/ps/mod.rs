@@ -4,10 +4,12 @@
 //! - `process`: what /proc says of a process
 //! - `cgroup_name`: which container a cgroup is of, by its name
 //! - `table`: rows for people
+//! - `waiting`: who waits, likewise
 
 pub mod cgroup_name;
 pub mod process;
 pub mod table;
+pub mod waiting;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,6 +24,7 @@ use crate::nvml::processes::{Session, UsedDevice, UsedMemory};
 use crate::plan::kept::KeptDevice;
 use crate::plan::{Kind, Limits, VENDOR};
 use crate::publish;
+use crate::serve::waiting::{Waiting, Waits};
 use process::{Machine, Process};
 
 /// All there is to show.
@@ -31,6 +34,8 @@ pub struct Held {
     pub daemon: bool,
     /// Leased devices in the order of the plan, then what is used without a lease.
     pub rows: Vec<Row>,
+    /// Who waits for a pool, the first in turn first.
+    pub waiting: Vec<Waits>,
     /// What could not be read.
     pub warnings: Vec<String>,
     /// Devices that belong to one container at a time, by the plan; none if there is no plan.
@@ -123,6 +128,10 @@ pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
     let mut held = Held { daemon: held::daemon_answers(state_dir), ..Held::default() };
     let (leases, warnings) = held::read(&state_dir.join(LEASES));
     held.warnings = warnings;
+    held.waiting = Waiting::read(state_dir).unwrap_or_else(|error| {
+        held.warnings.push(format!("{error:#}"));
+        Vec::new()
+    });
     let planned = planned(state_dir, &mut held);
     let used = nvml.as_ref().map(Session::devices).unwrap_or_default();
     nvml.take_if(|_| used.is_empty());

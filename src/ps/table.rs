@@ -48,7 +48,7 @@ fn cells(row: &Row, now: u64) -> [String; HEAD.len()] {
 }
 
 /// As `--device` takes it, without the kind where that is nvidia.com/gpu.
-fn short_name(cdi_name: &str) -> String {
+pub fn short_name(cdi_name: &str) -> String {
     let plain = cdi_name.strip_prefix(VENDOR).and_then(|rest| rest.strip_prefix('/'));
     let plain = plain.and_then(|rest| rest.strip_prefix(GPU_CLASS)?.strip_prefix('='));
     plain.unwrap_or(cdi_name).to_owned()

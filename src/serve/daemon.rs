@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use super::board::{self, Board};
 use super::leases::refusal::Refusal;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
@@ -44,7 +45,8 @@ const MOST: usize = 1024;
 pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result<()> {
     let (to, mut inbox) = mpsc::unbounded_channel();
     let kernel = caller::Daemon::read().context("cannot read from /proc where this daemon is")?;
-    let mut daemon = Daemon::new(state_dir, store, kernel, to);
+    let board = Board::new().context("cannot read from /proc what this daemon is")?;
+    let mut daemon = Daemon::new(state_dir, store, kernel, board, to);
     daemon.read_plan();
     daemon.take_up()?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -53,6 +55,10 @@ pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result
     info!(state_dir = %state_dir.display(), leases = daemon.leases.all().count(), "serving");
     tell_systemd(&[NotifyState::Ready]);
     loop {
+        // Once for all that came together.
+        if inbox.is_empty() {
+            daemon.board.show(&daemon.leases, &daemon.store);
+        }
         let deadline = daemon.leases.next_deadline();
         tokio::select! {
             accepted = socket.accept() => match accepted {
@@ -70,6 +76,7 @@ pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result
         }
     }
     tell_systemd(&[NotifyState::Stopping]);
+    daemon.board.take_down(&daemon.store);
     info!(leases = daemon.leases.all().count(), "leaving; containers keep what they have");
     drop(listener);
     Ok(())
@@ -104,6 +111,7 @@ struct Daemon {
     /// Tasks that wait for the ends of leases.
     watches: HashMap<Key, AbortHandle>,
     refused: Refusals,
+    board: Board,
     to: UnboundedSender<Message>,
     began: Instant,
 }
@@ -139,7 +147,13 @@ impl Drop for Asker {
 }
 
 impl Daemon {
-    fn new(state_dir: &Path, store: Store, kernel: caller::Daemon, to: UnboundedSender<Message>) -> Self {
+    fn new(
+        state_dir: &Path,
+        store: Store,
+        kernel: caller::Daemon,
+        board: Board,
+        to: UnboundedSender<Message>,
+    ) -> Self {
         Self {
             leases: Leases::new(),
             plan: PlanFile::new(state_dir),
@@ -154,6 +168,7 @@ impl Daemon {
             store,
             kernel,
             people: People::default(),
+            board,
             to,
             began: Instant::now(),
         }
@@ -226,6 +241,7 @@ impl Daemon {
             Message::Asked(asked) => self.asked(*asked),
             Message::Closed(ticket) => {
                 self.connections.remove(&ticket);
+                self.leases.place_of(ticket).iter().for_each(board::log_departure);
                 self.happens(Event::Left(ticket));
             }
             Message::FirstProcessGone(key) => self.first_process_gone(key),
@@ -347,6 +363,7 @@ impl Daemon {
                     asker.end = Some(waiting.abort_handle());
                 }
             }
+            Decision::Queue(ticket, seconds, ahead) => self.queues(ticket, seconds, ahead),
             Decision::Warn(what) => warn!("{what}"),
             Decision::End(lease) => {
                 let key = Key::of(&lease.container);
@@ -365,6 +382,20 @@ impl Daemon {
             }
         }
         None
+    }
+
+    fn queues(&self, ticket: Ticket, seconds: u64, ahead: u32) {
+        if let Some(place) = self.leases.place_of(ticket) {
+            board::log_arrival(&place, seconds);
+        }
+        self.answer(ticket, Answer::Queued { seconds, ahead });
+        if let Some(asker) = self.asker(ticket) {
+            let (pidfd, to) = (Arc::clone(&asker.pidfd), self.to.clone());
+            tokio::spawn(async move {
+                watch::ended(&pidfd).await;
+                let _ = to.send(Message::Closed(ticket));
+            });
+        }
     }
 
     /// Writes the lease, has the cgroup deny what is not in it, and answers. For a container that has it already this

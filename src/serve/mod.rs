@@ -9,9 +9,12 @@
 //! - `leases`: who holds what, and why another does not; pure
 //! - `store`: leases as files
 //! - `refused`: the last refusals
+//! - `waiting`: who waits, as a file
+//! - `board`: that file, kept as the queue is
 //! - `watch`: when a container is gone
 //! - `daemon`: all of it together
 
+mod board;
 mod connection;
 mod daemon;
 mod leases;
@@ -20,6 +23,7 @@ mod message;
 mod plan_file;
 pub mod refused;
 mod store;
+pub mod waiting;
 mod watch;
 
 use std::path::Path;

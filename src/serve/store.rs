@@ -1,4 +1,4 @@
-//! Leases as files, one for each container, and the last refusals. A file is whole at any time: written beside its
+//! Leases as files, one for each container, the last refusals, and who waits. A file is whole at any time: written beside its
 //! place and renamed into it. Everybody may read them; the state directory is root's alone.
 //!
 //! ```text
@@ -6,6 +6,7 @@
 //!   leases/<mount namespace>.json              found by the container's own hook, by its own namespace
 //!   leases/<mount namespace>-<start time>.json a container that ends while its namespace's number is in use again
 //!   refused.json                               the last refusals
+//!   waiting.json                               who waits, while somebody does
 //! ```
 
 use std::ffi::OsStr;
@@ -15,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::refused::{self, Refusals};
+use super::waiting::{self, Waiting};
 use crate::failure::Failure;
 use anyhow::{Context, Result};
 use hooks::lease::{DeniedBy, LEASE_LIMIT, LEASES, Lease};
@@ -106,6 +108,19 @@ impl Store {
     /// Writes the last refusals.
     pub fn write_refused(&self, refused: &Refusals) -> io::Result<()> {
         self.put(&self.state_dir.join(refused::FILE), &serde_json::to_vec(refused)?)
+    }
+
+    /// Writes who waits.
+    pub fn write_waiting(&self, waiting: &Waiting) -> io::Result<()> {
+        self.put(&self.state_dir.join(waiting::FILE), &serde_json::to_vec(waiting)?)
+    }
+
+    /// Removes the file of who waits, if there is one.
+    pub fn remove_waiting(&self) -> io::Result<()> {
+        match fs::remove_file(self.state_dir.join(waiting::FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn aside(&self, lease: &Lease) -> PathBuf {

@@ -201,7 +201,7 @@ fn sorted(mut leases: Vec<Lease>) -> Vec<Lease> {
 }
 
 /// Takes all room that is left, to the last byte.
-fn fill(path: &std::path::Path) {
+pub fn fill(path: &std::path::Path) {
     let mut file = File::options().append(true).create(true).open(path).unwrap();
     for size in [1 << 10, 1] {
         let piece = vec![0; size];

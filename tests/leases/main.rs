@@ -9,6 +9,7 @@
 //! - `race`: 200 askers for 32 shares, while daemon, callers and containers are killed
 //! - `hostile`, `users`: callers that lie, and callers that ask for what is not theirs
 //! - `away`: a daemon that is started again, under load, with a full disk, or twice
+//! - `waiting`: who waits, as everybody sees it
 //! - `clock`: the wall clock is set
 //! - `many`: a thousand leases
 //! - `figures`: what tests/bench-leases.sh prints
@@ -31,6 +32,7 @@ mod random;
 mod support;
 mod sys;
 mod users;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -51,7 +53,14 @@ fn main() -> ExitCode {
         figures::print();
         return ExitCode::SUCCESS;
     }
-    let of_all = [race::TRIALS.as_slice(), &hostile::TRIALS, &users::TRIALS, &away::TRIALS, &many::TRIALS];
+    let of_all = [
+        race::TRIALS.as_slice(),
+        &hostile::TRIALS,
+        &users::TRIALS,
+        &away::TRIALS,
+        &waiting::TRIALS,
+        &many::TRIALS,
+    ];
     let of_all =
         of_all.concat().into_iter().map(|(name, test)| trial(name, &[Need::Root, Need::Cgroup], test));
     let mut trials: Vec<Trial> = of_all.collect();

@@ -16,7 +16,7 @@ mod attempt;
 mod book;
 mod brought;
 mod choose;
-mod queue;
+pub mod queue;
 pub mod refusal;
 mod stock;
 #[cfg(test)]
@@ -31,7 +31,7 @@ use crate::plan::kept::Kept;
 use admit::{admit, no_cgroup};
 use attempt::{Lack, attempt, check};
 use book::Book;
-use queue::{State, Waiter};
+use queue::{Place, State, Waiter};
 use refusal::{Reason, Refusal};
 use stock::{GroupId, Index, View, Wanted};
 
@@ -165,6 +165,25 @@ impl Leases {
     /// All leases.
     pub fn all(&self) -> impl Iterator<Item = &Lease> {
         self.book.all().map(|held| &held.lease)
+    }
+
+    /// Who queues for a pool, the first in turn first. Who waits for a container that is about to end does not.
+    pub fn queue(&self) -> Vec<Place<'_>> {
+        let queued = self.waiters.iter().enumerate().filter(|(_, waiter)| waiter.state == State::Queued);
+        queued.map(|(place, _)| self.place(place)).collect()
+    }
+
+    /// Where in the queue a request is.
+    pub fn place_of(&self, ticket: Ticket) -> Option<Place<'_>> {
+        let is_it = |waiter: &Waiter| waiter.state == State::Queued && waiter.tickets.contains(&ticket);
+        self.waiters.iter().position(is_it).map(|place| self.place(place))
+    }
+
+    fn place(&self, place: usize) -> Place<'_> {
+        let waiter = &self.waiters[place];
+        let ask = &waiter.ask;
+        let until = ask.wall.saturating_add(waiter.until.saturating_sub(ask.now).as_secs());
+        Place { ask, until, ahead: ahead(&self.waiters[..place], &waiter.lacks) }
     }
 
     fn take_up(&mut self, plan: Kept, decisions: &mut Vec<Decision>) {

@@ -38,6 +38,17 @@ pub struct Waiter {
     pub lacks: Vec<GroupId>,
 }
 
+/// A place in the queue, for who only looks.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Who waits, and for what.
+    pub ask: &'a Ask,
+    /// Until when, in seconds since the epoch.
+    pub until: u64,
+    /// How many wait before it for a pool that it lacks.
+    pub ahead: u32,
+}
+
 impl Waiter {
     /// A request that came just now.
     pub fn new(ask: Ask, wanted: Wanted) -> Self {
