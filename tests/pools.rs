@@ -170,6 +170,24 @@ fn defaults_are_left_out() {
     assert!(args.contains(&json!("--leases=/run/divvy/leases")), "{args:?}");
 }
 
+/// Engines of this machine read that spec, and its hook would find no plan.
+#[test]
+fn shares_without_a_plan_are_warned_of() {
+    let place = Place::with("[[gpu]]\nmatch = [\"all\"]\nmode = \"time-slice\"\nreplicas = 2\n");
+    let generate = |flags: &[&str]| {
+        let dry = ["generate", "--host=sim:l4", HOOK, "--dry-run"];
+        place.run(&[&dry, flags].concat()).2
+    };
+    let said = "warning: shares in this spec cannot start: with --host no plan is kept\n\
+                hint: add --state-dir /run/divvy\n";
+    assert_eq!(generate(&["--output=/var/run/cdi/divvy.json"]), said);
+    let state = format!("--state-dir={}", place.path("state").display());
+    assert_eq!(generate(&["--output=/var/run/cdi/divvy.json", &state]), "");
+    assert_eq!(generate(&["--output=elsewhere.json"]), "");
+    fs::write(place.path("config.toml"), "").unwrap();
+    assert_eq!(generate(&["--output=/var/run/cdi/divvy.json"]), "");
+}
+
 #[test]
 fn list_says_what_is_taken_and_by_whom() {
     let place = Place::with(CONFIG);

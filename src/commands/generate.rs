@@ -9,7 +9,7 @@ use hooks::lease::Lease;
 use nix::sys::stat::SFlag;
 use tracing::debug;
 
-use super::{Planned, STDOUT, counts, list, print_problems, require_devices};
+use super::{Planned, STDOUT, counts, list, print_problems, require_devices, users};
 use crate::cli::{GenerateArgs, SpecFormat};
 use crate::discover::Source;
 use crate::discover::host::Host;
@@ -61,8 +61,11 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         }
     };
     let create_nodes = args.create_device_nodes.then_some(&made as &dyn Fn(&str));
-    let Planned { host, plan, .. } =
+    let Planned { host, mut plan, users, .. } =
         Planned::new(&args.machine, &args.plan, source, &earlier, output.path(), create_nodes)?;
+    if is_this_machine {
+        plan.problems.extend(users::unknown(&users, users::uid_of)?);
+    }
     for device in &plan.devices {
         let nodes: Vec<_> = device.nodes.iter().map(|node| node.path.display().to_string()).collect();
         debug!("device {} = {}: {}", device.name, device.uuid, nodes.join(" "));
@@ -94,6 +97,11 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     if matches!(output, Output::Stdout) && !args.dry_run && specs.len() > 1 && stdout_is_a_file() {
         say("warning", format_args!("these are {} specs in one file, which no engine reads", specs.len()));
         say("hint", "--output FILE writes each into a file of its own");
+    }
+    let is_read_here = matches!(&output, Output::File(path) if publish::is_engines(path));
+    if kept.is_none() && is_read_here && plan.devices.iter().any(|device| device.leased) {
+        say("warning", "shares in this spec cannot start: with --host no plan is kept");
+        say("hint", format_args!("add --state-dir {}", publish::STATE_DIR));
     }
     match output {
         _ if args.dry_run => {

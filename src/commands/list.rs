@@ -72,7 +72,7 @@ struct ListedPool<'a> {
 
 /// Runs the verb.
 pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
-    let Planned { host, mut plan, is_stale } = Planned::as_generated(&args.machine, &args.plan)?;
+    let Planned { host, mut plan, is_stale, .. } = Planned::as_generated(&args.machine, &args.plan)?;
     plan.warnings.extend(unreadable_names(args, &host, &plan)?);
     // Who has what on another host is not known here.
     let here = args.machine.host.is_none().then_some(Path::new(publish::STATE_DIR));

@@ -10,12 +10,14 @@ mod release;
 mod serve;
 mod share;
 mod sim;
+mod users;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use crate::cli::{Cli, Command, MachineArgs, PlanArgs};
+use crate::config::UserRule;
 use crate::config::stored::{DEFAULT_PATH, Stored};
 use crate::discover::host::Host;
 use crate::discover::recorded::Recorded;
@@ -75,6 +77,8 @@ impl MachineArgs {
 struct Planned {
     host: Host,
     plan: Plan,
+    /// `[users]`, with their places.
+    users: Vec<UserRule>,
     /// What engines of this machine see is another plan, or none.
     is_stale: bool,
 }
@@ -96,7 +100,7 @@ impl Planned {
             create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
         }
         let plan = plan::plan(&host, &config, earlier, output);
-        Ok(Self { host, plan, is_stale: false })
+        Ok(Self { host, plan, users: config.users, is_stale: false })
     }
 
     /// As the last `generate` did it, so that a listing shows the names that work.

@@ -109,6 +109,8 @@ pub struct UserRule {
     pub shares: Option<u32>,
     /// Pools whose devices the user may have, each with its place; none: all.
     pub pools: Option<Vec<(String, Place)>>,
+    /// Where somebody wrote it.
+    pub place: Place,
 }
 
 /// One entry of a match list.

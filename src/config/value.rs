@@ -106,7 +106,7 @@ pub fn user(text: &str) -> Result<(), String> {
         _ if is_number && !is_uid => Err(format!("{text:?} is no uid")),
         "" => Err("a user's name is empty".into()),
         _ if text.len() > USER_LIMIT => Err(format!("a user's name is longer than {USER_LIMIT} characters")),
-        _ if text.contains(|c: char| c.is_control() || c == ':') => {
+        _ if text.trim() != text || text.contains(|c: char| c.is_control() || c == ':') => {
             Err(format!("{text:?} is no user's name"))
         }
         _ => Ok(()),
@@ -357,6 +357,9 @@ mod tests {
             ("99999999999", "\"99999999999\" is no uid"),
             ("a:b", "\"a:b\" is no user's name"),
             ("a\nb", "\"a\\nb\" is no user's name"),
+            (" ana", "\" ana\" is no user's name"),
+            ("ana ", "\"ana \" is no user's name"),
+            (" ", "\" \" is no user's name"),
         ] {
             assert_eq!(user(text), Err(said.into()), "{text}");
         }

@@ -52,7 +52,12 @@ impl Source<'_> {
             Ok((pool.get_ref().clone(), self.place(pool)))
         };
         let pools = user.pools.as_ref().map(|pools| pools.iter().map(pool).collect());
-        Ok(UserRule { user: name.get_ref().clone(), shares: shares.transpose()?, pools: pools.transpose()? })
+        Ok(UserRule {
+            user: name.get_ref().clone(),
+            shares: shares.transpose()?,
+            pools: pools.transpose()?,
+            place: self.place(name),
+        })
     }
 
     pub fn start_timeout(&self, text: &Spanned<String>) -> Result<u32, Mistake> {
