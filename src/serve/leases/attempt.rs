@@ -11,8 +11,6 @@ use crate::serve::leases::stock::{Group, GroupId, Index, Stock, View, Wanted};
 /// What keeps a request from being granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
-    /// Another container with a lease lives in its mount namespace.
-    Namespace,
     /// Its user holds as many devices as they may.
     Cap,
     /// Devices that it names are held.
@@ -51,9 +49,6 @@ pub fn attempt(
 /// With what it lacks.
 pub fn check(book: &Book, waiter: &Waiter, view: View, before_it: &BTreeSet<GroupId>) -> Result<(), Lack> {
     let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
-    if book.in_namespace(container.mount_namespace, view).is_some() {
-        return Err(Lack::Namespace);
-    }
     let most = stock.cap(container.uid, waiter.ask.user.as_deref()).and_then(|cap| cap.shares);
     let held = book.held_by(container.uid, view);
     if most.is_some_and(|most| held.saturating_add(wanted.count()) > most) {
@@ -81,10 +76,6 @@ fn all_pools(wanted: &Wanted) -> Lack {
 pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupId) -> u32) -> Reason {
     let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
     match lack {
-        Lack::Namespace => match book.in_namespace(container.mount_namespace, View::Now) {
-            Some(held) => Reason::SameNamespace(Box::new(held.holder())),
-            None => Reason::ContainerGone,
-        },
         Lack::Cap => {
             let cap = stock.cap(container.uid, waiter.ask.user.as_deref());
             Reason::CapReached {

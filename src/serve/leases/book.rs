@@ -42,8 +42,6 @@ impl Held {
 pub struct Book {
     stock: Stock,
     leases: BTreeMap<Key, Held>,
-    /// Who lives in which mount namespace. Two only where leases from before contradict each other.
-    namespaces: BTreeSet<(u64, Key)>,
     by_uid: HashMap<u32, Count>,
     ending: usize,
 }
@@ -85,7 +83,6 @@ impl Book {
 
     /// Enters a lease of a container that has none.
     pub fn enter(&mut self, key: Key, lease: Lease, user: Option<String>) {
-        self.namespaces.insert((lease.container.mount_namespace, key));
         let held = Held { lease, user, is_ending: false };
         self.count(&held.lease, Change::Taken);
         self.leases.insert(key, held);
@@ -103,7 +100,6 @@ impl Book {
     /// Strikes a lease out.
     pub fn strike(&mut self, key: Key) -> Option<Lease> {
         let held = self.leases.remove(&key)?;
-        self.namespaces.remove(&(held.lease.container.mount_namespace, key));
         self.ending -= usize::from(held.is_ending);
         self.count(&held.lease, Change::Free { was_ending: held.is_ending });
         Some(held.lease)
@@ -123,12 +119,6 @@ impl Book {
     /// How many devices the containers of a user hold.
     pub fn held_by(&self, uid: u32, view: View) -> u32 {
         self.by_uid.get(&uid).map_or(0, |count| count.of(view))
-    }
-
-    /// Who else has a lease and lives in this mount namespace.
-    pub fn in_namespace(&self, mount_namespace: u64, view: View) -> Option<&Held> {
-        let mut there = self.namespaces.range((mount_namespace, Key::MIN)..=(mount_namespace, Key::MAX));
-        there.find_map(|(_, key)| self.leases.get(key).filter(|held| held.is_there(view)))
     }
 
     /// What keeps a device from others, and who has it.

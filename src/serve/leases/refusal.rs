@@ -148,8 +148,6 @@ pub enum Reason {
         /// What that is.
         before: Vec<DeviceName>,
     },
-    /// Another container lives in its mount namespace.
-    SameNamespace(Box<Holder>),
     /// Named devices that somebody has.
     Taken {
         /// Each with its holder: the first [`MOST_LISTED`].
@@ -268,9 +266,6 @@ impl Reason {
                     listed(before.iter())
                 )
             }
-            Reason::SameNamespace(holder) => {
-                format!("{} lives in the same mount namespace, and has a lease", holder.text(clock))
-            }
             Reason::Taken { held, more, free } => taken(held, *more, free, clock),
             Reason::Full(pools) => pools.iter().map(|full| full.text(clock)).collect::<Vec<_>>().join("; "),
             Reason::NotTogether { pools } => format!(
@@ -303,7 +298,6 @@ impl Reason {
                 "give the container a cgroup of its own, or ask for a device by its name"
             }
             Reason::AsksAnother { .. } => "start another container for them",
-            Reason::SameNamespace(_) => "give the container a mount namespace of its own",
             Reason::Taken { free, .. } => return Some(taken_hint(free)),
             Reason::Full(_) | Reason::NotTogether { .. } => {
                 "`divvy ps` shows who has what; with `wait` in [pool.NAME] starts queue"
