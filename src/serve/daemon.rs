@@ -32,7 +32,7 @@ use super::{connection, watch};
 use crate::container::caller::{self, Facts};
 use crate::container::deny;
 use crate::failure::printable;
-use crate::sys;
+use crate::{publish, sys};
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -142,7 +142,7 @@ impl Daemon {
         to: UnboundedSender<Message>,
     ) -> Self {
         Self {
-            leases: Leases::new(),
+            leases: Leases::new(state_dir.join(publish::PLAN)),
             plan: PlanFile::new(state_dir),
             connections: HashMap::new(),
             last_ticket: 0,

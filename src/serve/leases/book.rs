@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use hooks::lease::Lease;
+use hooks::lease::{Lease, LeasedDevice};
 
 use crate::plan::kept::Kept;
 use crate::serve::leases::Key;
@@ -132,10 +132,10 @@ impl Book {
     }
 
     /// What keeps a device from others, and who has it.
-    pub fn holder_of(&self, index: Index) -> Option<(String, &Held)> {
+    pub fn holder_of(&self, index: Index) -> Option<(&LeasedDevice, &Held)> {
         self.leases.values().find_map(|held| {
             let device = held.lease.devices.iter().find(|device| self.stock.excludes(device, index))?;
-            Some((device.name.name.clone(), held))
+            Some((device, held))
         })
     }
 
