@@ -33,7 +33,7 @@ use crate::container::caller::{self, Facts};
 use crate::container::deny;
 use crate::container::person::People;
 use crate::failure::printable;
-use crate::sys;
+use crate::{publish, sys};
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -155,7 +155,7 @@ impl Daemon {
         to: UnboundedSender<Message>,
     ) -> Self {
         Self {
-            leases: Leases::new(),
+            leases: Leases::new(state_dir.join(publish::PLAN)),
             plan: PlanFile::new(state_dir),
             connections: HashMap::new(),
             last_ticket: 0,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::serve::leases::book::Book;
 use crate::serve::leases::choose;
 use crate::serve::leases::queue::Waiter;
-use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason};
+use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason, Way};
 use crate::serve::leases::stock::{Group, GroupId, Index, Stock, View, Wanted};
 
 /// What keeps a request from being granted.
@@ -118,7 +118,7 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
         taken.first().filter(|_| by.len() < MOST_LISTED).and_then(|first| held(book, *first))
     {
         let first = taken.remove(0);
-        if held.device != held.by_way_of {
+        if held.way != Way::Itself {
             taken.retain(|index| stock.device(*index).uuid != stock.device(first).uuid);
         }
         by.push(held);
@@ -128,6 +128,7 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
         asked,
         devices: devices.len(),
         free: stock.free_in(group, View::Now),
+        can_queue: pool.wait_seconds > 0,
         waiting,
         held: by,
         more: taken.len(),
@@ -135,8 +136,25 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
 }
 
 fn held(book: &Book, index: Index) -> Option<Held> {
-    let (by_way_of, held) = book.holder_of(index)?;
-    Some(Held { device: book.stock().device(index).name.clone(), by_way_of, holder: held.holder() })
+    let stock = book.stock();
+    let (leased, held) = book.holder_of(index)?;
+    let name = spoken(&leased.name.name, leased.is_share);
+    let way = match (leased.is_share, stock.is_share(index)) {
+        (true, false) => Way::Share(name),
+        (false, true) => Way::Whole(name),
+        _ => Way::Itself,
+    };
+    let device = spoken(&stock.device(index).name, stock.is_share(index));
+    Some(Held { device, way, holder: held.holder() })
+}
+
+/// A share says by its name what it is, and a number says nothing.
+fn spoken(name: &str, is_share: bool) -> String {
+    match (is_share, name.contains(':')) {
+        (true, _) => name.to_owned(),
+        (false, true) => format!("MIG device {name}"),
+        (false, false) => format!("GPU {name}"),
+    }
 }
 
 fn free_in(stock: &Stock, group: GroupId) -> FreeIn {

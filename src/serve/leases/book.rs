@@ -1,9 +1,9 @@
 //! The leases there are, with what follows from them at hand: which devices they hold, how many each user has, whose
 //! mount namespace is whose.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
-use hooks::lease::Lease;
+use hooks::lease::{Lease, LeasedDevice};
 
 use crate::plan::kept::Kept;
 use crate::serve::leases::Key;
@@ -30,10 +30,6 @@ impl Held {
             since: self.lease.since,
             is_ending: self.is_ending,
         }
-    }
-
-    fn is_there(&self, view: View) -> bool {
-        view == View::Now || !self.is_ending
     }
 }
 
@@ -122,10 +118,10 @@ impl Book {
     }
 
     /// What keeps a device from others, and who has it.
-    pub fn holder_of(&self, index: Index) -> Option<(String, &Held)> {
+    pub fn holder_of(&self, index: Index) -> Option<(&LeasedDevice, &Held)> {
         self.leases.values().find_map(|held| {
             let device = held.lease.devices.iter().find(|device| self.stock.excludes(device, index))?;
-            Some((device.name.name.clone(), held))
+            Some((device, held))
         })
     }
 

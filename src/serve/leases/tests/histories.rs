@@ -422,7 +422,7 @@ fn who_waits_is_looked_at_again_under_another_plan() {
 fn nothing_is_granted_without_a_plan_but_what_was() {
     let mut world = history(plan("shared*2"), "ask 1 shared -> 1 has shared-0");
     let lease = world.leases.lease_of(key(1)).unwrap().clone();
-    world.leases = Leases::new();
+    world.leases = Leases::new("/run/divvy/plan.json".into());
     assert_eq!(world.leases.handle(Event::Adopted(Box::new(lease))), []);
     assert_eq!(world.does("ask 2 shared"), ["2 refused 1"]);
     assert_eq!(world.does("ask 1 shared"), ["1 has shared-0"]);
