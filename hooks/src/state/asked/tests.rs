@@ -86,6 +86,8 @@ fn nodes_are_the_drivers() {
             rule(true, 195, 6, "m"),
             rule(true, 195, 255, "rw"),
             rule(true, 226, 8, "rw"),
+            // `--device-cgroup-rule 'c *:3 rw'`
+            rule(true, -1, 3, "rw"),
         ] },
     } });
     let expected = [
@@ -96,6 +98,7 @@ fn nodes_are_the_drivers() {
         "/dev/nvidia4",
         "/dev/nvidia1",
         "/dev/nvidia2",
+        "/dev/nvidia3",
     ];
     assert_eq!(paths(&asked(&config).nodes), expected);
     assert_eq!(unbound(&config), None);
