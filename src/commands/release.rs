@@ -1,7 +1,7 @@
 //! `divvy release`: says how the container that has a device is ended, or ends it. A lease itself is never taken away:
 //! what uses the GPU would go on using it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -194,9 +194,17 @@ fn kill(container: &Container) -> io::Result<()> {
 
 fn kill_in_namespace(container: &Container) -> io::Result<()> {
     let ids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // A first process that went to another namespace has left the number of its old one to anybody. While this is open, the
+    // number is the namespace's.
+    let namespace = File::open(format!("/proc/{}/ns/mnt", container.pid))
+        .and_then(|file| Namespace::of_file(&file).map(|found| (found, file)))
+        .ok()
+        .filter(|(found, _)| found.inode == container.mount_namespace);
     let is_in = |pid: i32| {
-        let namespace = Namespace::of(pid, "mnt");
-        pid == container.pid || namespace.is_ok_and(|found| found.inode == container.mount_namespace)
+        let is_the_same = |(namespace, _): &(Namespace, File)| {
+            Namespace::of(pid, "mnt").is_ok_and(|found| found == *namespace)
+        };
+        pid == container.pid || namespace.as_ref().is_some_and(is_the_same)
     };
     // By descriptors, since an id may come to another process at any time.
     let pidfds: Vec<OwnedFd> = ids

@@ -131,7 +131,8 @@ fn plain(path: &str) -> PathBuf {
 /// The node of the GPU whose numbers a device or a rule has; a rule without a major, or with -1, is of each.
 fn gpu(numbers: &Tree) -> Option<PathBuf> {
     let minor = numbers.get("minor").number()?;
-    let is_gpu = matches!(numbers.get("major").number(), None | Some(-1 | NVIDIA)) && (0..=MOST_GPU_MINOR).contains(&minor);
+    let is_gpu = matches!(numbers.get("major").number(), None | Some(-1 | NVIDIA))
+        && (0..=MOST_GPU_MINOR).contains(&minor);
     is_gpu.then(|| format!("/dev/nvidia{minor}").into())
 }
 
