@@ -21,7 +21,7 @@ const MOST_RESIDENT: u64 = 16 << 10;
 const HOOK: &str = "--hook-path=/bin/true";
 
 fn main() {
-    let tests: [(&'static str, fn()); 18] = [
+    let tests: [(&'static str, fn()); 19] = [
         ("live_and_simulated_specs_are_the_same", live_and_simulated_specs_are_the_same),
         ("nvml_is_started_and_stopped_once", nvml_is_started_and_stopped_once),
         ("a_missing_symbol_costs_one_fact", a_missing_symbol_costs_one_fact),
@@ -40,6 +40,7 @@ fn main() {
         ("places_that_others_can_change_are_named", places_that_others_can_change_are_named),
         ("sim_lays_out_and_refuses", sim_lays_out_and_refuses),
         ("little_memory", little_memory),
+        ("users_are_those_of_this_machine", users_are_those_of_this_machine),
     ];
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, test)| needs::trial(name, &[Need::Root], test)).collect();
@@ -78,6 +79,36 @@ fn nvml_is_started_and_stopped_once() {
     fs::remove_file(laid.log()).unwrap();
     laid.live(&["list"], &[("MOCK_NVML_FAIL", "nvmlDeviceGetHandleByIndex_v2@3=15")]);
     assert_eq!(fs::read_to_string(laid.log()).unwrap(), "init\nshutdown\n");
+}
+
+/// Of another machine's users nothing is known here.
+fn users_are_those_of_this_machine() {
+    let laid = Laid::out("l4");
+    let config = laid.dir.path().join("config.toml");
+    let generate = |text: &str, flags: &[&str]| {
+        fs::write(&config, text).unwrap();
+        let config = format!("--config={}", config.display());
+        let flags = [&["generate", HOOK, "--output=-", &config], flags].concat();
+        let (status, out, errors) = match flags.iter().any(|flag| flag.starts_with("--host")) {
+            true => run(&mut divvy(&flags)),
+            false => laid.live(&flags, &[]),
+        };
+        (status, out.is_empty(), errors.replace(laid.dir.path().to_str().unwrap(), "DIR"))
+    };
+    let nobody = "[users.nosuch]\nshares = 1\n\n[users.nobody]\nshares = 2\n";
+    let (status, is_empty, errors) = generate(nobody, &[]);
+    assert_eq!((status, is_empty), (7, false), "{errors}");
+    let warning = "warning: DIR/config.toml:1:8: there is no user \"nosuch\" on this machine: nobody is capped by it\nhint: ";
+    assert!(errors.starts_with(warning) && errors.lines().count() == 2, "{errors}");
+    assert_eq!(generate(nobody, &["--host=sim:l4"]), (0, false, String::new()));
+    let twice = "[users.nobody]\n[users.65534]\n";
+    let (status, is_empty, errors) = generate(twice, &[]);
+    assert_eq!((status, is_empty), (2, true));
+    assert_eq!(
+        errors,
+        "error: DIR/config.toml:1:8: \"nobody\" and \"65534\", at DIR/config.toml:2:8, are one user, whose uid is 65534\n\
+         hint: remove one of the two\n"
+    );
 }
 
 fn little_memory() {

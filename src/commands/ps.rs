@@ -32,10 +32,13 @@ struct Frame {
 
 /// Runs the verb.
 pub fn run(args: &PsArgs, quiet: bool) -> Result<Status> {
-    if let Some(dir) = args.state_dir.as_deref().filter(|dir| !dir.is_dir()) {
-        let what = anyhow::anyhow!("{} is no directory: there can be no leases in it", dir.display());
-        let hint = "name the directory that `divvy generate --state-dir` and `divvy serve` were given";
-        return Err(Failure::new(what).hint(hint).status(Status::Usage).into());
+    if let Some(dir) = &args.state_dir {
+        // The dot: of a file it is none.
+        std::fs::metadata(dir.join(".")).map_err(|error| {
+            let error = anyhow::Error::new(error).context(format!("cannot look into {}", dir.display()));
+            let hint = "name the directory that `divvy generate --state-dir` and `divvy serve` were given";
+            Failure::new(error).hint(hint).status(Status::Usage)
+        })?;
     }
     let state_dir = args.state_dir.clone().unwrap_or_else(|| PathBuf::from(publish::STATE_DIR));
     let mut look = Look { args, state_dir, nvml: None };

@@ -124,8 +124,7 @@ fn warn_of_held(args: &ShareArgs, typed: &str, moves: &[Held]) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    let (by, name) = (first.by(), first.name());
-    say("warning", format_args!("`generate` will refuse while {by} holds {name}: {first}{more}"));
+    say("warning", format_args!("`generate` will refuse while {}{more}", first.keeper()));
     let stop = "stop the container first (`divvy ps` lists them)";
     match &args.replicas {
         Some(replicas) => say(

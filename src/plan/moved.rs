@@ -109,14 +109,13 @@ impl Held {
         }
     }
 
-    /// The container.
-    pub fn by(&self) -> &str {
-        &self.by
-    }
-
-    /// What it holds, as `--device` takes it.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Who keeps the name from moving.
+    pub fn keeper(&self) -> String {
+        let Self { name, by, is, would_be } = self;
+        match would_be {
+            Some(other) => format!("{by} holds {name}, which means {is} and would mean {other}"),
+            None => format!("{by} holds {name}, which means {is} and would go"),
+        }
     }
 }
 

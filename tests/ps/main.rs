@@ -258,7 +258,8 @@ fn nothing_is_held() {
     let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!((status, out.as_str()), (2, ""));
     assert!(
-        errors.starts_with("error: DIR/state is no directory: there can be no leases in it\nhint: "),
+        errors
+            .starts_with("error: cannot look into DIR/state: No such file or directory (os error 2)\nhint: "),
         "{errors}"
     );
     fs::create_dir(ground.place.path("state")).unwrap();
