@@ -105,7 +105,7 @@ pub struct Labels {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
-    /// The container waits for a device of a pool.
+    /// The container waits for a device of a pool, or for the end of one that is ending.
     Queued {
         /// For so long at most.
         seconds: u64,

@@ -105,6 +105,13 @@ impl Container {
         self.pidfd.as_fd()
     }
 
+    /// Has another process in its cgroup.
+    pub fn take_in(&self, pid: u32) {
+        self.cgroups
+            .iter()
+            .for_each(|cgroup| fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap());
+    }
+
     /// Has its first process end. It is this process's child and not waited for, so its id is nobody else's.
     pub fn end(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGKILL).unwrap();

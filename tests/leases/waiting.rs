@@ -1,6 +1,7 @@
 //! Who waits, as everybody sees it: in `divvy ps`, and in the daemon's log.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use hooks::lease::Answer;
 use nix::mount::{MsFlags, mount};
@@ -10,11 +11,14 @@ use crate::away::fill;
 use crate::client::{Call, granted};
 use crate::container::Container;
 use crate::daemon::Daemon;
-use crate::ground::{Ground, wait_until};
+use crate::ground::{Ground, SHARES, wait_until};
 use crate::support::{divvy, run};
 
-pub const TRIALS: [(&str, fn()); 2] =
-    [("who_waits_is_shown", who_waits_is_shown), ("no_room_to_say_who_waits", no_room_to_say_who_waits)];
+pub const TRIALS: [(&str, fn()); 3] = [
+    ("who_waits_is_shown", who_waits_is_shown),
+    ("no_room_to_say_who_waits", no_room_to_say_who_waits),
+    ("who_waits_for_an_end_is_told", who_waits_for_an_end_is_told),
+];
 
 const ONE: &str =
     "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 1\n\n[pool.shared]\nwait = \"30m\"\n";
@@ -86,6 +90,27 @@ fn no_room_to_say_who_waits() {
     containers[0].end();
     granted(first.last());
     wait_for(&ground, &[(&containers[2], 0), (&containers[3], 1)]);
+}
+
+/// Else a hook whose patience is shorter than that wait would take the daemon for one that is away.
+fn who_waits_for_an_end_is_told() {
+    let ground = Ground::new(SHARES);
+    let _daemon = Daemon::start(&ground);
+    let mut ending = Container::start();
+    granted(ground.ask(&ending, &["gpu=shared-0"]));
+    let mut left_over = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    ending.take_in(left_over.id());
+    ending.kill();
+    let next = Container::start();
+    let request = ground.request(&next, &["gpu=shared-0"]);
+    let mut call = Call::new(&ground.socket(), &request, next.pidfd()).unwrap();
+    let told = call.next().unwrap();
+    drop(left_over.stdin.take());
+    left_over.wait().unwrap();
+    assert_eq!(told, Some(Answer::Queued { seconds: 5, ahead: 0 }));
+    assert_eq!(shown(&ground).len(), 0, "it is in no queue");
+    wait_until("the lease to end", || ground.leases().iter().all(|lease| lease.container.id != ending.id));
+    granted(ground.ask(&next, &["gpu=shared-0"]));
 }
 
 /// A container that has been told that it waits behind so many.

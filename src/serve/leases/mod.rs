@@ -100,7 +100,8 @@ pub enum Decision {
     Grant(Ticket, Box<Lease>),
     /// Answer, and remember.
     Refuse(Ticket, Box<Refusal>),
-    /// Tell that it waits: seconds at most, and how many wait before it.
+    /// Tell that it waits: seconds at most, and how many wait before it. To who waits for an end, and then queues, it is
+    /// told twice; the first time is long enough for both.
     Queue(Ticket, u64, u32),
     /// Remove the lease.
     End(Box<Lease>),
@@ -248,10 +249,8 @@ impl Leases {
             decisions.push(asks_another(ask, &waiter.ask.request.devices));
             return;
         }
-        if waiter.state == State::Queued {
-            let ahead = ahead(&self.waiters[..place], &waiter.lacks);
-            decisions.push(Decision::Queue(ask.ticket, waiter.seconds_left(self.now), ahead));
-        }
+        let ahead = ahead(&self.waiters[..place], &waiter.lacks);
+        decisions.push(Decision::Queue(ask.ticket, self.longest(waiter), ahead));
         self.waiters[place].tickets.push(ask.ticket);
     }
 
@@ -319,9 +318,7 @@ impl Leases {
                 if let Some(seconds) = self.wait_of(lack) {
                     waiter.state = State::Queued;
                     waiter.until = self.now.saturating_add(Duration::from_secs(seconds));
-                    let ahead = ahead(&self.waiters, lack.pools());
-                    let tell = |ticket: &Ticket| Decision::Queue(*ticket, seconds, ahead);
-                    decisions.extend(waiter.tickets.iter().map(tell));
+                    self.tell(waiter, lack, decisions);
                     return true;
                 }
                 if !self.ending_is_in_the_way(waiter) {
@@ -330,10 +327,29 @@ impl Leases {
                 if waiter.state == State::New {
                     waiter.state = State::Ending;
                     waiter.until = self.now.saturating_add(queue::ENDING);
+                    // It would give up a silent daemon before, if its patience is shorter.
+                    self.tell(waiter, lack, decisions);
                 }
                 true
             }
         }
+    }
+
+    fn tell(&self, waiter: &Waiter, lack: &Lack, decisions: &mut Vec<Decision>) {
+        let (seconds, ahead) = (self.longest(waiter), ahead(&self.waiters, lack.pools()));
+        decisions.extend(waiter.tickets.iter().map(|ticket| Decision::Queue(*ticket, seconds, ahead)));
+    }
+
+    /// How long a request waits at most, in seconds. Who waits for an end may come to queue for its pools after it, and
+    /// hooks believe what they are told first.
+    fn longest(&self, waiter: &Waiter) -> u64 {
+        let left = waiter.seconds_left(self.now);
+        if waiter.state == State::Queued {
+            return left;
+        }
+        let stock = self.book.stock();
+        let waits = waiter.wanted.pools.iter().map(|(group, _)| stock.group(*group).pool.wait_seconds);
+        left.saturating_add(waits.max().unwrap_or_default())
     }
 
     /// How long who lacks this may queue, in seconds; none if not at all.

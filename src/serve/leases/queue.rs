@@ -15,7 +15,7 @@ pub const ENDING: Duration = Duration::from_secs(5);
 pub enum State {
     /// Nobody has looked at it.
     New,
-    /// What it asks for is held by containers that are about to end.
+    /// What it asks for is held by containers that are about to end, and it was told that it waits.
     Ending,
     /// It queues for its pools, and was told so.
     Queued,

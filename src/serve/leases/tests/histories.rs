@@ -250,42 +250,49 @@ fn who_lacks_a_pool_without_wait_does_not_queue() {
 
 #[test]
 fn a_start_waits_for_a_container_that_is_about_to_end() {
-    let lines = |who: &str| {
+    let lines = |who: &str, ahead: u32| {
         format!(
             "ask 1 {who} -> 1 has shared-0
              first 1 ->
-             ask 2 {who} ->
+             ask 2 {who} -> 2 queues for 5 s behind 0
              at 4 ->
-             ask 3 {who} ->
-             gone 1 -> 1 ends, 2 has shared-0, 3 refused 3
+             ask 2#12 {who} -> 12 queues for 1 s behind 0
+             ask 3 {who} -> 3 queues for 5 s behind {ahead}
+             gone 1 -> 1 ends, 2 has shared-0, 12 has shared-0, 3 refused 3
              first 2 ->
-             ask 4 {who} ->
+             ask 4 {who} -> 4 queues for 5 s behind 0
              at 8 ->
              at 9 -> 4 refused 3
              gone 2 -> 2 ends"
         )
     };
-    history(plan("shared*1"), &lines("shared"));
-    history(plan("shared*1"), &lines("shared-0"));
-    let world = history(plan("shared*1"), "ask 1 shared -> 1 has shared-0\nfirst 1 ->\nask 2 shared ->");
+    history(plan("shared*1"), &lines("shared", 1));
+    history(plan("shared*1"), &lines("shared-0", 0));
+    let world = history(
+        plan("shared*1"),
+        "ask 1 shared -> 1 has shared-0
+         first 1 ->
+         ask 2 shared -> 2 queues for 5 s behind 0",
+    );
+    assert_eq!(world.leases.queue().len(), 0);
     assert_eq!(world.leases.next_deadline(), Some(Duration::from_secs(5)));
-    // Where pools queue, it is told so.
+    // Where pools queue, it queues at once.
     history(
         plan("shared*2").wait(60),
         "ask 1 shared-0 -> 1 has shared-0
          ask 2 shared -> 2 has shared-1
          first 1 ->
          ask 3 shared -> 3 queues for 60 s behind 0
-         ask 4 shared-0 ->
+         ask 4 shared-0 -> 4 queues for 5 s behind 0
          gone 1 -> 1 ends, 3 has shared-0, 4 refused 3",
     );
-    // A named device that is about to be free, and a pool to queue for.
+    // A named device that is about to be free, and a pool to queue for: what its hook is told first is long enough.
     history(
         plan("a*1 | b*1").wait(60),
         "ask 1 a-0 -> 1 has a-0
          ask 2 b -> 2 has b-0
          first 1 ->
-         ask 3 a-0 b ->
+         ask 3 a-0 b -> 3 queues for 65 s behind 0
          gone 1 -> 1 ends, 3 queues for 60 s behind 0
          gone 2 -> 2 ends, 3 has a-0 b-0",
     );
@@ -353,7 +360,7 @@ fn users_hold_what_they_may() {
          ask 3@1002 shared -> 3 has shared-1
          ask 4 shared -> 4 has shared-2
          first 1 ->
-         ask 5@1001 shared ->
+         ask 5@1001 shared -> 5 queues for 5 s behind 0
          ask 6@1002 shared -> 6 has shared-3
          gone 1 -> 1 ends, 5 has shared-0",
     );

@@ -20,7 +20,7 @@ pub struct Member {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Queue {
-    pub is_told: bool,
+    pub is_for_pools: bool,
     pub until: u64,
 }
 
@@ -263,11 +263,8 @@ impl Model {
                 return;
             }
             self.waiters[place].tickets.push(ask.ticket);
-            let queue = self.waiters[place].queue.unwrap();
-            if queue.is_told {
-                let ahead = self.ahead(place);
-                expected.push(Expected::Queue(ask.ticket, queue.until - self.now, ahead));
-            }
+            let seconds = self.longest(&self.waiters[place]);
+            expected.push(Expected::Queue(ask.ticket, seconds, self.ahead(place)));
         } else if let Some(status) = self.never(ask) {
             expected.push(Expected::Refuse(ask.ticket, status));
         } else {
@@ -279,6 +276,14 @@ impl Model {
                 queue: None,
             });
         }
+    }
+
+    /// How long who waits for an end, and may queue after it, or queues, waits at most.
+    fn longest(&self, waiter: &Member) -> u64 {
+        let queue = waiter.queue.unwrap();
+        let pools = self.pools(&waiter.ask);
+        let waits = pools.iter().filter_map(|pool| self.wait_of(std::slice::from_ref(pool)));
+        queue.until - self.now + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
     }
 
     /// The pools that those in front of a place lack, each for itself.
@@ -301,8 +306,8 @@ impl Model {
         let mut place = 0;
         while place < self.waiters.len() {
             let mut waiter = self.waiters[place].clone();
-            let before = self.lacked_before(place).concat();
-            let lacking = match self.lacks(&waiter.ask, true, &before) {
+            let lacked_before = self.lacked_before(place).concat();
+            let lacking = match self.lacks(&waiter.ask, true, &lacked_before) {
                 Ok(()) => {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");
@@ -315,25 +320,26 @@ impl Model {
                 Err(lacking) => lacking,
             };
             let is_over = waiter.queue.is_some_and(|queue| queue.until <= self.now);
-            let is_told = waiter.queue.is_some_and(|queue| queue.is_told);
-            let wait = self.wait_of(&lacking).filter(|_| !is_told && !is_over);
+            let is_queued = waiter.queue.is_some_and(|queue| queue.is_for_pools);
+            let wait = self.wait_of(&lacking).filter(|_| !is_queued && !is_over);
+            let before = waiter.queue.map(|queue| queue.is_for_pools);
             if is_over {
                 waiter.queue = None;
             } else if let Some(seconds) = wait {
-                waiter.queue = Some(Queue { is_told: true, until: self.now + seconds });
-            } else if is_told {
+                waiter.queue = Some(Queue { is_for_pools: true, until: self.now + seconds });
+            } else if is_queued {
                 if lacking.is_empty() && !self.ending_is_in_the_way(&waiter) {
                     waiter.queue = None;
                 }
             } else if !self.ending_is_in_the_way(&waiter) {
                 waiter.queue = None;
             } else if waiter.queue.is_none() {
-                waiter.queue = Some(Queue { is_told: false, until: self.now + 5 });
+                waiter.queue = Some(Queue { is_for_pools: false, until: self.now + 5 });
             }
             if waiter.queue.is_some() {
                 self.waiters[place] = waiter.clone();
-                if let Some(seconds) = wait {
-                    let ahead = self.ahead(place);
+                if before != waiter.queue.map(|queue| queue.is_for_pools) {
+                    let (seconds, ahead) = (self.longest(&waiter), self.ahead(place));
                     expected
                         .extend(waiter.tickets.iter().map(|ticket| Expected::Queue(*ticket, seconds, ahead)));
                 }
