@@ -194,11 +194,10 @@ fn round(
     let begin = Barrier::new(ASKERS);
     let (tell, told) = channel();
     let outcomes: Vec<(Outcome, usize)> = std::thread::scope(|scope| {
-        let askers: Vec<_> = containers
+        let askers: Vec<_> = asks
             .iter()
-            .zip(&asks)
             .enumerate()
-            .map(|(number, (container, (request, vanishes)))| {
+            .map(|(number, (request, vanishes))| {
                 let (tell, ground, begin, ledger) = (tell.clone(), &ground, &begin, &ledger);
                 let asker = std::thread::Builder::new().stack_size(256 << 10);
                 let run = move || {
