@@ -161,7 +161,7 @@ pub struct PsArgs {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub watch: Option<u64>,
-    /// Show the last starts that were refused a device, your own first
+    /// Show the starts that were refused a device, your own first; the last 64 are kept
     #[arg(long)]
     pub refused: bool,
     /// Where leases and the plan are kept [default: /run/divvy]

@@ -18,6 +18,10 @@ const PROC: &str = "/proc";
 /// As many characters of a container's id as engines print.
 const SHORT_ID: usize = 12;
 
+/// What the word `ended` beside a lease means while the daemon is away.
+pub const ENDED: &str =
+    "ended: nothing of the container is left, and the daemon frees the device when it runs";
+
 /// Whether the daemon, or systemd for it, takes requests. It is asked nothing.
 pub fn daemon_answers(state_dir: &Path) -> bool {
     UnixStream::connect(state_dir.join(SOCKET)).is_ok()
@@ -98,24 +102,31 @@ fn is_it(stat: &str, start_time: u64) -> bool {
     !has_ended && fields.nth(18).and_then(|field| field.parse().ok()) == Some(start_time)
 }
 
-/// The leases in a state directory whose containers run, and what is wrong with those that cannot be read.
-pub fn running(state_dir: &Path) -> (Vec<Lease>, Vec<String>) {
-    let (mut leases, warnings) = read(&state_dir.join(LEASES));
-    leases.retain(is_alive);
-    (leases, warnings)
+/// Leases by whether something of their containers is left.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// Their containers run.
+    pub running: Vec<Lease>,
+    /// Nothing is left of their containers: whoever asks the daemon can have what they hold.
+    pub ended: Vec<Lease>,
 }
 
-/// Who has a device, and as what: a share is taken while its GPU is leased as a whole, and the whole while one of its
-/// shares is.
+/// The leases in a state directory, and what is wrong with those that cannot be read.
+pub fn leases(state_dir: &Path) -> (Leases, Vec<String>) {
+    let (leases, warnings) = read(&state_dir.join(LEASES));
+    let (running, ended) = leases.into_iter().partition(is_alive);
+    (Leases { running, ended }, warnings)
+}
+
+/// Who has a device, and as what. A share is taken by its name, whatever that meant when it was given out, and while its
+/// GPU is leased as a whole; the whole while it or one of its shares is.
 pub fn holder<'a>(leases: &'a [Lease], device: &Device) -> Option<(&'a Lease, &'a LeasedDevice)> {
-    let of_it = |leased: &&LeasedDevice| leased.uuid == device.uuid;
-    let is_it = |leased: &LeasedDevice| {
-        leased.name.name == device.name && device.classes.contains(&leased.name.class)
+    let excludes = |leased: &LeasedDevice| match leased.is_share && device.kind == Kind::Share {
+        true => leased.name.name == device.name && device.classes.contains(&leased.name.class),
+        false => leased.uuid == device.uuid,
     };
-    let excludes = |leased: &LeasedDevice| leased.is_share != (device.kind == Kind::Share);
-    let all = || leases.iter().flat_map(|lease| lease.devices.iter().map(move |leased| (lease, leased)));
-    let find = |is: &dyn Fn(&LeasedDevice) -> bool| all().find(|(_, leased)| of_it(leased) && is(leased));
-    find(&is_it).or_else(|| find(&excludes))
+    let mut all = leases.iter().flat_map(|lease| lease.devices.iter().map(move |leased| (lease, leased)));
+    all.find(|(_, leased)| excludes(leased))
 }
 
 /// `podman container web`, or by its id as engines shorten it.

@@ -96,7 +96,8 @@ fn share_writes_what_it_shows() {
     let diff = "--- DIR/config.toml\n+++ DIR/config.toml\n@@ -1 +1,5 @@\n # mine\n+[[gpu]]\n+match = [\"2\"]\n\
                 +mode = \"time-slice\"\n+replicas = 4\n2: shared-0 to shared-3\n";
     let (status, out, errors) = share(&["2", "--replicas=4", LAB, "--dry-run"]);
-    let gone = "note: no longer a name of GPU-36441532-9ef4-0f3a-afb1-f844c3ab04bf: nvidia.com/gpu=2\n";
+    let gone =
+        "note: no longer a name of GPU 2 (GPU-36441532-9ef4-0f3a-afb1-f844c3ab04bf): nvidia.com/gpu=2\n";
     assert_eq!((status, out.as_str(), errors.as_str()), (0, diff, gone));
     assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap(), "# mine\n");
     fs::set_permissions(place.path("config.toml"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -117,7 +118,7 @@ fn share_writes_what_it_shows() {
     let (_, out, errors) = share(&["1", "--replicas=2", LAB]);
     assert!(out.ends_with("1: shared-0 to shared-1\n"), "{out}");
     assert!(
-        errors.starts_with("warning: nvidia.com/gpu=shared-0 to shared-1 mean GPU-934e3c41-"),
+        errors.starts_with("warning: nvidia.com/gpu=shared-0 to shared-1 mean GPU 1 (GPU-934e3c41-"),
         "{errors}"
     );
     share(&["1", "--none", LAB]);
@@ -131,6 +132,32 @@ fn share_writes_what_it_shows() {
     assert!(fs::symlink_metadata(place.path("config.toml")).unwrap().is_symlink());
     assert!(fs::read_to_string(place.path("real.toml")).unwrap().contains("match = [\"0:1\"]"));
     assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 4, "cdi, config.toml, real.toml, state");
+}
+
+/// A pool that loses its last device is what was asked for.
+#[test]
+fn share_gives_back_the_last_device_of_a_pool() {
+    let pool = "[pool.shared]\nwait = \"30m\"\n\n[users.ana]\npools = [\"shared\"]\n";
+    let place = Place::with(format!("[[gpu]]\nmatch = [\"2\"]\nmode = \"time-slice\"\n\n{pool}"));
+    let (status, _, errors) = place.run(&["share", "2", "--none", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    let warned = "warning: DIR/config.toml:2:7: pool \"shared\" has no device on this machine\n\
+                  warning: DIR/config.toml:6:10: pool \"shared\" has no device on this machine\n\
+                  hint: take it out of the file too, unless its devices come back\n";
+    assert!(errors.contains(warned), "{errors}");
+    assert_eq!(fs::read_to_string(place.path("config.toml")).unwrap().trim_start(), pool);
+}
+
+/// What to do stands beside what it is about.
+#[test]
+fn each_problem_has_its_hint() {
+    let place = Place::with("[[gpu]]\nmatch = [\"17\"]\n\n[pool.large]\n\n[pool.little]\n\n[pool.whole]\n");
+    let (status, _, errors) = place.generate("--host=sim:l4");
+    assert_eq!(status, 7);
+    let kinds: Vec<&str> = errors.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+    // Those of shares are mended alike.
+    let expected = ["warning", "hint", "warning", "warning", "hint", "warning", "hint"];
+    assert_eq!(kinds, expected, "{errors}");
 }
 
 #[test]

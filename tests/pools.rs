@@ -202,7 +202,9 @@ fn list_says_what_is_taken_and_by_whom() {
     gone["container"]["start_time"] = json!(1);
     hold(&place, "4.json", &gone);
     let (status, out, errors) = list(&place, "--format=table");
-    assert_eq!((status, errors.as_str()), (0, ""));
+    let ended =
+        "note: ended: nothing of the container is left, and the daemon frees the device when it runs\n";
+    assert_eq!((status, errors.as_str()), (0, ended));
     golden("leased.list", &out);
     let (status, out, errors) = list(&place, "--format=json");
     assert_eq!((status, errors.as_str()), (0, ""));
@@ -212,10 +214,12 @@ fn list_says_what_is_taken_and_by_whom() {
     };
     let web = json!({
         "engine": "podman", "name": "web", "id": "3f2a5d1c0b9e8f7a", "pid": std::process::id(), "uid": 1000,
-        "since": 1_700_000_000, "cdi_name": "nvidia.com/gpu=shared-1",
+        "since": 1_700_000_000, "cdi_name": "nvidia.com/gpu=shared-1", "uuid": GPU_2, "ended": false,
     });
     assert_eq!((&device("shared-1")["lease"], &device("2")["lease"]), (&web, &web));
-    assert_eq!((&device("shared-0")["lease"], &device("shared-0")["leased"]), (&json!(null), &json!(true)));
+    let old = device("shared-0");
+    assert_eq!((&old["lease"]["name"], &old["lease"]["ended"]), (&json!("old"), &json!(true)));
+    assert_eq!((&device("1:0")["lease"], &device("1:0")["leased"]), (&json!(null), &json!(true)));
     assert_eq!((&device("3")["lease"], &device("3")["leased"]), (&json!(null), &json!(false)));
     let pools: Vec<_> =
         listing["pools"].as_array().unwrap().iter().map(|pool| (&pool["cdi_name"], &pool["free"])).collect();
@@ -258,8 +262,9 @@ fn a_name_that_is_held_does_not_move() {
     let (status, out, errors) = place.generate(&host);
     assert_eq!((status, out.as_str()), (1, ""));
     let error = format!(
-        "error: a name that a running container holds would move: nvidia.com/gpu=shared-2, held by podman container web, would mean {other} and means {mine}; and 1 more\n\
-         hint: stop the container first (`divvy ps` lists them), or move names all the same with --force\n"
+        "error: a name that a running container holds would move: nvidia.com/gpu=shared-2, held by podman container web, would mean GPU 0 ({other}) and means GPU 1 ({mine}); and 1 more\n\
+         hint: stop the container first (`divvy ps` lists them), give new shares a name of their own \
+         (`divvy share GPU --replicas N --name NAME`), or move names all the same with --force\n"
     );
     assert!(errors.ends_with(&error), "{errors}");
     assert!(before == (fs::read(&spec).unwrap(), written()), "nothing is written");
@@ -284,10 +289,55 @@ fn a_name_that_is_held_does_not_move() {
     assert_eq!((status, out.as_str()), (0, "wrote DIR/cdi/divvy.json: 24 shares\n"));
     assert!(
         errors.ends_with(&format!(
-            "warning: nvidia.com/gpu=shared-4, held by podman container web, would mean {mine} and means {}\n",
+            "warning: podman container web goes on using GPU 2 ({}); nvidia.com/gpu=shared-4 is GPU 1 ({mine}) from now on\n",
             uuid("shared-4")
         )),
         "{errors}"
+    );
+    // Its name is taken, whatever it means by now, and the GPU's other shares are free.
+    let state = format!("--state-dir={}", place.path("state").display());
+    let (_, out, errors) = place.run(&["list", &host, &state]);
+    let lease = |name: &str| {
+        let line = out.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        line.split_once("nothing").unwrap().1.trim().to_owned()
+    };
+    assert_eq!(lease("shared-2"), "taken by podman container web (as a part of GPU 1)", "{out}{errors}");
+    assert_eq!(lease("shared-4"), "taken by podman container web (as a part of GPU 2)");
+    assert_eq!((lease("shared-3"), lease("shared-6")), ("free".into(), "free".into()));
+    assert!(out.contains("\nshared: 22 of 24 free\n"), "{out}");
+}
+
+/// Before it is `generate` that says so.
+#[test]
+fn share_tells_of_names_that_are_held() {
+    let place = Place::with("[[gpu]]\nmatch = [\"2\"]\nmode = \"time-slice\"\nreplicas = 2\n");
+    assert_eq!(place.generate(MIXED).0, 0);
+    hold(&place, "1.json", &lease("web", &[("shared-0", GPU_2), ("shared-1", GPU_2)]));
+    let share = |flags: &[&str]| {
+        let state = format!("--state-dir={}", place.path("state").display());
+        let (status, _, errors) =
+            place.run(&[&["share", MIXED, "--dry-run", "--quiet", &state], flags].concat());
+        (status, errors)
+    };
+    let error = |now: &str| {
+        format!(
+            "warning: `generate` will refuse while podman container web holds nvidia.com/gpu=shared-0: \
+             nvidia.com/gpu=shared-0, held by podman container web, {now} GPU 2 ({GPU_2}); and 1 more\n"
+        )
+    };
+    assert_eq!(
+        share(&["0", "--replicas=2"]),
+        (
+            0,
+            error(&format!("would mean GPU 0 ({GPU_0}) and means"))
+                + "hint: stop the container first (`divvy ps` lists them), or give the new shares a name of their own: \
+                   divvy share 0 --replicas 2 --name NAME\n"
+        )
+    );
+    assert_eq!(share(&["0", "--replicas=2", "--name=large"]), (0, String::new()));
+    assert_eq!(
+        share(&["2", "--none"]),
+        (0, error("would go; it means") + "hint: stop the container first (`divvy ps` lists them)\n")
     );
 }
 

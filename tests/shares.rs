@@ -153,7 +153,10 @@ fn names_stay_and_moves_are_told() {
     let (status, _, errors) = place.generate(&host);
     assert_eq!(status, 0);
     let first_line = errors.lines().next().unwrap();
-    assert!(first_line.starts_with("warning: nvidia.com/gpu=shared-3 means GPU-a33f483a-"), "{errors}");
+    assert!(
+        first_line.starts_with("warning: nvidia.com/gpu=shared-3 means GPU 1 (GPU-a33f483a-"),
+        "{errors}"
+    );
 }
 
 #[test]
@@ -383,7 +386,7 @@ fn names_kept_for_what_is_missing_do_not_move_in_silence() {
     let (status, _, errors) = place.generate(&host);
     assert_eq!(status, 0);
     assert!(
-        errors.starts_with("warning: nvidia.com/gpu=shared-2 means GPU-8b58ab31-0132-5a51-9292-903b4073d557 now, and meant GPU-a33f483a-0499-5e2f-9479-327f84b7c863 before\n"),
+        errors.starts_with("warning: nvidia.com/gpu=shared-2 means GPU 0 (GPU-8b58ab31-0132-5a51-9292-903b4073d557) now, and meant GPU-a33f483a-0499-5e2f-9479-327f84b7c863 before\n"),
         "{errors}"
     );
 }
@@ -396,6 +399,6 @@ fn names_that_are_gone_are_told() {
     let (_, _, errors) = place.generate("--host=sim:l4");
     assert_eq!(
         errors,
-        "note: no longer a name of GPU-bdf38e33-4d59-5308-a8d7-a92dfc4a917b: nvidia.com/gpu=shared-1, shared-2 and 1 more\n"
+        "note: no longer a name of GPU 0 (GPU-bdf38e33-4d59-5308-a8d7-a92dfc4a917b): nvidia.com/gpu=shared-1, shared-2 and 1 more\n"
     );
 }

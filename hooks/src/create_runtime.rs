@@ -329,10 +329,12 @@ fn timeval(until: Instant) -> TimeVal {
     TimeVal::milliseconds(left.try_into().unwrap_or(i64::MAX).max(1))
 }
 
-/// Another program's words, without what a terminal would obey.
+/// Another program's words, without what a terminal would obey or turn around.
 fn plain(text: &str) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let characters = text.chars().take(LONGEST_MESSAGE);
-    characters.map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    characters.map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

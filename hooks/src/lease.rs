@@ -81,7 +81,7 @@ pub struct Request {
 pub enum Unbound {
     /// Its device cgroup allows every device: `--privileged`.
     Privileged,
-    /// The host's /dev, or a node of a GPU's, is mounted in it and no device cgroup stands behind.
+    /// The host's /dev, or a GPU's node at another path than its own, is mounted in it and no device cgroup stands behind.
     HostDev,
     /// NVIDIA's hook runs and is told of devices.
     NvidiaHook,

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hooks::lease::Lease;
 use nix::sys::stat::SFlag;
 use tracing::debug;
 
@@ -15,7 +14,7 @@ use crate::discover::Source;
 use crate::discover::host::Host;
 use crate::engines;
 use crate::failure::{Failure, Status, printable, say};
-use crate::held;
+use crate::held::{self, Leases};
 use crate::plan::moved::{self, Held};
 use crate::plan::names::spec_file;
 use crate::plan::{self, Plan};
@@ -72,9 +71,9 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
     }
     print_problems(&plan, quiet);
     require_devices(&plan)?;
-    let (leases, damaged) = state_dir.as_deref().map(held::running).unwrap_or_default();
+    let (leases, damaged) = state_dir.as_deref().map(held::leases).unwrap_or_default();
     damaged.iter().for_each(|what| say("warning", what));
-    let moves = moved::from_under(&leases, &earlier, &host, &plan);
+    let moves = moved::from_under(&leases.running, &earlier, &host, &plan);
     if !args.dry_run {
         keep_held(&moves, args.force)?;
     }
@@ -107,6 +106,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         _ if args.dry_run => {
             dry_run(&host, &plan, state_dir.is_some().then_some(&leases), &specs, &output)?;
             keep_held(&moves, args.force)?;
+            moves.iter().for_each(|held| say("warning", held));
         }
         Output::Stdout => {
             let all = specs.iter().map(|spec| spec.text.as_str()).collect::<Vec<_>>();
@@ -126,6 +126,7 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
             }
             let done =
                 publish::publish(&path, &specs, &plan, &host.driver_version, &earlier, state.as_ref())?;
+            moves.iter().for_each(|held| say("warning", held.moved()));
             let done = done.iter().map(ToString::to_string).collect::<Vec<_>>();
             let said = match done[..] {
                 [] => format!("nothing to write to {}", path.display()),
@@ -162,17 +163,14 @@ fn note_the_daemon(plan: &Plan, state_dir: Option<&Path>) {
 /// Whoever holds a name goes on using its device. That name for another device would be granted to the next one who
 /// asks, and nobody could tell any more who has what.
 fn keep_held(moves: &[Held], force: bool) -> Result<()> {
-    if force {
-        moves.iter().for_each(|held| say("warning", held));
-        return Ok(());
-    }
-    let Some(first) = moves.first() else { return Ok(()) };
+    let Some(first) = moves.first().filter(|_| !force) else { return Ok(()) };
     let more = match moves.len() - 1 {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
     let what = anyhow::anyhow!("a name that a running container holds would move: {first}{more}");
-    let hint = "stop the container first (`divvy ps` lists them), or move names all the same with --force";
+    let hint = "stop the container first (`divvy ps` lists them), give new shares a name of their own (`divvy share GPU \
+                --replicas N --name NAME`), or move names all the same with --force";
     Err(Failure::new(what).hint(hint).into())
 }
 
@@ -289,11 +287,11 @@ fn summary(plan: &Plan) -> String {
 fn dry_run(
     host: &Host,
     plan: &Plan,
-    leases: Option<&Vec<Lease>>,
+    leases: Option<&Leases>,
     specs: &[SpecFile],
     output: &Output,
 ) -> Result<()> {
-    list::print_table(host, plan, leases.map(Vec::as_slice))?;
+    list::print_table(host, plan, leases)?;
     let mut out = std::io::stdout().lock();
     writeln!(out).context(STDOUT)?;
     for decision in &plan.decisions {

@@ -13,7 +13,8 @@ use crate::config::Mode;
 use crate::discover::host::{Gpu, Host};
 use crate::engines;
 use crate::failure::{Status, printable, say};
-use crate::held;
+use crate::held::{self, Leases};
+use crate::plan::moved::called;
 use crate::plan::pools::Pool;
 use crate::plan::{
     Device, GPU_CLASS, Kind, Level, Limit, Limits, Plan, PlannedNode, Problem, SideDevice, VENDOR,
@@ -58,6 +59,10 @@ struct ListedLease<'a> {
     since: u64,
     /// What it holds: this device, or the whole that this is a part of, or a part.
     cdi_name: String,
+    /// UUID of the GPU or MIG device that it holds, or holds a part of. Another than the device's where its name moved.
+    uuid: &'a str,
+    /// Nothing is left of the container, and the daemon has not freed the device yet.
+    ended: bool,
 }
 
 #[derive(Serialize)]
@@ -76,10 +81,11 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
     plan.warnings.extend(unreadable_names(args, &host, &plan)?);
     // Who has what on another host is not known here.
     let here = args.machine.host.is_none().then_some(Path::new(publish::STATE_DIR));
-    let leases = args.plan.state_dir.as_deref().or(here).map(held::running);
+    let state_dir = args.plan.state_dir.as_deref().or(here);
+    let leases = state_dir.map(held::leases);
     let (leases, damaged) = leases.map_or((None, Vec::new()), |(leases, damaged)| (Some(leases), damaged));
     plan.warnings.extend(damaged);
-    let leases = leases.as_deref();
+    let leases = leases.as_ref();
     match args.format {
         ListFormat::Json => {
             let mut out = std::io::stdout().lock();
@@ -95,6 +101,11 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
     // For people: programs compare generations.
     if is_stale && args.format == ListFormat::Table && !quiet && !plan.devices.is_empty() {
         say("note", "`divvy generate` has not written this yet: engines know what its last run wrote");
+    }
+    let has_ended = leases.is_some_and(|leases| !leases.ended.is_empty());
+    if has_ended && args.format == ListFormat::Table && !quiet && !state_dir.is_some_and(held::daemon_answers)
+    {
+        say("note", held::ENDED);
     }
     require_devices(&plan)?;
     Ok(Status::Done)
@@ -113,8 +124,13 @@ fn unreadable_names(args: &ListArgs, host: &Host, plan: &Plan) -> Result<Vec<Str
         .collect())
 }
 
-fn listing<'a>(host: &'a Host, plan: &'a Plan, leases: Option<&'a [Lease]>) -> Listing<'a> {
-    let lease = |device: &Device| held::holder(leases.unwrap_or_default(), device).map(listed_lease);
+fn listing<'a>(host: &'a Host, plan: &'a Plan, leases: Option<&'a Leases>) -> Listing<'a> {
+    let lease = |device: &Device| {
+        let leases = leases?;
+        let listed = |ended: bool| move |held| listed_lease(held, ended);
+        let running = held::holder(&leases.running, device).map(listed(false));
+        running.or_else(|| held::holder(&leases.ended, device).map(listed(true)))
+    };
     let listed =
         |device: &'a Device| ListedDevice { cdi_names: cdi_names(device), device, lease: lease(device) };
     let pool = |pool: &'a Pool| ListedPool {
@@ -136,7 +152,7 @@ fn listing<'a>(host: &'a Host, plan: &'a Plan, leases: Option<&'a [Lease]>) -> L
     }
 }
 
-fn listed_lease<'a>((lease, leased): (&'a Lease, &LeasedDevice)) -> ListedLease<'a> {
+fn listed_lease<'a>((lease, leased): (&'a Lease, &'a LeasedDevice), ended: bool) -> ListedLease<'a> {
     let container = &lease.container;
     ListedLease {
         engine: container.engine.as_deref(),
@@ -146,15 +162,17 @@ fn listed_lease<'a>((lease, leased): (&'a Lease, &LeasedDevice)) -> ListedLease<
         uid: container.uid,
         since: lease.since,
         cdi_name: format!("{VENDOR}/{}", leased.name),
+        uuid: &leased.uuid,
+        ended,
     }
 }
 
 /// How many devices of a pool can be had now.
-fn free(pool: &Pool, plan: &Plan, leases: &[Lease]) -> usize {
+fn free(pool: &Pool, plan: &Plan, leases: &Leases) -> usize {
     let is_member =
         |device: &&Device| device.pool.as_ref() == Some(&pool.name) && device.classes.contains(&pool.class);
     let members = plan.devices.iter().filter(is_member);
-    members.filter(|device| held::holder(leases, device).is_none()).count()
+    members.filter(|device| held::holder(&leases.running, device).is_none()).count()
 }
 
 fn cdi_names(device: &Device) -> Vec<String> {
@@ -166,8 +184,8 @@ fn cdi_names(device: &Device) -> Vec<String> {
 const HEAD: [&str; 7] = ["NAME", "MODE", "MEMORY", "SMS", "LIMITED BY", "LEASE", "MIG DEVICE"];
 
 /// One block a GPU, one line a device. `--device` takes the first column. `leases` are none where nobody knows them.
-pub fn print_table(host: &Host, plan: &Plan, leases: Option<&[Lease]>) -> Result<()> {
-    let rows: Vec<_> = plan.devices.iter().map(|device| (device.gpu, row(device, leases))).collect();
+pub fn print_table(host: &Host, plan: &Plan, leases: Option<&Leases>) -> Result<()> {
+    let rows: Vec<_> = plan.devices.iter().map(|device| (device.gpu, row(device, plan, leases))).collect();
     // A column that says nothing of any device is left out.
     let is_empty = |column: usize| rows.iter().all(|(_, row)| row[column].is_empty());
     let head: [String; HEAD.len()] =
@@ -198,7 +216,7 @@ pub fn print_table(host: &Host, plan: &Plan, leases: Option<&[Lease]>) -> Result
 }
 
 /// A line for each pool, with what can be had of it.
-fn print_pools(plan: &Plan, leases: Option<&[Lease]>, out: &mut impl Write) -> Result<()> {
+fn print_pools(plan: &Plan, leases: Option<&Leases>, out: &mut impl Write) -> Result<()> {
     if !plan.pools.is_empty() {
         writeln!(out, "Any free one of several:").context(STDOUT)?;
     }
@@ -245,7 +263,7 @@ pub fn mib(bytes: u64) -> String {
     format!("{}MiB", bytes >> 20)
 }
 
-fn row(device: &Device, leases: Option<&[Lease]>) -> [String; HEAD.len()] {
+fn row(device: &Device, plan: &Plan, leases: Option<&Leases>) -> [String; HEAD.len()] {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let mig = device.mig.as_ref().map(|mig| format!("{} {}", or_dash(mig.profile.clone()), device.uuid));
     [
@@ -254,20 +272,24 @@ fn row(device: &Device, leases: Option<&[Lease]>) -> [String; HEAD.len()] {
         or_dash(device.memory_bytes.map(mib)),
         or_dash(device.sms.map(|sms| sms.to_string())),
         limited_by(device.kind, &device.limits),
-        leases.filter(|_| device.leased).map_or_else(String::new, |leases| taken(device, leases)),
+        leases.filter(|_| device.leased).map_or_else(String::new, |leases| taken(device, plan, leases)),
         mig.unwrap_or_default(),
     ]
 }
 
-fn taken(device: &Device, leases: &[Lease]) -> String {
-    match held::holder(leases, device) {
-        None => "free".into(),
-        Some((lease, leased)) if leased.is_share == (device.kind == Kind::Share) => {
-            format!("taken by {}", held::who(&lease.container))
-        }
-        Some((lease, leased)) => {
-            format!("taken as {} by {}", leased.name.name, held::who(&lease.container))
-        }
+fn taken(device: &Device, plan: &Plan, leases: &Leases) -> String {
+    let Some((lease, leased)) = held::holder(&leases.running, device) else {
+        let ended = held::holder(&leases.ended, device);
+        return ended.map_or("free".into(), |(lease, _)| format!("ended: {}", held::who(&lease.container)));
+    };
+    let who = held::who(&lease.container);
+    if leased.uuid != device.uuid {
+        let other = called(plan, &leased.uuid).unwrap_or_else(|| leased.uuid.clone());
+        return format!("taken by {who} (as a part of {other})");
+    }
+    match leased.is_share == (device.kind == Kind::Share) {
+        true => format!("taken by {who}"),
+        false => format!("taken as {} by {who}", leased.name.name),
     }
 }
 

@@ -153,18 +153,10 @@ fn counts(of: &[(usize, &str)]) -> String {
 
 /// Problems and notes of a plan, on standard error.
 fn print_problems(plan: &Plan, quiet: bool) {
-    for problem in &plan.problems {
-        say("warning", problem);
-    }
     // One mend often serves several problems.
-    let mut hints: Vec<&str> = Vec::new();
-    for problem in &plan.problems {
-        if !hints.contains(&problem.hint.as_str()) {
-            hints.push(&problem.hint);
-        }
-    }
-    for hint in hints {
-        say("hint", hint);
+    for alike in plan.problems.chunk_by(|one, next| one.hint == next.hint) {
+        alike.iter().for_each(|problem| say("warning", problem));
+        alike.iter().take(1).for_each(|problem| say("hint", &problem.hint));
     }
     for warning in &plan.warnings {
         say("warning", warning);

@@ -12,7 +12,8 @@ use serde::Serialize;
 use super::STDOUT;
 use crate::cli::{ListFormat, PsArgs};
 use crate::discover::{self, Roots};
-use crate::failure::{Status, printable, say};
+use crate::failure::{Failure, Status, printable, say};
+use crate::held;
 use crate::nvml::processes::Session;
 use crate::ps::{self, Held, Row, table, waiting};
 use crate::publish;
@@ -31,6 +32,11 @@ struct Frame {
 
 /// Runs the verb.
 pub fn run(args: &PsArgs, quiet: bool) -> Result<Status> {
+    if let Some(dir) = args.state_dir.as_deref().filter(|dir| !dir.is_dir()) {
+        let what = anyhow::anyhow!("{} is no directory: there can be no leases in it", dir.display());
+        let hint = "name the directory that `divvy generate --state-dir` and `divvy serve` were given";
+        return Err(Failure::new(what).hint(hint).status(Status::Usage).into());
+    }
     let state_dir = args.state_dir.clone().unwrap_or_else(|| PathBuf::from(publish::STATE_DIR));
     let mut look = Look { args, state_dir, nvml: None };
     let first = look.frame()?;
@@ -168,6 +174,16 @@ fn notes(held: &Held, state_dir: &Path) -> Vec<String> {
              keeps it from the memory of others there"
                 .to_owned(),
         );
+    }
+    if any(|row| row.moved) {
+        notes.push(
+            "moved: the name means another device by now; the container goes on using the one that is shown, and \
+             the name is taken until it ends"
+                .to_owned(),
+        );
+    }
+    if any(|row| row.ended) && !held.daemon {
+        notes.push(held::ENDED.to_owned());
     }
     if any(|row| row.denied_by == Some(DeniedBy::CgroupV1)) {
         notes.push(

@@ -1,7 +1,7 @@
 //! `divvy release`: says how the container that has a device is ended, or ends it. A lease itself is never taken away:
 //! what uses the GPU would go on using it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use hooks::lease::{Container, LEASES, Lease};
+use hooks::lease::{Container, LEASES, Lease, LeasedDevice};
 use nix::libc::{ESRCH, SIGKILL};
 
 use super::STDOUT;
@@ -19,7 +19,7 @@ use crate::container::process::Namespace;
 use crate::failure::{Failure, Status, printable};
 use crate::held;
 use crate::plan::kept::{Kept, KeptDevice};
-use crate::plan::{Kind, VENDOR};
+use crate::plan::{GPU_CLASS, Kind, VENDOR};
 use crate::ps;
 use crate::publish;
 use crate::sys;
@@ -45,7 +45,7 @@ pub fn run(args: &ReleaseArgs) -> Result<Status> {
     }
     let plan = kept(&state_dir);
     let Some(lease) = held.iter().find(|lease| typed.is_of(lease, plan.as_ref())) else {
-        return not_held(&args.device, &typed, plan.as_ref());
+        return not_held(&args.device, &typed, plan.as_ref(), &held);
     };
     let path = Lease::path(&leases, lease.container.mount_namespace);
     if held::is_alive(lease) {
@@ -97,11 +97,11 @@ fn usage(what: String, hint: impl Into<String>) -> anyhow::Error {
 }
 
 /// Nobody has it: then it is free, which is what was wanted, unless there is no such device.
-fn not_held(device: &str, typed: &Typed<'_>, plan: Option<&Kept>) -> Result<Status> {
+fn not_held(device: &str, typed: &Typed<'_>, plan: Option<&Kept>, held: &[Lease]) -> Result<Status> {
     let Some(plan) = plan else {
         return Err(usage(
             format!("{device} is not held, and there is no plan that tells whether there is such a device"),
-            "`divvy ps` shows what is held",
+            meant(device, held).unwrap_or_else(|| "`divvy ps` shows what is held".into()),
         ));
     };
     let pool = plan
@@ -120,9 +120,23 @@ fn not_held(device: &str, typed: &Typed<'_>, plan: Option<&Kept>) -> Result<Stat
         )),
         (None, None) => Err(usage(
             format!("there is no device {device}"),
-            "`divvy ps` shows what is held, `divvy list` all",
+            meant(device, held).unwrap_or_else(|| "`divvy ps` shows what is held, `divvy list` all".into()),
         )),
     }
+}
+
+/// What to type where a container was named instead of what it holds.
+fn meant(device: &str, held: &[Lease]) -> Option<String> {
+    let is_of = |container: &Container| {
+        container.name.as_deref() == Some(device) || device.len() >= 4 && container.id.starts_with(device)
+    };
+    let devices = held.iter().filter(|lease| is_of(&lease.container)).flat_map(|lease| &lease.devices);
+    let name = |device: &LeasedDevice| match device.name.class.as_str() {
+        GPU_CLASS => device.name.name.clone(),
+        _ => device.name.to_string(),
+    };
+    let names: Vec<String> = devices.map(name).collect();
+    Some(format!("{device} holds {}: divvy release {}", names.join(", "), names.first()?))
 }
 
 fn refuse(device: &str, lease: &Lease) -> anyhow::Error {
@@ -180,9 +194,17 @@ fn kill(container: &Container) -> io::Result<()> {
 
 fn kill_in_namespace(container: &Container) -> io::Result<()> {
     let ids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // A first process that went to another namespace has left the number of its old one to anybody. While this is open, the
+    // number is the namespace's.
+    let namespace = File::open(format!("/proc/{}/ns/mnt", container.pid))
+        .and_then(|file| Namespace::of_file(&file).map(|found| (found, file)))
+        .ok()
+        .filter(|(found, _)| found.inode == container.mount_namespace);
     let is_in = |pid: i32| {
-        let namespace = Namespace::of(pid, "mnt");
-        pid == container.pid || namespace.is_ok_and(|found| found.inode == container.mount_namespace)
+        let is_the_same = |(namespace, _): &(Namespace, File)| {
+            Namespace::of(pid, "mnt").is_ok_and(|found| found == *namespace)
+        };
+        pid == container.pid || namespace.as_ref().is_some_and(is_the_same)
     };
     // By descriptors, since an id may come to another process at any time.
     let pidfds: Vec<OwnedFd> = ids

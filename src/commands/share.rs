@@ -2,6 +2,7 @@
 //! on this machine before it is written: what the planner would leave out is refused here.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -11,10 +12,14 @@ use crate::cli::{ShareArgs, ShareMode};
 use crate::config::edit::{self, Cut};
 use crate::config::value::Match;
 use crate::config::{self, Config, Mode};
-use crate::discover;
 use crate::discover::host::Host;
+use crate::discover::{self, Source};
 use crate::failure::{Failure, Status, printable, say};
+use crate::held;
+use crate::plan::moved::{self, Held};
+use crate::plan::pools::NO_DEVICE;
 use crate::plan::{self, Kind, Plan, Problem, Unit};
+use crate::publish;
 
 /// Runs the verb.
 pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
@@ -33,6 +38,8 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     let typed = args.gpu.strip_prefix("nvidia.com/gpu=").unwrap_or(&args.gpu);
     let device =
         Match::parse(typed).map_err(|why| usage(anyhow::anyhow!(why), "`divvy list` shows what there is"))?;
+    let here = matches!(source, Source::Live(_)).then_some(Path::new(publish::STATE_DIR));
+    let leases = args.plan.state_dir.as_deref().or(here).map(|dir| held::leases(dir).0).unwrap_or_default();
     let (earlier, output) = last_generated(&source, args.plan.state_dir.as_deref());
     let host = discover::discover(&source, &output)?;
     let covers = covers(&device, typed, &host, &before)?;
@@ -43,7 +50,7 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     let old = plan::plan(&host, &before, &earlier, &output);
     // Names that move by this change are told, whatever `generate` has made of the last one.
     let new = plan::plan(&host, &after, &earlier.then(&old), &output);
-    refuse_new_problems(&old, &new)?;
+    let emptied = refuse_new_problems(&old, &new)?;
 
     let mut out = io::stdout().lock();
     for line in edit::difference(&file.name, &file.text, &text).lines() {
@@ -62,6 +69,11 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
             say("note", note);
         }
     }
+    emptied.iter().for_each(|problem| say("warning", problem));
+    if !emptied.is_empty() {
+        say("hint", "take it out of the file too, unless its devices come back");
+    }
+    warn_of_held(args, typed, &moved::from_under(&leases.running, &earlier, &host, &new));
     let Some(path) = file.path.as_ref().filter(|_| !args.dry_run) else { return Ok(Status::Done) };
     file.replace(&text)?;
     if !quiet {
@@ -105,8 +117,30 @@ fn covers(device: &Match, typed: &str, host: &Host, config: &Config) -> Result<i
     Ok(move |entry: &Match| meant.iter().any(|unit| plan::covers(entry, unit)))
 }
 
-/// What is already wrong is not this change's fault; what would become wrong is refused.
-fn refuse_new_problems(old: &Plan, new: &Plan) -> Result<()> {
+/// `generate` takes no name from under a container: who cuts a GPU hears it before the other is refused.
+fn warn_of_held(args: &ShareArgs, typed: &str, moves: &[Held]) {
+    let Some(first) = moves.first() else { return };
+    let more = match moves.len() - 1 {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let (by, name) = (first.by(), first.name());
+    say("warning", format_args!("`generate` will refuse while {by} holds {name}: {first}{more}"));
+    let stop = "stop the container first (`divvy ps` lists them)";
+    match &args.replicas {
+        Some(replicas) => say(
+            "hint",
+            format_args!(
+                "{stop}, or give the new shares a name of their own: divvy share {typed} --replicas {replicas} --name NAME"
+            ),
+        ),
+        None => say("hint", stop),
+    }
+}
+
+/// What is already wrong is not this change's fault; what would become wrong is refused. A pool that loses its last
+/// device is what was asked for, and given back.
+fn refuse_new_problems<'a>(old: &Plan, new: &'a Plan) -> Result<Vec<&'a Problem>> {
     // By what they are about: lines move by the change itself, and others' specs clash with one name more or less.
     let mut known: Vec<_> = old.problems.iter().map(|problem| &problem.what).collect();
     let is_new = |problem: &&Problem| match known.iter().position(|what| **what == problem.what) {
@@ -116,7 +150,9 @@ fn refuse_new_problems(old: &Plan, new: &Plan) -> Result<()> {
         }
         None => true,
     };
-    let Some(problem) = new.problems.iter().find(is_new) else { return Ok(()) };
+    let is_emptied = |problem: &&Problem| problem.why == NO_DEVICE;
+    let (emptied, refused): (Vec<_>, Vec<_>) = new.problems.iter().filter(is_new).partition(is_emptied);
+    let Some(problem) = refused.first() else { return Ok(emptied) };
     let what = anyhow::anyhow!("nothing is changed: with this {problem}");
     Err(Failure::new(what).hint(problem.hint.clone()).into())
 }

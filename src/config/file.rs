@@ -40,7 +40,7 @@ struct RawConfig {
     mig_strategy: Option<MigStrategy>,
     #[serde(default)]
     management: bool,
-    start_timeout: Option<Spanned<String>>,
+    start_timeout: Option<Spanned<RawQuantity>>,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ struct RawGpu {
     mode: Option<Spanned<Mode>>,
     name: Option<Spanned<String>>,
     replicas: Option<Spanned<i64>>,
-    memory: Option<Spanned<RawSize>>,
+    memory: Option<Spanned<RawQuantity>>,
     sm_percent: Option<Spanned<i64>>,
     advisory: Option<bool>,
     require: Option<Spanned<Require>>,
@@ -67,7 +67,7 @@ struct RawGpu {
 struct RawShare {
     name: Option<Spanned<String>>,
     replicas: Option<Spanned<i64>>,
-    memory: Option<Spanned<RawSize>>,
+    memory: Option<Spanned<RawQuantity>>,
     sm_percent: Option<Spanned<i64>>,
     advisory: Option<bool>,
     require: Option<Spanned<Require>>,
@@ -80,28 +80,28 @@ enum Require {
     Mps,
 }
 
-/// A size as it was written, be it a number or a text, so that one error can say what is allowed.
-struct RawSize(String);
+/// A size or duration as it was written, be it a number or a text, so that one error can say what is allowed.
+pub struct RawQuantity(String);
 
-impl<'de> Deserialize<'de> for RawSize {
+impl<'de> Deserialize<'de> for RawQuantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnySize;
-        impl Visitor<'_> for AnySize {
-            type Value = RawSize;
+        struct AnyQuantity;
+        impl Visitor<'_> for AnyQuantity {
+            type Value = RawQuantity;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a size as in \"8GiB\"")
+                f.write_str("a number with its unit, as in \"8GiB\" or \"30m\"")
             }
-            fn visit_str<E>(self, text: &str) -> Result<RawSize, E> {
-                Ok(RawSize(text.to_owned()))
+            fn visit_str<E>(self, text: &str) -> Result<RawQuantity, E> {
+                Ok(RawQuantity(text.to_owned()))
             }
-            fn visit_i64<E>(self, number: i64) -> Result<RawSize, E> {
-                Ok(RawSize(number.to_string()))
+            fn visit_i64<E>(self, number: i64) -> Result<RawQuantity, E> {
+                Ok(RawQuantity(number.to_string()))
             }
-            fn visit_f64<E>(self, number: f64) -> Result<RawSize, E> {
-                Ok(RawSize(number.to_string()))
+            fn visit_f64<E>(self, number: f64) -> Result<RawQuantity, E> {
+                Ok(RawQuantity(number.to_string()))
             }
         }
-        deserializer.deserialize_any(AnySize)
+        deserializer.deserialize_any(AnyQuantity)
     }
 }
 
@@ -109,7 +109,7 @@ impl<'de> Deserialize<'de> for RawSize {
 struct ShareKeys<'a> {
     name: Option<&'a Spanned<String>>,
     replicas: Option<&'a Spanned<i64>>,
-    memory: Option<&'a Spanned<RawSize>>,
+    memory: Option<&'a Spanned<RawQuantity>>,
     sm_percent: Option<&'a Spanned<i64>>,
 }
 
@@ -190,8 +190,27 @@ impl Source<'_> {
             .replace("type: map", "type: table")
             .replace("a map", "a table")
             .replace("wanted string or table", "expected a text");
-        let hint = error.span().and_then(|span| self.unquoted(span.start));
-        Mistake { place, what: what.lines().collect::<Vec<_>>().join(": "), hint }
+        let what = what.lines().collect::<Vec<_>>().join(": ");
+        let hint = error.span().and_then(|span| self.hint(&what, span.start));
+        // A name of this program's tells nobody what is expected.
+        let what = what
+            .replace("struct RawPool", "a table of settings")
+            .replace("struct RawUser", "a table of settings");
+        Mistake { place, what, hint }
+    }
+
+    /// What to do about a mistake that says where it is, and not what was meant.
+    fn hint(&self, what: &str, offset: usize) -> Option<String> {
+        let at = self.text.get(offset..).unwrap_or_default();
+        let is_unknown_key = what.starts_with("unknown key");
+        let top = ["start_timeout", "whole_names", "mig_strategy", "management"];
+        if is_unknown_key && top.iter().any(|key| at.starts_with(key)) {
+            return Some("it stands at the top of the file, before the first table".into());
+        }
+        if what.starts_with("unknown value `exclusive`") {
+            return Some("exclusive = true, without mode".into());
+        }
+        self.table_name(what, offset)
     }
 
     fn not_yet<T>(&self, at: &Spanned<T>, what: &str, why: &str) -> Mistake {

@@ -117,7 +117,7 @@ fn mistakes_name_line_column_and_what_is_allowed() {
         (rule("memory = \"10 GB\""), format!("c.toml:4:10: memory: \"GB\" in \"10 GB\" is no unit: {SIZE}")),
         (rule("memory = 10"), format!("c.toml:4:10: memory: \"10\" has no unit: {SIZE}")),
         (rule("memory = 1.5"), format!("c.toml:4:10: memory: \"1.5\" is not a whole number: {SIZE}")),
-        (rule("memory = true"), "c.toml:4:10: invalid type: boolean `true`, expected a size as in \"8GiB\"".into()),
+        (rule("memory = true"), "c.toml:4:10: invalid type: boolean `true`, expected a number with its unit, as in \"8GiB\" or \"30m\"".into()),
         (
             rule("name = \"team a\""),
             "c.toml:4:8: the device name in \"team a\" cannot hold ' ' (character 5)".into(),
@@ -267,7 +267,9 @@ fn mistakes_about_leases() {
         ),
         ("start_timeout = \"soon\"\n".into(), format!("c.toml:1:17: start_timeout: \"soon\" is no duration: {DURATION}")),
         ("start_timeout = \"2h\"\n".into(), "c.toml:1:17: start_timeout is \"2h\": 1h is the longest".into()),
-        ("start_timeout = 10\n".into(), "c.toml:1:17: invalid type: integer `10`, expected a string".into()),
+        ("start_timeout = 10\n".into(), format!("c.toml:1:17: start_timeout: \"10\" is no duration: {DURATION}")),
+        (format!("{place}wait = 30\n"), format!("c.toml:2:8: wait: \"30\" is no duration: {DURATION}")),
+        ("[pool]\nwait = \"30m\"\n".into(), "c.toml:2:8: invalid type: string \"30m\", expected a table of settings".into()),
         (format!("{place}wait = \"soon\"\n"), format!("c.toml:2:8: wait: \"soon\" is no duration: {DURATION}")),
         (format!("{place}wait = \"169h\"\n"), "c.toml:2:8: wait is \"169h\": 168h is the longest".into()),
         (
@@ -306,7 +308,7 @@ fn mistakes_about_leases() {
 }
 
 #[test]
-fn a_name_that_a_dot_splits_is_told() {
+fn what_was_meant_is_told() {
     for (text, hint) in [
         (
             "[pool.mig-1g.10gb]\nwait = \"1s\"\n",
@@ -318,6 +320,18 @@ fn a_name_that_a_dot_splits_is_told() {
         ),
         ("[pool.\"mig-1g.10gb\"]\nwaits = \"1s\"\n", None),
         ("[pool.shared]\nwaits = \"1s\"\n", None),
+        ("[pool]\nwait = \"30m\"\n", Some("settings of a pool stand under its name: [pool.shared]")),
+        (
+            "[users]\nshares = 3\n",
+            Some("settings of a user stand under the name: [users.ana], or [users.\"*\"]"),
+        ),
+        ("[users.*]\nshares = 3\n", Some("the star stands in quotes: [users.\"*\"]")),
+        ("[[gpu]]\nmatch = [\"0\"]\nmode = \"exclusive\"\n", Some("exclusive = true, without mode")),
+        (
+            "[[gpu]]\nmatch = [\"0\"]\nstart_timeout = \"30s\"\n",
+            Some("it stands at the top of the file, before the first table"),
+        ),
+        ("[[gpu]]\nmatch = [\"0\"]\nmode = \"shared\"\n", None),
     ] {
         assert_eq!(parse(text).unwrap_err().hint.as_deref(), hint, "{text}");
     }

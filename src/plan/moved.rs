@@ -36,7 +36,7 @@ pub fn moved(earlier: &Earlier, plan: &mut Plan) {
             }
         }
     }
-    let warnings: Vec<String> = runs.iter().map(Moved::warning).collect();
+    let warnings: Vec<String> = runs.iter().map(|run| run.warning(plan)).collect();
     plan.warnings.extend(warnings);
     gone(earlier, plan);
 }
@@ -63,7 +63,7 @@ fn gone(earlier: &Earlier, plan: &mut Plan) {
         .iter()
         .filter_map(|(uuid, class, names)| {
             let names = listed(&kind_of(class), names)?;
-            Some(format!("no longer a name of {uuid}: {names}"))
+            Some(format!("no longer a name of {}: {names}", in_full(plan, uuid)))
         })
         .collect();
     plan.notes.extend(notes);
@@ -83,8 +83,8 @@ pub fn from_under(leases: &[Lease], earlier: &Earlier, host: &Host, plan: &Plan)
         (!is_kept).then(|| Held {
             name: format!("{}={}", kind_of(&device.name.class), device.name.name),
             by: held::who(&lease.container),
-            is: device.uuid.clone(),
-            would_be: now.cloned(),
+            is: in_full(plan, &device.uuid),
+            would_be: now.map(|uuid| in_full(plan, uuid)),
         })
     });
     held.collect()
@@ -99,12 +99,46 @@ pub struct Held {
     would_be: Option<String>,
 }
 
+impl Held {
+    /// What is so once the name has moved.
+    pub fn moved(&self) -> String {
+        let Self { name, by, is, would_be } = self;
+        match would_be {
+            Some(other) => format!("{by} goes on using {is}; {name} is {other} from now on"),
+            None => format!("{by} goes on using {is}; {name} is no name any more"),
+        }
+    }
+
+    /// The container.
+    pub fn by(&self) -> &str {
+        &self.by
+    }
+
+    /// What it holds, as `--device` takes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A GPU or MIG device of the plan by its index: `GPU 6`, `MIG device 0:1`.
+pub fn called(plan: &Plan, uuid: &str) -> Option<String> {
+    let device = plan.devices.iter().find(|device| device.uuid == uuid)?;
+    let whole = device.share.as_ref().map_or(&device.name, |share| &share.of);
+    let kind = if device.mig.is_some() { "MIG device" } else { "GPU" };
+    Some(format!("{kind} {whole}"))
+}
+
+/// By its index where it has one, and by UUID.
+fn in_full(plan: &Plan, uuid: &str) -> String {
+    called(plan, uuid).map_or_else(|| uuid.to_owned(), |called| format!("{called} ({uuid})"))
+}
+
 impl std::fmt::Display for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { name, by, is, .. } = self;
         match &self.would_be {
             Some(other) => write!(f, "{name}, held by {by}, would mean {other} and means {is}"),
-            None => write!(f, "{name}, held by {by}, would mean nothing and means {is}"),
+            None => write!(f, "{name}, held by {by}, would go; it means {is}"),
         }
     }
 }
@@ -120,8 +154,9 @@ struct Moved<'a> {
 }
 
 impl Moved<'_> {
-    fn warning(&self) -> String {
-        let Self { class, first, last, before, now, .. } = self;
+    fn warning(&self, plan: &Plan) -> String {
+        let Self { class, first, last, .. } = self;
+        let (before, now) = (in_full(plan, self.before), in_full(plan, self.now));
         let names = if first == last { format!("{first} means") } else { format!("{first} to {last} mean") };
         format!("{}={names} {now} now, and meant {before} before", kind_of(class))
     }

@@ -56,6 +56,9 @@ fn pool_of_whole(device: &Device) -> Option<String> {
     }
 }
 
+/// Why a pool of the configuration is a problem.
+pub const NO_DEVICE: &str = "has no device on this machine";
+
 /// Collects the plan's pools, and takes over what the configuration says about them and about users.
 pub fn plan(config: &Config, plan: &mut Plan) {
     for device in &plan.devices {
@@ -107,7 +110,7 @@ fn in_vain(config: &Config, plan: &mut Plan) {
         plan.problems.push(Problem {
             place: Some(place.to_string()),
             what: format!("pool {name:?}"),
-            why: "has no device on this machine".into(),
+            why: NO_DEVICE.into(),
             hint: hint.into(),
         });
     }

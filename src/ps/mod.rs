@@ -87,8 +87,12 @@ pub struct Row {
     pub user: Option<String>,
     /// Seconds since the epoch: of a lease, or when the process started.
     pub since: Option<u64>,
-    /// The first process is gone, and the lease still stands.
+    /// The first process is gone, and its cgroup still has some.
     pub ending: bool,
+    /// Nothing is left of the container, and the daemon has not freed the device yet.
+    pub ended: bool,
+    /// The name means another device by now than the one that is held.
+    pub moved: bool,
     /// What keeps the container from devices of its pool that are not its own.
     pub denied_by: Option<DeniedBy>,
     /// Memory of the GPU or MIG device that all processes of the container use together: bytes. The same in each row of
@@ -235,21 +239,24 @@ fn add(one: UsedMemory, other: UsedMemory) -> UsedMemory {
 }
 
 fn leased_row(lease: &Lease, leased: &LeasedDevice, planned: &Planned, used: Option<&UsedDevice>) -> Row {
-    let ending = !held::has_first_process(&lease.container);
+    let has_first = held::has_first_process(&lease.container);
+    let is_alive = has_first || held::is_alive(lease);
     let mut row = Row {
         lease: true,
         cdi_name: Some(format!("{VENDOR}/{}", leased.name)),
         uuid: leased.uuid.clone(),
         pool: leased.pool.clone(),
         since: Some(lease.since),
-        ending,
+        ending: is_alive && !has_first,
+        ended: !is_alive,
         denied_by: lease.denied_by,
         ..Row::default()
     };
     row.held_by(&lease.container);
-    row.pid = row.pid.filter(|_| !ending);
-    if let Some(device) = planned.devices.iter().find(|device| device.is(leased)) {
-        row.planned(device);
+    row.pid = row.pid.filter(|_| has_first);
+    match planned.devices.iter().find(|device| device.is(leased)) {
+        Some(device) if device.kept.uuid == leased.uuid => row.planned(device),
+        named => row.elsewhere(leased, planned, named.is_some()),
     }
     row.seen(used);
     row
@@ -301,6 +308,22 @@ impl Row {
         self.limits = Some(kept.limits);
         let whole = kept.share.as_ref().map_or(&kept.name, |share| &share.of);
         self.mig = whole.split_once(':').and_then(|(_, mig)| mig.parse().ok());
+    }
+
+    /// A device whose name means another by now, or nothing. A share's limits were those of a plan that is gone.
+    fn elsewhere(&mut self, leased: &LeasedDevice, planned: &Planned, moved: bool) {
+        self.moved = moved;
+        let of_it = || planned.devices.iter().filter(|device| device.kept.uuid == leased.uuid);
+        let is_alike = |device: &&PlannedDevice| (device.kept.kind == Kind::Share) == leased.is_share;
+        let alike = of_it().find(is_alike);
+        if let Some(device) = alike.or_else(|| of_it().next()) {
+            self.planned(device);
+        }
+        if leased.is_share || alike.is_none() {
+            (self.memory_bytes, self.sms, self.limits) = (None, None, None);
+            self.kind = leased.is_share.then_some(Kind::Share);
+            self.mode = alike.map(|device| device.kept.mode);
+        }
     }
 
     /// As NVML sees it now: an index may have moved since the plan was made.

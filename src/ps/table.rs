@@ -75,7 +75,12 @@ pub fn short_id(id: &str) -> String {
 }
 
 fn marks(row: &Row) -> Vec<&'static str> {
-    let marks =
-        [("no lease", !row.lease), ("ending", row.ending), ("v1", row.denied_by == Some(DeniedBy::CgroupV1))];
+    let marks = [
+        ("no lease", !row.lease),
+        ("ending", row.ending),
+        ("ended", row.ended),
+        ("moved", row.moved),
+        ("v1", row.denied_by == Some(DeniedBy::CgroupV1)),
+    ];
     marks.into_iter().filter_map(|(mark, is_so)| is_so.then_some(mark)).collect()
 }

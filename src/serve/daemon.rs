@@ -33,7 +33,7 @@ use crate::container::caller::{self, Facts};
 use crate::container::deny;
 use crate::container::person::People;
 use crate::failure::printable;
-use crate::sys;
+use crate::{publish, sys};
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -155,7 +155,7 @@ impl Daemon {
         to: UnboundedSender<Message>,
     ) -> Self {
         Self {
-            leases: Leases::new(),
+            leases: Leases::new(state_dir.join(publish::PLAN)),
             plan: PlanFile::new(state_dir),
             connections: HashMap::new(),
             last_ticket: 0,
@@ -351,18 +351,6 @@ impl Daemon {
         match decision {
             Decision::Grant(ticket, lease) => return self.grant(ticket, *lease),
             Decision::Refuse(ticket, refusal) => self.refuse(ticket, &refusal),
-            Decision::Queue(ticket, seconds, ahead) => {
-                self.answer(ticket, Answer::Queued { seconds, ahead });
-                let to = self.to.clone();
-                if let Some(asker) = self.connections.get_mut(&ticket).and_then(|one| one.asker.as_mut()) {
-                    let (key, pidfd) = (asker.key, Arc::clone(&asker.pidfd));
-                    let waiting = tokio::spawn(async move {
-                        watch::ended(&pidfd).await;
-                        let _ = to.send(Message::FirstProcessGone(key));
-                    });
-                    asker.end = Some(waiting.abort_handle());
-                }
-            }
             Decision::Queue(ticket, seconds, ahead) => self.queues(ticket, seconds, ahead),
             Decision::Warn(what) => warn!("{what}"),
             Decision::End(lease) => {
@@ -384,17 +372,19 @@ impl Daemon {
         None
     }
 
-    fn queues(&self, ticket: Ticket, seconds: u64, ahead: u32) {
+    fn queues(&mut self, ticket: Ticket, seconds: u64, ahead: u32) {
         if let Some(place) = self.leases.place_of(ticket) {
             board::log_arrival(&place, seconds);
         }
         self.answer(ticket, Answer::Queued { seconds, ahead });
-        if let Some(asker) = self.asker(ticket) {
-            let (pidfd, to) = (Arc::clone(&asker.pidfd), self.to.clone());
-            tokio::spawn(async move {
+        let to = self.to.clone();
+        if let Some(asker) = self.connections.get_mut(&ticket).and_then(|one| one.asker.as_mut()) {
+            let (key, pidfd) = (asker.key, Arc::clone(&asker.pidfd));
+            let waiting = tokio::spawn(async move {
                 watch::ended(&pidfd).await;
-                let _ = to.send(Message::Closed(ticket));
+                let _ = to.send(Message::FirstProcessGone(key));
             });
+            asker.end = Some(waiting.abort_handle());
         }
     }
 

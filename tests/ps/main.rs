@@ -19,7 +19,7 @@ use support::facts;
 use support::needs::{self, Need};
 
 fn main() {
-    let tests: [(&'static str, fn()); 16] = [
+    let tests: [(&'static str, fn()); 18] = [
         ("a_row_for_each_leased_device", a_row_for_each_leased_device),
         ("what_uses_a_gpu_without_a_lease", what_uses_a_gpu_without_a_lease),
         ("json_has_all_of_it", json_has_all_of_it),
@@ -27,7 +27,8 @@ fn main() {
         ("without_a_driver_all_but_memory", without_a_driver_all_but_memory),
         ("lists_that_nvml_does_not_have", lists_that_nvml_does_not_have),
         ("nothing_is_held", nothing_is_held),
-        ("a_lease_whose_process_is_gone_is_ending", a_lease_whose_process_is_gone_is_ending),
+        ("a_lease_whose_container_is_gone_has_ended", a_lease_whose_container_is_gone_has_ended),
+        ("a_name_that_moved_is_told", a_name_that_moved_is_told),
         ("names_are_not_obeyed", names_are_not_obeyed),
         ("watch_shows_changes_and_ends_with_its_reader", watch_shows_changes_and_ends_with_its_reader),
         ("refusals_the_callers_own_first", refusals_the_callers_own_first),
@@ -35,6 +36,7 @@ fn main() {
         ("release_kills_and_waits", release::kills_and_waits),
         ("release_of_what_is_gone", release::of_what_is_gone),
         ("release_of_what_nobody_holds", release::of_what_nobody_holds),
+        ("release_of_a_container", release::of_a_container),
         ("a_damaged_lease_is_named", a_damaged_lease_is_named),
     ];
     let mut trials: Vec<Trial> =
@@ -151,6 +153,8 @@ fn json_has_all_of_it() {
         "user": "root",
         "since": SINCE,
         "ending": false,
+        "ended": false,
+        "moved": false,
         "denied_by": null,
         "used_bytes": 7 << 20,
     });
@@ -252,11 +256,18 @@ fn nothing_is_held() {
     drop(daemon);
     fs::remove_dir_all(ground.place.path("state")).unwrap();
     let (status, out, errors) = ground.run(ground.ps(&[]));
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(
+        errors.starts_with("error: DIR/state is no directory: there can be no leases in it\nhint: "),
+        "{errors}"
+    );
+    fs::create_dir(ground.place.path("state")).unwrap();
+    let (status, out, errors) = ground.run(ground.ps(&[]));
     assert_eq!((status, out.as_str()), (0, "nothing is held\n"));
     assert_eq!(errors, "note: there is no plan in DIR/state: `divvy generate` writes it\n");
 }
 
-fn a_lease_whose_process_is_gone_is_ending() {
+fn a_lease_whose_container_is_gone_has_ended() {
     let mut ground = Ground::new();
     let (web, _) = ground.start();
     ground.lease(4_000_000_001, web, |_| {});
@@ -270,16 +281,74 @@ fn a_lease_whose_process_is_gone_is_ending() {
         lease["container"]["boot_id"] = "0".into();
         lease["devices"][0]["name"] = "shared-2".into();
     });
-    let shown = ground.json(&[]);
-    let states: Vec<_> = shown["rows"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| (row["ending"].clone(), row["pid"].clone()))
-        .collect();
-    assert_eq!(states, [(json!(false), json!(web)), (json!(true), Value::Null), (json!(true), Value::Null)]);
-    let (_, out, _) = ground.run(ground.ps(&[]));
-    assert_eq!(out.matches("  ending\n").count(), 2, "{out}");
+    // And one whose cgroup has a process yet.
+    let cgroup = ground.place.path("cgroup");
+    fs::create_dir(&cgroup).unwrap();
+    fs::write(cgroup.join("cgroup.events"), "populated 1\n").unwrap();
+    ground.lease(4_000_000_004, web, |lease| {
+        lease["container"]["start_time"] = 1.into();
+        lease["container"]["cgroup"] = cgroup.to_str().unwrap().into();
+        lease["devices"][0]["name"] = "shared-3".into();
+    });
+    let states = || {
+        let state = |row: &Value| json!([row["ending"], row["ended"], row["pid"]]);
+        ground.json(&[])["rows"].as_array().unwrap().iter().map(state).collect::<Vec<_>>()
+    };
+    let (lives, ended, ending) =
+        (json!([false, false, web]), json!([false, true, null]), json!([true, false, null]));
+    assert_eq!(states(), [lives.clone(), ended.clone(), ended.clone(), ending]);
+    let (_, out, errors) = ground.run(ground.ps(&[]));
+    assert_eq!((out.matches("  ended\n").count(), out.matches("  ending\n").count()), (2, 1), "{out}");
+    assert!(errors.starts_with("note: ended: nothing of the container is left, "), "{errors}");
+    fs::write(cgroup.join("cgroup.events"), "populated 0\n").unwrap();
+    assert_eq!(states(), [lives, ended.clone(), ended.clone(), ended]);
+    // A daemon that is there frees them at once.
+    let _daemon = ground.daemon();
+    let (_, out, errors) = ground.run(ground.ps(&[]));
+    assert_eq!((out.matches("  ended\n").count(), errors.as_str()), (3, ""), "{out}");
+}
+
+/// Whoever holds a name that means another device by now goes on using the one that it was given.
+fn a_name_that_moved_is_told() {
+    let mut ground = Ground::of(
+        "mixed",
+        "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 2\n[[gpu]]\nmatch = [\"2\"]\nexclusive = true\n",
+    );
+    let (web, _) = ground.start();
+    let plan = ground.place.json("state/plan.json");
+    let of = |name: &str| {
+        plan["devices"].as_array().unwrap().iter().find(|device| device["name"] == name).unwrap()["uuid"]
+            .clone()
+    };
+    ground.lease(4_000_000_001, web, |lease| {
+        let device = |name: &str, uuid: Value, is_share: bool| {
+            json!({"class": "gpu", "name": name, "uuid": uuid, "is_share": is_share, "pool": null})
+        };
+        lease["devices"] = json!([
+            device("shared-0", of("2"), true),
+            device("shared-1", of("shared-1"), true),
+            device("shared-7", of("shared-1"), true),
+        ]);
+    });
+    // By the plan, and by the driver where there is one.
+    let _daemon = ground.daemon();
+    for has_driver in [true, false] {
+        if !has_driver {
+            fs::remove_dir_all(ground.place.path("driver")).unwrap();
+            fs::create_dir(ground.place.path("driver")).unwrap();
+        }
+        let (_, out, errors) = ground.run(ground.ps(&[]));
+        let rows: Vec<Vec<&str>> =
+            out.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows.len(), 3, "{out}");
+        assert_eq!(rows[0][..8], ["shared-0", "2", "H100", "80GB", "HBM3", "-", "-", "podman"], "{out}");
+        assert_eq!(rows[0].last(), Some(&"moved"), "{out}");
+        for (row, limits) in [(1, "nothing"), (2, "-")] {
+            assert_eq!(rows[row][1..7], ["0", "H100", "80GB", "HBM3", "time-slice", limits], "{out}");
+            assert_ne!(rows[row].last(), Some(&"moved"), "{out}");
+        }
+        assert!(errors.starts_with("note: moved: "), "{errors}");
+    }
 }
 
 fn names_are_not_obeyed() {

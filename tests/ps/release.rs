@@ -155,6 +155,32 @@ pub fn of_what_nobody_holds() {
     assert!(errors.starts_with("error: shared-1 is not held, and there is no plan that tells "), "{errors}");
 }
 
+/// The engine's commands take its name, and this one what it holds.
+pub fn of_a_container() {
+    let mut ground = Ground::new();
+    let (web, _) = ground.start();
+    ground.lease(4_000_000_001, web, |lease| {
+        let second =
+            json!({"class": "gpu.shared", "name": "shared-1", "uuid": GPU, "is_share": true, "pool": null});
+        lease["devices"].as_array_mut().unwrap().push(second);
+    });
+    for typed in ["web", "3f2a5d1c0b9e"] {
+        let (status, out, errors) = ground.run(ground.command(&["release", typed]));
+        assert_eq!((status, out.as_str()), (2, ""));
+        assert_eq!(
+            errors,
+            format!(
+                "error: there is no device {typed}\n\
+                 hint: {typed} holds shared-0, gpu.shared=shared-1: divvy release shared-0\n"
+            )
+        );
+    }
+    // A device that is called like a container is the device.
+    ground.lease(4_000_000_001, web, |lease| lease["container"]["name"] = "shared-2".into());
+    let (status, out, _) = ground.run(ground.command(&["release", "shared-2"]));
+    assert_eq!((status, out.as_str()), (0, "shared-2 is free: no container holds it\n"));
+}
+
 pub fn only_root_and_the_owner_kill() {
     let mut ground = Ground::new();
     let (web, _) = ground.start();

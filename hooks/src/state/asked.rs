@@ -24,7 +24,8 @@ pub struct Asked {
     /// The devices and pools of all of divvy's createRuntime hooks, in their order and as often as they are named.
     pub devices: Vec<DeviceName>,
     /// Paths in the container of the driver's character devices, each once. One of a GPU under another name, or that may
-    /// be made by its number, goes by the name that the driver gives it.
+    /// be made by its number, goes by the name that the driver gives it. Where no device cgroup holds, a GPU's node of the
+    /// host's that is mounted at its own path is one of them.
     pub nodes: Vec<PathBuf>,
     /// Why a share would bind nothing.
     pub unbound: Option<Unbound>,
@@ -51,9 +52,11 @@ pub fn asked_in_config(
     let mounts = config.get("mounts").items();
 
     let is_told = names_devices(config.get("process").get("env").items());
+    // A mount's node opens where no device cgroup stands behind.
+    let opened = if in_user_namespace || rules.is_empty() { mounts } else { &[] };
     let unbound = if allows_all(rules) {
         Some(Unbound::Privileged)
-    } else if (in_user_namespace || rules.is_empty()) && mounts.iter().any(shows_a_gpu) {
+    } else if opened.iter().any(|mount| shows_a_gpu(mount) && node_of_a_gpu(mount).is_none()) {
         Some(Unbound::HostDev)
     } else if is_told && prestart.iter().chain(created).any(is_nvidias) {
         Some(Unbound::NvidiaHook)
@@ -62,7 +65,7 @@ pub fn asked_in_config(
     };
     Ok(Asked {
         devices: devices(created, program, own),
-        nodes: nodes(linux.get("devices").items(), rules),
+        nodes: nodes(linux.get("devices").items(), rules, opened),
         unbound,
         labels: Labels {
             podman_name: None,
@@ -103,16 +106,16 @@ fn name(hook: &Tree) -> Option<&str> {
     Path::new(hook.get("path").text()?).file_name()?.to_str()
 }
 
-fn nodes(devices: &[Tree], rules: &[Tree]) -> Vec<PathBuf> {
+fn nodes(devices: &[Tree], rules: &[Tree], mounts: &[Tree]) -> Vec<PathBuf> {
     // `u` is what the specification calls an unbuffered character device: mknod(1) knows no other.
     let devices = devices.iter().filter(|device| matches!(device.get("type").text(), Some("c" | "u")));
     let paths = devices.clone().filter_map(|device| device.get("path").text());
-    // Without `//` and `.`, as the runtime has them.
-    let paths = paths.map(|path| Path::new(path).components().collect::<PathBuf>());
+    let paths = paths.map(plain);
     let paths = paths.filter(|path| is_of_the_driver(path));
     let opened = rules.iter().filter(|rule| rule.get("allow").is_true() && opens(rule));
     let mut nodes = Vec::new();
-    for node in paths.chain(devices.chain(opened).filter_map(gpu)) {
+    let numbered = devices.chain(opened).filter_map(gpu);
+    for node in paths.chain(numbered).chain(mounts.iter().filter_map(node_of_a_gpu)) {
         if !nodes.contains(&node) {
             nodes.push(node);
         }
@@ -120,10 +123,16 @@ fn nodes(devices: &[Tree], rules: &[Tree]) -> Vec<PathBuf> {
     nodes
 }
 
-/// The node of the GPU whose numbers a device or a rule has.
+/// Without `//` and `.`, as the runtime has it.
+fn plain(path: &str) -> PathBuf {
+    Path::new(path).components().collect()
+}
+
+/// The node of the GPU whose numbers a device or a rule has; a rule without a major, or with -1, is of each.
 fn gpu(numbers: &Tree) -> Option<PathBuf> {
     let minor = numbers.get("minor").number()?;
-    let is_gpu = numbers.get("major").number() == Some(NVIDIA) && (0..=MOST_GPU_MINOR).contains(&minor);
+    let is_gpu = matches!(numbers.get("major").number(), None | Some(-1 | NVIDIA))
+        && (0..=MOST_GPU_MINOR).contains(&minor);
     is_gpu.then(|| format!("/dev/nvidia{minor}").into())
 }
 
@@ -184,6 +193,15 @@ fn shows_a_gpu(mount: &Tree) -> bool {
             .is_some_and(|rest| rest == b"-caps" || !rest.is_empty() && rest.iter().all(u8::is_ascii_digit)),
         _ => false,
     }
+}
+
+/// The GPU's node that a mount of the host's is, as rootless Podman writes `--device`. At its own path: one at another
+/// would be there still when that path was taken away.
+fn node_of_a_gpu(mount: &Tree) -> Option<PathBuf> {
+    let (source, destination) = (plain(mount.get("source").text()?), plain(mount.get("destination").text()?));
+    let number = source.to_str()?.strip_prefix("/dev/nvidia")?;
+    let is_gpu = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    (is_bind(mount) && is_gpu && source == destination).then_some(source)
 }
 
 /// The host's file behind /etc/hostname, if that is what a mount is.

@@ -4,7 +4,7 @@ use hooks::args::LONGEST_START_TIMEOUT;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::Source;
+use super::{RawQuantity, Source};
 use crate::config::{Mistake, Order, PoolRule, UserRule, value};
 
 /// The longest that a container's start may queue, in seconds: a week. What waits longer is forgotten.
@@ -13,7 +13,7 @@ const LONGEST_WAIT: u64 = 7 * 24 * 3600;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawPool {
-    wait: Option<Spanned<String>>,
+    wait: Option<Spanned<RawQuantity>>,
     #[serde(default)]
     order: Order,
     per_container: Option<Spanned<i64>>,
@@ -60,29 +60,38 @@ impl Source<'_> {
         })
     }
 
-    pub fn start_timeout(&self, text: &Spanned<String>) -> Result<u32, Mistake> {
+    pub fn start_timeout(&self, text: &Spanned<RawQuantity>) -> Result<u32, Mistake> {
         let seconds = self.duration(text, "start_timeout", LONGEST_START_TIMEOUT.into())?;
         // It is no longer than that.
         Ok(u32::try_from(seconds).unwrap_or(LONGEST_START_TIMEOUT))
     }
 
-    fn duration(&self, text: &Spanned<String>, key: &str, longest: u64) -> Result<u64, Mistake> {
-        let seconds = value::duration(text.get_ref());
+    fn duration(&self, text: &Spanned<RawQuantity>, key: &str, longest: u64) -> Result<u64, Mistake> {
+        let seconds = value::duration(&text.get_ref().0);
         let seconds = seconds.map_err(|why| self.mistake(text, format!("{key}: {why}")))?;
         if seconds <= longest {
             return Ok(seconds);
         }
-        let what = format!("{key} is {:?}: {}h is the longest", text.get_ref(), longest / 3600);
+        let what = format!("{key} is {:?}: {}h is the longest", text.get_ref().0, longest / 3600);
         Err(self.mistake(text, what))
     }
 
-    /// What to do where an unknown key is the part of a name behind its dot: `[pool.mig-1g.10gb]` is a table `10gb` in
-    /// `mig-1g` to TOML.
-    pub fn unquoted(&self, offset: usize) -> Option<String> {
+    /// What to do where settings stand without the name that they are of, or the name without its quotes:
+    /// `[pool.mig-1g.10gb]` is a table `10gb` in `mig-1g` to TOML.
+    pub fn table_name(&self, what: &str, offset: usize) -> Option<String> {
+        if what.contains("struct RawPool") {
+            return Some("settings of a pool stand under its name: [pool.shared]".into());
+        }
+        if what.contains("struct RawUser") {
+            return Some("settings of a user stand under the name: [users.ana], or [users.\"*\"]".into());
+        }
         let start = self.text.get(..offset)?.rfind('\n').map_or(0, |newline| newline + 1);
         let line = self.text.get(start..)?.lines().next()?.trim();
         let path = line.strip_prefix('[')?.split_once(']')?.0;
         let (table, name) = path.split_once('.')?;
+        if (table, name) == ("users", "*") {
+            return Some("the star stands in quotes: [users.\"*\"]".into());
+        }
         let is_split =
             ["pool", "users"].contains(&table) && name.contains('.') && !name.contains(['"', '\'']);
         is_split.then(|| format!("a name with a dot in it stands in quotes: [{table}.\"{name}\"]"))

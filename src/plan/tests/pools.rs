@@ -313,16 +313,18 @@ fn a_held_name_that_would_move_is_told() {
     assert_eq!(moves(&lab(), &cut("\"1\", \"2\"", "replicas = 2\nwhole = true")), Vec::<String>::new());
     assert_eq!(
         moves(&lab(), &cut("\"1\", \"2\"", "replicas = 3")),
-        [format!("nvidia.com/gpu=shared-2, held by podman container web, would mean {one} and means {two}")]
+        [format!(
+            "nvidia.com/gpu=shared-2, held by podman container web, would mean GPU 1 ({one}) and means GPU 2 ({two})"
+        )]
     );
     assert_eq!(
         moves(&lab(), ""),
         [
             format!(
-                "nvidia.com/gpu=shared-1, held by podman container web, would mean nothing and means {one}"
+                "nvidia.com/gpu=shared-1, held by podman container web, would go; it means GPU 1 ({one})"
             ),
             format!(
-                "nvidia.com/gpu=shared-2, held by podman container web, would mean nothing and means {two}"
+                "nvidia.com/gpu=shared-2, held by podman container web, would go; it means GPU 2 ({two})"
             ),
         ]
     );
@@ -341,6 +343,8 @@ fn a_held_name_that_would_move_is_told() {
     let moved = from_under(&held, &Earlier::default(), &host, &plan);
     assert_eq!(
         moved.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        [format!("nvidia.com/gpu=1, held by podman container web, would mean {one} and means GPU-gone-too")]
+        [format!(
+            "nvidia.com/gpu=1, held by podman container web, would mean GPU 1 ({one}) and means GPU-gone-too"
+        )]
     );
 }

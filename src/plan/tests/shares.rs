@@ -289,12 +289,18 @@ fn names_that_move_are_told() {
     let uuids = ["GPU-934e3c41-2e9a-efbf-5e75-a17cc8913c9e", "GPU-36441532-9ef4-0f3a-afb1-f844c3ab04bf"];
     assert_eq!(
         second.warnings,
-        [format!("nvidia.com/gpu=shared-2 means {} now, and meant {} before", uuids[1], uuids[0])]
+        [format!(
+            "nvidia.com/gpu=shared-2 means GPU 2 ({}) now, and meant GPU 1 ({}) before",
+            uuids[1], uuids[0]
+        )]
     );
     let third = after(&lab(), &cut("\"2\"", "replicas = 3"), &remembered(&first));
     assert_eq!(
         third.warnings,
-        [format!("nvidia.com/gpu=shared-0 to shared-2 mean {} now, and meant {} before", uuids[1], uuids[0])]
+        [format!(
+            "nvidia.com/gpu=shared-0 to shared-2 mean GPU 2 ({}) now, and meant GPU 1 ({}) before",
+            uuids[1], uuids[0]
+        )]
     );
 }
 

@@ -5,14 +5,12 @@ use std::collections::BTreeSet;
 use crate::serve::leases::book::Book;
 use crate::serve::leases::choose;
 use crate::serve::leases::queue::Waiter;
-use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason};
+use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason, Way};
 use crate::serve::leases::stock::{Group, GroupId, Index, Stock, View, Wanted};
 
 /// What keeps a request from being granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
-    /// Another container with a lease lives in its mount namespace.
-    Namespace,
     /// Its user holds as many devices as they may.
     Cap,
     /// Devices that it names are held.
@@ -51,9 +49,6 @@ pub fn attempt(
 /// With what it lacks.
 pub fn check(book: &Book, waiter: &Waiter, view: View, before_it: &BTreeSet<GroupId>) -> Result<(), Lack> {
     let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
-    if book.in_namespace(container.mount_namespace, view).is_some() {
-        return Err(Lack::Namespace);
-    }
     let most = stock.cap(container.uid, waiter.ask.user.as_deref()).and_then(|cap| cap.shares);
     let held = book.held_by(container.uid, view);
     if most.is_some_and(|most| held.saturating_add(wanted.count()) > most) {
@@ -81,10 +76,6 @@ fn all_pools(wanted: &Wanted) -> Lack {
 pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupId) -> u32) -> Reason {
     let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
     match lack {
-        Lack::Namespace => match book.in_namespace(container.mount_namespace, View::Now) {
-            Some(held) => Reason::SameNamespace(Box::new(held.holder())),
-            None => Reason::ContainerGone,
-        },
         Lack::Cap => {
             let cap = stock.cap(container.uid, waiter.ask.user.as_deref());
             Reason::CapReached {
@@ -127,7 +118,7 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
         taken.first().filter(|_| by.len() < MOST_LISTED).and_then(|first| held(book, *first))
     {
         let first = taken.remove(0);
-        if held.device != held.by_way_of {
+        if held.way != Way::Itself {
             taken.retain(|index| stock.device(*index).uuid != stock.device(first).uuid);
         }
         by.push(held);
@@ -137,6 +128,7 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
         asked,
         devices: devices.len(),
         free: stock.free_in(group, View::Now),
+        can_queue: pool.wait_seconds > 0,
         waiting,
         held: by,
         more: taken.len(),
@@ -144,8 +136,25 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
 }
 
 fn held(book: &Book, index: Index) -> Option<Held> {
-    let (by_way_of, held) = book.holder_of(index)?;
-    Some(Held { device: book.stock().device(index).name.clone(), by_way_of, holder: held.holder() })
+    let stock = book.stock();
+    let (leased, held) = book.holder_of(index)?;
+    let name = spoken(&leased.name.name, leased.is_share);
+    let way = match (leased.is_share, stock.is_share(index)) {
+        (true, false) => Way::Share(name),
+        (false, true) => Way::Whole(name),
+        _ => Way::Itself,
+    };
+    let device = spoken(&stock.device(index).name, stock.is_share(index));
+    Some(Held { device, way, holder: held.holder() })
+}
+
+/// A share says by its name what it is, and a number says nothing.
+fn spoken(name: &str, is_share: bool) -> String {
+    match (is_share, name.contains(':')) {
+        (true, _) => name.to_owned(),
+        (false, true) => format!("MIG device {name}"),
+        (false, false) => format!("GPU {name}"),
+    }
 }
 
 fn free_in(stock: &Stock, group: GroupId) -> FreeIn {

@@ -1,9 +1,9 @@
 //! The leases there are, with what follows from them at hand: which devices they hold, how many each user has, whose
 //! mount namespace is whose.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
-use hooks::lease::Lease;
+use hooks::lease::{Lease, LeasedDevice};
 
 use crate::plan::kept::Kept;
 use crate::serve::leases::Key;
@@ -31,10 +31,6 @@ impl Held {
             is_ending: self.is_ending,
         }
     }
-
-    fn is_there(&self, view: View) -> bool {
-        view == View::Now || !self.is_ending
-    }
 }
 
 /// All leases.
@@ -42,8 +38,6 @@ impl Held {
 pub struct Book {
     stock: Stock,
     leases: BTreeMap<Key, Held>,
-    /// Who lives in which mount namespace. Two only where leases from before contradict each other.
-    namespaces: BTreeSet<(u64, Key)>,
     by_uid: HashMap<u32, Count>,
     ending: usize,
 }
@@ -85,7 +79,6 @@ impl Book {
 
     /// Enters a lease of a container that has none.
     pub fn enter(&mut self, key: Key, lease: Lease, user: Option<String>) {
-        self.namespaces.insert((lease.container.mount_namespace, key));
         let held = Held { lease, user, is_ending: false };
         self.count(&held.lease, Change::Taken);
         self.leases.insert(key, held);
@@ -103,7 +96,6 @@ impl Book {
     /// Strikes a lease out.
     pub fn strike(&mut self, key: Key) -> Option<Lease> {
         let held = self.leases.remove(&key)?;
-        self.namespaces.remove(&(held.lease.container.mount_namespace, key));
         self.ending -= usize::from(held.is_ending);
         self.count(&held.lease, Change::Free { was_ending: held.is_ending });
         Some(held.lease)
@@ -125,17 +117,11 @@ impl Book {
         self.by_uid.get(&uid).map_or(0, |count| count.of(view))
     }
 
-    /// Who else has a lease and lives in this mount namespace.
-    pub fn in_namespace(&self, mount_namespace: u64, view: View) -> Option<&Held> {
-        let mut there = self.namespaces.range((mount_namespace, Key::MIN)..=(mount_namespace, Key::MAX));
-        there.find_map(|(_, key)| self.leases.get(key).filter(|held| held.is_there(view)))
-    }
-
     /// What keeps a device from others, and who has it.
-    pub fn holder_of(&self, index: Index) -> Option<(String, &Held)> {
+    pub fn holder_of(&self, index: Index) -> Option<(&LeasedDevice, &Held)> {
         self.leases.values().find_map(|held| {
             let device = held.lease.devices.iter().find(|device| self.stock.excludes(device, index))?;
-            Some((device.name.name.clone(), held))
+            Some((device, held))
         })
     }
 

@@ -23,6 +23,7 @@ mod stock;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hooks::lease::{Container, DeviceName, Lease, Request, VERSION};
@@ -48,11 +49,6 @@ pub struct Key {
 }
 
 impl Key {
-    /// The first in order.
-    pub const MIN: Self = Self { pid: i32::MIN, start_time: u64::MIN };
-    /// The last in order.
-    pub const MAX: Self = Self { pid: i32::MAX, start_time: u64::MAX };
-
     /// That of a container.
     pub fn of(container: &Container) -> Self {
         Self { pid: container.pid, start_time: container.start_time }
@@ -117,14 +113,16 @@ pub enum Decision {
 pub struct Leases {
     book: Book,
     waiters: Vec<Waiter>,
+    /// Where plans come from, to be named.
+    plan_file: PathBuf,
     has_plan: bool,
     now: Duration,
 }
 
 impl Leases {
-    /// Without plan and leases.
-    pub fn new() -> Self {
-        Self::default()
+    /// Without leases and plan, which would come from that file.
+    pub fn new(plan_file: PathBuf) -> Self {
+        Self { plan_file, ..Self::default() }
     }
 
     /// Takes note of what happened, and says what is to be done.
@@ -259,7 +257,7 @@ impl Leases {
 
     fn admit(&self, ask: &Ask) -> Result<Wanted, Reason> {
         if !self.has_plan {
-            return Err(Reason::NoPlan);
+            return Err(Reason::NoPlan { file: self.plan_file.clone() });
         }
         admit(self.book.stock(), &ask.request, &ask.container, ask.user.as_deref())
     }

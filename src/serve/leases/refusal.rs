@@ -1,4 +1,7 @@
-//! Why a container gets nothing, in data first and then in words: who is in the way, what is free instead, what to do.
+//! Why a container gets nothing, in data first and then in words: who is in the way, what is free instead. What to do
+//! about it is in `hint`.
+
+mod hint;
 
 use std::path::PathBuf;
 
@@ -38,12 +41,23 @@ pub struct Holder {
 /// A device that somebody has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// The device that was asked for, or is in the pool.
+    /// The device that was asked for, or is in the pool; one that is whole with its kind, as `GPU 5`.
     pub device: String,
-    /// What is held: the device itself, or what excludes it.
-    pub by_way_of: String,
+    /// What is held.
+    pub way: Way,
     /// Who has that.
     pub holder: Holder,
+}
+
+/// What keeps a device from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It is held itself.
+    Itself,
+    /// The GPU or MIG device that it is a part of is held as a whole.
+    Whole(String),
+    /// A share of it is held.
+    Share(String),
 }
 
 /// Devices of a pool that nobody has.
@@ -66,6 +80,8 @@ pub struct Full {
     pub devices: usize,
     /// How many of them nobody has.
     pub free: u32,
+    /// A start may queue for it.
+    pub can_queue: bool,
     /// How many containers wait for the pool, in whose turn nobody comes.
     pub waiting: u32,
     /// Who has the others, in the plan's order: the first [`MOST_LISTED`].
@@ -78,7 +94,10 @@ pub struct Full {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// No plan is in force.
-    NoPlan,
+    NoPlan {
+        /// Where it would be.
+        file: PathBuf,
+    },
     /// A request for nothing.
     Nothing,
     /// The container has devices past what it asks for.
@@ -148,8 +167,6 @@ pub enum Reason {
         /// What that is.
         before: Vec<DeviceName>,
     },
-    /// Another container lives in its mount namespace.
-    SameNamespace(Box<Holder>),
     /// Named devices that somebody has.
     Taken {
         /// Each with its holder: the first [`MOST_LISTED`].
@@ -214,13 +231,16 @@ impl Reason {
 
     fn message(&self, who: &str, clock: &dyn Fn(u64) -> String) -> String {
         match self {
-            Reason::NoPlan => "there is no plan: nobody knows which devices there are".into(),
+            Reason::NoPlan { file } => {
+                format!("there is no plan in {}: nobody knows which devices there are", file.display())
+            }
             Reason::Nothing => "the request names no device".into(),
             Reason::Unbound(Unbound::Privileged) => {
                 "the container is privileged: it has every device, and a share would bind nothing".into()
             }
             Reason::Unbound(Unbound::HostDev) => {
-                "the container has the host's /dev or a GPU's node in it: a share would bind nothing".into()
+                "the container has the host's /dev, or a GPU's node that it did not ask divvy for: a share would bind nothing"
+                    .into()
             }
             Reason::Unbound(Unbound::NvidiaHook) => {
                 "NVIDIA's hook gives the container devices too: a share would bind nothing".into()
@@ -239,7 +259,11 @@ impl Reason {
                 )
             }
             Reason::PerContainer { pool, asked, most } => {
-                format!("{asked} devices of pool {pool} are asked for, and one container may have {most}")
+                format!(
+                    "{} of pool {pool} {} asked for, and one container may have {most}",
+                    devices(*asked),
+                    is_are(*asked)
+                )
             }
             Reason::TooMany { pools } => too_many(pools),
             Reason::NotForUser { devices, pools } => {
@@ -251,11 +275,13 @@ impl Reason {
                 format!("{who} may not have {}, but devices of {pools}", listed(devices.iter()))
             }
             Reason::CapBelow { asked, most } => {
-                format!("{asked} devices are asked for, and {who} may hold {most}")
+                format!("{} {} asked for, and {who} may hold {most}", devices(*asked), is_are(*asked))
             }
             Reason::CapReached { asked, held, most } => {
                 format!(
-                    "{who} holds {held} of the {most} devices they may hold, and {asked} more are asked for"
+                    "{who} holds {held} of the {} they may hold ([users] in the configuration), and {asked} more {} asked for",
+                    devices(*most),
+                    is_are(*asked)
                 )
             }
             Reason::NoCgroup { pools } => format!(
@@ -268,9 +294,6 @@ impl Reason {
                     listed(before.iter())
                 )
             }
-            Reason::SameNamespace(holder) => {
-                format!("{} lives in the same mount namespace, and has a lease", holder.text(clock))
-            }
             Reason::Taken { held, more, free } => taken(held, *more, free, clock),
             Reason::Full(pools) => pools.iter().map(|full| full.text(clock)).collect::<Vec<_>>().join("; "),
             Reason::NotTogether { pools } => format!(
@@ -282,36 +305,6 @@ impl Reason {
             }
             Reason::ContainerGone => "the container ended while it waited".into(),
         }
-    }
-
-    fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Reason::NoPlan | Reason::Unknown(_) => "run `divvy generate`, then start the container again",
-            Reason::Nothing => "name a share or a pool: `divvy list` shows what there is",
-            Reason::Unbound(Unbound::Privileged) => "start it without --privileged",
-            Reason::Unbound(Unbound::HostDev) => "start it without /dev of the host",
-            Reason::Unbound(Unbound::NvidiaHook) => "start it without --gpus and NVIDIA_VISIBLE_DEVICES",
-            Reason::WholeAndShare { .. } => "ask for one of the two",
-            Reason::PastShares { .. } => "leave that device out, or ask for it by its name in `divvy list`",
-            Reason::PerContainer { .. } => "ask for fewer, or set per_container of the pool",
-            Reason::TooMany { .. } => "ask for fewer: `divvy list` shows what there is",
-            Reason::NotForUser { .. } | Reason::CapBelow { .. } => {
-                "[users] in the configuration says who may hold what"
-            }
-            Reason::CapReached { .. } => "`divvy ps` shows what is held; a container that ends gives back",
-            Reason::NoCgroup { .. } => {
-                "give the container a cgroup of its own, or ask for a device by its name"
-            }
-            Reason::AsksAnother { .. } => "start another container for them",
-            Reason::SameNamespace(_) => "give the container a mount namespace of its own",
-            Reason::Taken { free, .. } => return Some(taken_hint(free)),
-            Reason::Full(_) | Reason::NotTogether { .. } => {
-                "`divvy ps` shows who has what; with `wait` in [pool.NAME] starts queue"
-            }
-            Reason::Waited { .. } => "`divvy ps` shows who has what",
-            Reason::ContainerGone => return None,
-        };
-        Some(hint.into())
     }
 }
 
@@ -330,27 +323,39 @@ impl Holder {
 
 impl Held {
     fn text(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Self { device, by_way_of, holder } = self;
+        let Self { device, way, holder } = self;
         let holder = holder.text(clock);
-        if device == by_way_of {
-            format!("{device} is held by {holder}")
-        } else {
-            format!("{device} cannot be had beside {by_way_of}, which is held by {holder}")
+        match way {
+            Way::Itself => format!("{device} is held by {holder}"),
+            Way::Whole(whole) => format!("{device} cannot be had: {whole} is held as a whole by {holder}"),
+            Way::Share(share) => {
+                format!("{device} cannot be had: {share}, a part of it, is held by {holder}")
+            }
         }
     }
 
     fn short(&self, clock: &dyn Fn(u64) -> String) -> String {
-        format!("{} by {}", self.by_way_of, self.holder.text(clock))
+        let Self { device, way, holder } = self;
+        let holder = holder.text(clock);
+        match way {
+            Way::Itself => format!("{device} by {holder}"),
+            Way::Whole(whole) => format!("{whole} as a whole by {holder}"),
+            Way::Share(share) => format!("{share} of {device} by {holder}"),
+        }
     }
 }
 
 impl Full {
     fn text(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Self { pool, asked, devices, free, waiting, held, more } = self;
+        let Self { pool, asked, devices, free, waiting, held, more, .. } = self;
         let mut text = match (*free, *devices) {
             (0, 1) => format!("the one device of pool {pool} is held"),
             (0, _) => format!("all {devices} devices of pool {pool} are held"),
-            _ => format!("of {devices} devices of pool {pool} {free} {}, {asked} asked for", is_free(*free)),
+            (_, 1) => format!("the one device of pool {pool} is free"),
+            _ => format!(
+                "of {devices} devices of pool {pool} {free} {} free, {asked} asked for",
+                is_are(*free)
+            ),
         };
         let mut by: Vec<_> = held.iter().map(|held| held.short(clock)).collect();
         if *more > 0 {
@@ -368,8 +373,12 @@ impl Full {
     }
 }
 
-fn is_free(count: u32) -> &'static str {
-    if count == 1 { "is free" } else { "are free" }
+fn is_are(count: u32) -> &'static str {
+    if count == 1 { "is" } else { "are" }
+}
+
+fn devices(count: u32) -> String {
+    format!("{count} device{}", if count == 1 { "" } else { "s" })
 }
 
 fn taken(held: &[Held], more: usize, free: &[FreeIn], clock: &dyn Fn(u64) -> String) -> String {
@@ -386,19 +395,13 @@ fn taken(held: &[Held], more: usize, free: &[FreeIn], clock: &dyn Fn(u64) -> Str
     text.join("; ")
 }
 
-fn taken_hint(free: &[FreeIn]) -> String {
-    let pool = free.iter().find(|free| !free.devices.is_empty()).map(|free| &free.pool);
-    let instead = pool.map(|pool| format!("ask for {pool} to get any that is free; ")).unwrap_or_default();
-    format!("{instead}`divvy ps` shows who has what")
-}
-
 fn too_many(pools: &[(String, u32, usize)]) -> String {
-    let text = |(pool, asked, devices): &(String, u32, usize)| {
-        format!("{asked} of the {devices} devices of pool {pool}")
-    };
+    let text =
+        |(pool, asked, of): &(String, u32, usize)| format!("{} of pool {pool} (of {of})", devices(*asked));
+    let verb = is_are(pools.iter().map(|(_, asked, _)| asked).sum());
     let pools: Vec<_> = pools.iter().map(text).collect();
     format!(
-        "{} are asked for: there are not so many at once beside what else is asked for",
+        "{} {verb} asked for: there are not so many at once beside what else is asked for",
         pools.join(" and ")
     )
 }

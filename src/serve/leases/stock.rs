@@ -207,8 +207,12 @@ impl Stock {
         if !leased.is_share {
             return of_unit.to_vec();
         }
-        let mut excluded: Vec<_> = of_unit.iter().copied().filter(|index| !self.is_share(*index)).collect();
-        excluded.extend(self.names.get(&leased.name).filter(|index| self.is_share(**index)));
+        let named = self.names.get(&leased.name).copied().filter(|index| self.is_share(*index));
+        let is_known = named.is_some_and(|index| self.devices[index].uuid == leased.uuid);
+        // A share of another plan is one of this unit's, and nobody can tell any more which.
+        let mut excluded: Vec<_> =
+            of_unit.iter().copied().filter(|index| !is_known || !self.is_share(*index)).collect();
+        excluded.extend(named);
         excluded
     }
 

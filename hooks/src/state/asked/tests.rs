@@ -86,6 +86,8 @@ fn nodes_are_the_drivers() {
             rule(true, 195, 6, "m"),
             rule(true, 195, 255, "rw"),
             rule(true, 226, 8, "rw"),
+            // `--device-cgroup-rule 'c *:3 rw'`
+            rule(true, -1, 3, "rw"),
         ] },
     } });
     let expected = [
@@ -96,6 +98,7 @@ fn nodes_are_the_drivers() {
         "/dev/nvidia4",
         "/dev/nvidia1",
         "/dev/nvidia2",
+        "/dev/nvidia3",
     ];
     assert_eq!(paths(&asked(&config).nodes), expected);
     assert_eq!(unbound(&config), None);
@@ -175,6 +178,42 @@ fn nodes_of_the_host_count_where_no_device_cgroup_is() {
         // Rootless engines write rules, and cannot hold them.
         let rootless = asked_in_config(ruled.to_string().as_bytes(), "divvy-hook", &own(), true);
         assert_eq!(rootless.unwrap().unbound, expected, "{mount}");
+    }
+}
+
+/// Rootless Podman's `--device`: as a device is elsewhere.
+#[test]
+fn a_gpus_node_that_is_mounted_at_its_path_is_a_node() {
+    let mount = |source: &str, destination: &str| {
+        json!({ "destination": destination, "type": "bind", "source": source,
+        "options": ["slave", "nosuid", "noexec", "rw", "rbind"] })
+    };
+    let config = |mounts: &[Value]| {
+        let rules = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+        let devices = json!([{ "path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0 }]);
+        json!({ "mounts": mounts, "linux": { "devices": devices, "resources": rules } })
+    };
+    let asked = |config: &Value, in_user_namespace| {
+        asked_in_config(config.to_string().as_bytes(), "divvy-hook", &own(), in_user_namespace).unwrap()
+    };
+    let one = config(&[mount("/dev/nvidia1", "//dev/./nvidia1"), mount("/dev/nvidia0", "/dev/nvidia0")]);
+    let rootless = asked(&one, true);
+    assert_eq!((paths(&rootless.nodes), rootless.unbound), (vec!["/dev/nvidia0", "/dev/nvidia1"], None));
+    // The device cgroup keeps it shut.
+    assert_eq!(paths(&asked(&one, false).nodes), ["/dev/nvidia0"]);
+    for other in [
+        mount("/dev/nvidia1", "/dev/nvidia0"),
+        mount("/dev/nvidia1", "/x"),
+        mount("/dev/nvidia-caps/nvidia-cap3", "/dev/nvidia-caps/nvidia-cap3"),
+        mount("/dev", "/dev"),
+        mount("/", "/"),
+    ] {
+        let asked = asked(&config(&[other.clone()]), true);
+        assert_eq!(
+            (paths(&asked.nodes), asked.unbound),
+            (vec!["/dev/nvidia0"], Some(Unbound::HostDev)),
+            "{other}"
+        );
     }
 }
 

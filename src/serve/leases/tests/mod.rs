@@ -197,7 +197,7 @@ struct World {
 
 impl World {
     fn new(plan: Kept) -> Self {
-        let mut leases = Leases::new();
+        let mut leases = Leases::new("/run/divvy/plan.json".into());
         assert_eq!(leases.handle(Event::Plan(Box::new(plan.clone()))), []);
         Self { plan, leases, now: 0 }
     }

@@ -45,6 +45,12 @@ fn key_of(member: &Member) -> Key {
     Key::of(&member.ask.container)
 }
 
+/// Whether what is held keeps a device of the plan from others. A share of another plan may be any of its unit's.
+fn keeps(plan: &Kept, held: &LeasedDevice, device: &LeasedDevice) -> bool {
+    let is_known = plan.devices.iter().any(|of| of.name == held.name.name && of.uuid == held.uuid);
+    exclude(held, device) || held.is_share && !is_known && held.uuid == device.uuid
+}
+
 fn exclude(a: &LeasedDevice, b: &LeasedDevice) -> bool {
     if a.is_share && b.is_share { a.name == b.name } else { a.uuid == b.uuid }
 }
@@ -82,7 +88,7 @@ impl Model {
     fn can_pick(&self, pools: &[String], held: &[LeasedDevice]) -> bool {
         let Some((pool, rest)) = pools.split_first() else { return true };
         self.members(pool).into_iter().any(|device| {
-            let is_free = !held.iter().any(|held| exclude(held, &device));
+            let is_free = !held.iter().any(|held| keeps(&self.plan, held, &device));
             is_free && self.can_pick(rest, &[held, &[device]].concat())
         })
     }
@@ -159,7 +165,7 @@ impl Model {
             .cap(ask)
             .and_then(|cap| cap.shares)
             .is_some_and(|most| has + named.len() + pools.len() > most as usize);
-        if is_over || named.iter().any(|a| held.iter().any(|b| exclude(a, b))) {
+        if is_over || named.iter().any(|a| held.iter().any(|b| keeps(&self.plan, b, a))) {
             return Err(Vec::new());
         }
         let held = [held, named].concat();
@@ -374,7 +380,7 @@ impl Model {
         let leases = |on: &LeasedDevice| held.iter().filter(|held| gpu(held) == gpu(on)).count();
         let of = self.plan.pools.iter().find(|of| of.name == *pool).unwrap();
         let free = self.members(pool);
-        let free = free.iter().filter(|device| !held.iter().any(|held| exclude(held, device)));
+        let free = free.iter().filter(|device| !held.iter().any(|held| keeps(&self.plan, held, device)));
         let best = match of.order {
             crate::plan::pools::Order::Spread => free.min_by_key(|device| leases(device)),
             crate::plan::pools::Order::Pack => free.rev().max_by_key(|device| leases(device)),

@@ -87,7 +87,7 @@ struct Run {
 impl Run {
     fn new() -> Self {
         let mut run = Self {
-            leases: Leases::new(),
+            leases: Leases::new("/run/divvy/plan.json".into()),
             model: Model::default(),
             incarnations: [0; CONTAINERS],
             last: [0; CONTAINERS],

@@ -1,6 +1,7 @@
 //! Refusals as a person reads them.
 
 use super::*;
+use hooks::lease::Unbound;
 
 /// What the last line of a history is refused with: message and hint.
 #[track_caller]
@@ -50,19 +51,34 @@ fn who_has_it_and_what_is_free() {
         message,
         "the one device of pool shared is held: shared-0 by container (00012b1c3d4e, since 14:02, user ana, ending)"
     );
-    assert_eq!(hint, "`divvy ps` shows who has what; with `wait` in [pool.NAME] starts queue");
+    assert_eq!(hint, "`divvy ps` shows who has what; with `wait` in [pool.shared] starts queue");
 }
 
 #[test]
 fn a_whole_gpu_in_the_way_of_shares_and_the_reverse() {
     assert_eq!(
         message(plan("whole shared*2"), &["ask 1 shared-1"], &["0"]),
-        "0 cannot be had beside shared-1, which is held by podman container web1 (00012b1c3d4e, since 14:00, user root); \
+        "GPU 0 cannot be had: shared-1, a part of it, is held by podman container web1 (00012b1c3d4e, since 14:00, user root); \
          nothing is free in pool whole"
     );
     assert_eq!(
         message(plan("whole shared*2"), &["ask 1 whole"], &["shared"]),
-        "all 2 devices of pool shared are held: 0 by podman container web1 (00012b1c3d4e, since 14:00, user root)"
+        "all 2 devices of pool shared are held: GPU 0 as a whole by podman container web1 (00012b1c3d4e, since 14:00, user root)"
+    );
+    assert_eq!(
+        message(plan("whole shared*2"), &["ask 1 shared-1"], &["whole"]),
+        "the one device of pool whole is held: \
+         shared-1 of GPU 0 by podman container web1 (00012b1c3d4e, since 14:00, user root)"
+    );
+    assert_eq!(
+        message(plan("whole shared*2"), &["ask 1 0"], &["shared-0"]),
+        "shared-0 cannot be had: GPU 0 is held as a whole by podman container web1 (00012b1c3d4e, since 14:00, user root); \
+         nothing is free in pool shared"
+    );
+    assert_eq!(
+        message(plan("1g 1g"), &["ask 1 0:1"], &["0:1"]),
+        "MIG device 0:1 is held by podman container web1 (00012b1c3d4e, since 14:00, user root); \
+         free in pool mig-1g: 0:0"
     );
     assert_eq!(
         message(plan("whole shared*2 | other*1").any_number(), &[], &["0", "shared-1"]),
@@ -74,7 +90,7 @@ fn a_whole_gpu_in_the_way_of_shares_and_the_reverse() {
     );
     assert_eq!(
         message(plan("whole a*1").any_number(), &[], &["whole", "a"]),
-        "1 of the 1 devices of pool a and 1 of the 1 devices of pool whole are asked for: there are not so many at once \
+        "1 device of pool a (of 1) and 1 device of pool whole (of 1) are asked for: there are not so many at once \
          beside what else is asked for"
     );
 }
@@ -109,6 +125,36 @@ fn long_lists_are_cut() {
 }
 
 #[test]
+fn what_is_to_be_set_is_named() {
+    let hint = |plan: Kept, lines: &[&str], words: &[&str]| {
+        let last = ask(&plan, 99, words, 0);
+        refused(plan, lines, last).1
+    };
+    let mut mig = plan("1g | shared*1");
+    mig.pools[0].name = "mig-1g.10gb".into();
+    assert_eq!(
+        hint(mig.clone(), &["ask 1 mig-1g.10gb"], &["mig-1g.10gb"]),
+        "`divvy ps` shows who has what; with `wait` in [pool.\"mig-1g.10gb\"] starts queue"
+    );
+    // Of two pools the shorter wait counts: there is one already in the other.
+    mig.pools[1].wait_seconds = 60;
+    assert_eq!(
+        hint(mig, &["ask 1 mig-1g.10gb", "ask 2 shared"], &["mig-1g.10gb", "shared"]),
+        "`divvy ps` shows who has what; with `wait` in [pool.\"mig-1g.10gb\"] starts queue"
+    );
+    assert_eq!(
+        hint(plan("shared*3"), &[], &["shared", "shared"]),
+        "ask for one, or set per_container = 2 in [pool.shared] of /etc/divvy/config.toml and run `sudo divvy generate`"
+    );
+    let mut two = plan("shared*3");
+    two.pools[0].per_container = Some(2);
+    assert_eq!(
+        hint(two, &[], &["shared", "shared", "shared"]),
+        "ask for 2, or set per_container = 3 in [pool.shared] of /etc/divvy/config.toml and run `sudo divvy generate`"
+    );
+}
+
+#[test]
 fn a_wait_in_vain_says_how_long_it_was() {
     let mut world = World::new(plan("shared*1").wait(90));
     world.does("ask 1 shared");
@@ -136,7 +182,15 @@ fn what_users_may_not() {
     );
     assert_eq!(
         of_user(plan().cap("1001", Some(2), None), &["shared", "shared"]),
-        "user ana holds 1 of the 2 devices they may hold, and 2 more are asked for"
+        "user ana holds 1 of the 2 devices they may hold ([users] in the configuration), and 2 more are asked for"
+    );
+    assert_eq!(
+        of_user(plan().cap("ana", Some(1), None), &["shared"]),
+        "user ana holds 1 of the 1 device they may hold ([users] in the configuration), and 1 more is asked for"
+    );
+    assert_eq!(
+        of_user(plan().cap("ana", Some(0), None), &["shared"]),
+        "1 device is asked for, and user ana may hold 0"
     );
     assert_eq!(
         of_user(plan().cap("*", None, Some(&["shared"])), &["shared", "1"]),
@@ -172,6 +226,12 @@ fn what_is_wrong_with_the_request() {
     let (message, hint) = with(&|ask| ask.request.nodes.push("/dev/nvidia2".into()));
     assert_eq!(message, "the container has /dev/nvidia2 past its lease: GPU 2 is given out by name alone");
     assert_eq!(hint, "leave that device out, or ask for it by its name in `divvy list`");
+    let (message, hint) = with(&|ask| ask.request.unbound = Some(Unbound::HostDev));
+    assert_eq!(
+        message,
+        "the container has the host's /dev, or a GPU's node that it did not ask divvy for: a share would bind nothing"
+    );
+    assert_eq!(hint, "start it without --privileged, --device /dev/nvidia* and volumes of /dev");
     let (message, hint) = with(&|ask| ask.container.cgroup = None);
     assert_eq!(
         message,
@@ -179,7 +239,11 @@ fn what_is_wrong_with_the_request() {
     );
     assert_eq!(hint, "give the container a cgroup of its own, or ask for a device by its name");
     let last = ask(&two(), 1, &["shared"], 0);
-    let (message, hint) = text(&Leases::new().handle(Event::Asked(Box::new(last))));
-    assert_eq!(message, "there is no plan: nobody knows which devices there are");
-    assert_eq!(hint, "run `divvy generate`, then start the container again");
+    let (message, hint) =
+        text(&Leases::new("/run/divvy/plan.json".into()).handle(Event::Asked(Box::new(last))));
+    assert_eq!(message, "there is no plan in /run/divvy/plan.json: nobody knows which devices there are");
+    assert_eq!(
+        hint,
+        "run `sudo divvy generate` (with --host, add --state-dir /run/divvy), then start the container again"
+    );
 }
