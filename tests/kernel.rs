@@ -22,7 +22,7 @@ mod needs;
 mod sys;
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use container::caller::{Daemon, Error, Peer};
 use container::cgroup::{self, First, Hierarchies, NotOwn};
 use container::deny;
+use hooks::ancestry::start_time;
 use hooks::lease::{DeniedBy, Labels, Request, VERSION};
 use libtest_mimic::{Arguments, Trial};
 use needs::Need;
@@ -320,9 +321,11 @@ fn a_pid_namespace_may_have_many() {
     assert!(matches!(shared, Err(NotOwn::Shared { pid, .. }) if pid == other.pid()), "{shared:?}");
 }
 
-fn request() -> Request {
+fn request(pid: i32, start_time: u64) -> Request {
     Request {
         version: VERSION,
+        pid,
+        start_time,
         id: "3f2a".to_owned(),
         bundle: "/run/containerd/io.containerd.runtime.v2.task/default/3f2a".into(),
         devices: Vec::new(),
@@ -332,25 +335,33 @@ fn request() -> Request {
     }
 }
 
-fn ask(uid: u32, pidfd: OwnedFd) -> Result<container::caller::Facts, Error> {
-    let pid = i32::try_from(std::process::id()).unwrap();
-    Daemon::read().unwrap().facts(Peer { uid, pid }, pidfd, &request())
+fn ask_at(uid: u32, pid: i32, start_time: u64) -> Result<container::caller::Facts, Error> {
+    let own = i32::try_from(std::process::id()).unwrap();
+    Daemon::read().unwrap().facts(Peer { uid, pid: own }, &request(pid, start_time))
+}
+
+fn ask(uid: u32, pid: i32) -> Result<container::caller::Facts, Error> {
+    ask_at(uid, pid, start_time(pid).unwrap())
 }
 
 fn who_may_ask() {
     let container = Process::new(Command::new("unshare").args(["--mount", "sleep", "1000"]));
     let pid = container.wait_for_own("mnt");
-    let facts = ask(0, sys::pidfd_open(pid).unwrap()).unwrap();
+    let facts = ask(0, pid).unwrap();
     let found = facts.container;
     let mounts = fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
     assert_eq!(mounts.to_str().unwrap(), format!("mnt:[{}]", found.mount_namespace));
-    assert_eq!((found.pid, found.uid), (pid, 0));
+    assert_eq!((found.pid, found.start_time, found.uid), (pid, start_time(pid).unwrap(), 0));
     assert_eq!((found.id.as_str(), found.cgroup), ("3f2a", None));
     assert_eq!((found.engine.as_deref(), found.name.as_deref()), (Some("containerd"), Some("3f2a")));
-    assert_eq!(sys::pid_of(facts.pidfd.as_fd()).unwrap(), Some(sys::PidOf::Process(pid)));
 
-    let refused = ask(USER, sys::pidfd_open(pid).unwrap()).unwrap_err();
+    let refused = ask(USER, pid).unwrap_err();
     assert!(matches!(refused, Error::RootsContainer { uid: USER, .. }), "{refused:?}");
+
+    // The descriptor is that process's, and tells of its end.
+    assert!(!sys::has_ended(facts.pidfd.as_fd()).unwrap());
+    drop(container);
+    assert!(sys::has_ended(facts.pidfd.as_fd()).unwrap());
 }
 
 /// In a user namespace that is inside as many others, all begun by a user.
@@ -367,7 +378,7 @@ fn who_may_ask_for_a_users_container() {
     for depth in [0, 1, 5] {
         let container = users_container(depth);
         let pid = container.wait_for_own("mnt");
-        let ask = |uid| ask(uid, sys::pidfd_open(pid).unwrap());
+        let ask = |uid| ask(uid, pid);
         for uid in [USER, 0] {
             let facts = ask(uid).unwrap();
             assert_eq!((facts.container.pid, facts.container.uid), (pid, USER));
@@ -380,27 +391,53 @@ fn who_may_ask_for_a_users_container() {
     command.args(["--user", "--mount", "sleep", "1000"]);
     let container = Process::new(&mut command);
     let pid = container.wait_for_own("mnt");
-    assert_eq!(ask(0, sys::pidfd_open(pid).unwrap()).unwrap().container.uid, 0);
-    let refused = ask(USER, sys::pidfd_open(pid).unwrap()).unwrap_err();
+    assert_eq!(ask(0, pid).unwrap().container.uid, 0);
+    let refused = ask(USER, pid).unwrap_err();
     assert!(matches!(refused, Error::OthersContainer { owner: 0, .. }), "{refused:?}");
 }
 
 fn what_is_no_container() {
-    let no_pidfd = ask(0, File::open("/proc/self").unwrap().into()).unwrap_err();
-    assert!(matches!(no_pidfd, Error::NoPidfd), "{no_pidfd:?}");
+    let ended = |found: Result<container::caller::Facts, Error>, pid: i32| {
+        assert!(matches!(found, Err(Error::Ended { pid: of }) if of == pid), "{pid}: {found:?}");
+    };
     let process = Process::new(Command::new("sleep").arg("1000"));
-    let pidfd = sys::pidfd_open(process.pid()).unwrap();
-    let same_mounts = ask(0, pidfd.try_clone().unwrap()).unwrap_err();
-    assert!(matches!(same_mounts, Error::NoContainer { .. }), "{same_mounts:?}");
+    let pid = process.pid();
+    let started = start_time(pid).unwrap();
+    let own = i32::try_from(std::process::id()).unwrap();
+    for here in [pid, own] {
+        let same_mounts = ask(0, here).unwrap_err();
+        assert!(matches!(same_mounts, Error::NoContainer { .. }), "{same_mounts:?}");
+    }
     drop(process);
-    let ended = ask(0, pidfd).unwrap_err();
-    assert!(matches!(ended, Error::Ended), "{ended:?}");
+    ended(ask_at(0, pid, started), pid);
+
+    // Another start is another process, whoever has the id now.
+    let container = Process::new(Command::new("unshare").args(["--mount", "sleep", "1000"]));
+    let pid = container.wait_for_own("mnt");
+    let started = start_time(pid).unwrap();
+    for other in [started - 1, started + 1, 0, u64::MAX] {
+        ended(ask_at(0, pid, other), pid);
+    }
+    ask_at(0, pid, started).unwrap();
+
+    // Ids of nobody, and of a thread that is not its process's first.
+    for nobody in [0, -1, i32::MIN, i32::MAX] {
+        ended(ask_at(0, nobody, 0), nobody);
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let thread = nix::unistd::gettid().as_raw();
+            assert_ne!(thread, own);
+            ended(ask_at(0, thread, start_time(thread).unwrap()), thread);
+        });
+    });
+
     // A zombie is still there to be read of.
     let mut zombie = Process::new(&mut Command::new("true"));
-    let pidfd = sys::pidfd_open(zombie.pid()).unwrap();
+    let pid = zombie.pid();
+    let pidfd = sys::pidfd_open(pid).unwrap();
     until("it has ended", || sys::has_ended(pidfd.as_fd()).unwrap());
-    let ended = ask(0, pidfd).unwrap_err();
-    assert!(matches!(ended, Error::Ended), "{ended:?}");
+    ended(ask(0, pid), pid);
     zombie.0.wait().unwrap();
 }
 
@@ -408,7 +445,7 @@ fn a_container_is_found_again() {
     let process = Process::new(Command::new("unshare").args(["--mount", "sleep", "1000"]));
     let pid = process.wait_for_own("mnt");
     let daemon = Daemon::read().unwrap();
-    let container = ask(0, sys::pidfd_open(pid).unwrap()).unwrap().container;
+    let container = ask(0, pid).unwrap().container;
     let runs = |container: &hooks::lease::Container| daemon.still_runs(container).unwrap().is_some();
     assert!(runs(&container));
     let mut other = container.clone();

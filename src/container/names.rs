@@ -26,7 +26,7 @@ pub struct Names {
     pub name: Option<String>,
 }
 
-/// Finds them by what the hook says, and by the processes above it. Files that it names are read for root alone.
+/// Finds them by what the hook says. Files that it names are read for root alone.
 pub fn find(request: &Request, uid: u32) -> Names {
     let (engine, name) = by_annotations(request)
         .or_else(|| by_docker(request, uid))
@@ -128,12 +128,14 @@ mod tests {
         let annotations = annotations.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
         Request {
             version: VERSION,
+            pid: 1,
+            start_time: 1,
             id: id.to_owned(),
             bundle: bundle.into(),
             devices: Vec::new(),
             nodes: Vec::new(),
             unbound: None,
-            labels: Labels { annotations: annotations.collect(), hostname_file: hostname },
+            labels: Labels { annotations: annotations.collect(), hostname_file: hostname, podman_name: None },
         }
     }
 
@@ -177,17 +179,17 @@ mod tests {
             (task("default"), &[], Some("containerd"), Some(ID)),
             (task("k8s.io"), &[], Some("containerd"), Some(ID)),
             (task("moby"), &[], Some("docker"), None),
-            // Podman's name is in its conmon's command line alone, and this process has none above it.
+            // What Podman calls it stands in neither.
             (PODMANS.to_owned(), &podman, None, None),
             ("/".to_owned(), &[], None, None),
             ("/default/x".to_owned(), &[], None, None),
         ] {
-            let found = find(&request(ID, &bundle, annotations, None), 0, None);
+            let found = find(&request(ID, &bundle, annotations, None), 0);
             let expected = Names { engine: engine.map(str::to_owned), name: name.map(str::to_owned) };
             assert_eq!(found, expected, "{bundle}");
         }
         let long = "é".repeat(MOST + 1);
-        let found = find(&request(ID, "/", &[("nerdctl/name", &long)], None), 0, None);
+        let found = find(&request(ID, "/", &[("nerdctl/name", &long)], None), 0);
         assert_eq!(found.name.unwrap().chars().count(), MOST);
     }
 
@@ -204,7 +206,7 @@ mod tests {
         fs::write(of(ID).join("config.v2.json"), json).unwrap();
         let bundle = format!("/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby/{ID}");
         let name = |id: &str, uid, hostname: PathBuf| {
-            let found = find(&request(id, &bundle, &[], Some(hostname)), uid, None);
+            let found = find(&request(id, &bundle, &[], Some(hostname)), uid);
             assert_eq!(found.engine.as_deref(), Some("docker"));
             found.name
         };
@@ -228,26 +230,21 @@ mod tests {
     }
 
     #[test]
-    fn a_conmon_is_known_by_its_command_line() {
-        // The beginning of what Podman 5.8 calls, and of what it may be called like.
-        let whole = "/usr/bin/conmon --api-version 1 -c c0cd -u c0cd -r /usr/bin/crun -b /b -p /p -n web \
-                     --exit-dir /run/libpod/exits --exit-command-arg --rm";
-        for (command_line, name) in [
-            (whole, Some("web")),
-            ("conmon --cid c0cd --name web", Some("web")),
-            ("/usr/bin/conmon -c c0ff -n other", None),
-            ("/usr/bin/conmon -n other", None),
-            ("/usr/bin/conmon -c c0cd", None),
-            ("/usr/bin/conmon -c c0cd -n", None),
-            ("/usr/bin/crun create -c c0cd -n web", None),
-            ("conmon", None),
-            ("", None),
-        ] {
-            let words = command_line.split_ascii_whitespace().collect::<Vec<_>>().join("\0");
-            assert_eq!(conmon_name(&words, "c0cd").as_deref(), name, "{command_line}");
-        }
-        // This process has ancestors, and none of them is one.
-        let caller = i32::try_from(std::process::id()).ok();
-        assert_eq!(find(&request("c0cd", PODMANS, &[], None), 0, caller), Names::default());
+    fn what_the_hook_found_is_podmans() {
+        let named = |annotations: &[(&str, &str)], bundle: &str, name: &str| {
+            let mut request = request("c0cd", bundle, annotations, None);
+            request.labels.podman_name = Some(name.to_owned());
+            let Names { engine, name } = find(&request, 1000);
+            (engine.unwrap(), name)
+        };
+        let web = Some("web".to_owned());
+        assert_eq!(named(&[], PODMANS, "web"), ("podman".to_owned(), web.clone()));
+        assert_eq!(named(&[], PODMANS, ""), ("podman".to_owned(), None));
+        let escaped = Some("\\u{1b}[2J".to_owned());
+        assert_eq!(named(&[], PODMANS, "\u{1b}[2J"), ("podman".to_owned(), escaped));
+        // CRI-O has a conmon too, whose name for it is another.
+        let crio = [("io.kubernetes.pod.namespace", "ml"), ("io.kubernetes.pod.name", "train-0")];
+        let pod = Some("ml/train-0".to_owned());
+        assert_eq!(named(&crio, PODMANS, "k8s_cuda"), ("kubernetes".to_owned(), pod));
     }
 }

@@ -125,7 +125,7 @@ fn restarts_under_load() {
                 let (ground, served) = (&ground, &served);
                 scope.spawn(move || {
                     let request = ground.request(&container, &["gpu=shared"]);
-                    let (answer, _) = ask_until_answered(&ground.socket(), &request, container.pidfd());
+                    let (answer, _) = ask_until_answered(&ground.socket(), &request);
                     let devices = granted(answer);
                     let leases = ground.leases();
                     assert!(leases.len() <= 4, "{} leases of 4 shares", leases.len());

@@ -1,4 +1,4 @@
-//! A caller that speaks the socket's protocol by itself, as the hook does: one line of JSON with a pidfd, and lines back.
+//! A caller that speaks the socket's protocol by itself, as the hook does: one line of JSON, and lines back.
 
 use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -18,13 +18,12 @@ pub fn line(request: &Request) -> Vec<u8> {
     line
 }
 
-/// Sends bytes, with descriptors at the first of them.
+/// Sends bytes with descriptors, as no hook does.
 pub fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let with = [ControlMessage::ScmRights(&raw)];
-    let with = if raw.is_empty() { &[][..] } else { &with[..] };
     let flags = MsgFlags::MSG_NOSIGNAL;
-    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], with, flags, None)?;
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &with, flags, None)?;
     (&*stream).write_all(&bytes[sent..])
 }
 
@@ -36,15 +35,20 @@ pub struct Call {
 
 impl Call {
     /// Connects and asks.
-    pub fn new(socket: &Path, request: &Request, pidfd: BorrowedFd<'_>) -> io::Result<Self> {
-        Self::say(socket, &line(request), &[pidfd])
+    pub fn new(socket: &Path, request: &Request) -> io::Result<Self> {
+        Self::say(socket, &line(request))
     }
 
     /// Connects and says something.
-    pub fn say(socket: &Path, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub fn say(socket: &Path, bytes: &[u8]) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
+        (&stream).write_all(bytes)?;
+        Self::over(stream)
+    }
+
+    /// Listens on a connection.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        send(&stream, bytes, descriptors)?;
         Ok(Self { answers: BufReader::new(stream) })
     }
 
@@ -82,11 +86,11 @@ impl Call {
 
 /// Asks until there is an answer, as the hook does while a daemon is away; and tells how often there was none.
 #[track_caller]
-pub fn ask_until_answered(socket: &Path, request: &Request, pidfd: BorrowedFd<'_>) -> (Answer, usize) {
+pub fn ask_until_answered(socket: &Path, request: &Request) -> (Answer, usize) {
     let began = Instant::now();
     let mut retried = 0;
     loop {
-        let call = Call::new(socket, request, pidfd);
+        let call = Call::new(socket, request);
         let answer = call.and_then(|mut call| {
             loop {
                 match call.next()? {

@@ -34,7 +34,7 @@ fn the_time_of_day_is_set() {
     let mut daemon = Daemon::start_with(&ground, None, &environment);
     let socket = ground.socket();
     let call = |container: &Container, device: &str| {
-        Call::new(&socket, &ground.request(container, &[device]), container.pidfd()).unwrap()
+        Call::new(&socket, &ground.request(container, &[device])).unwrap()
     };
 
     let [holder, waiter, other, third] = [(); 4].map(|()| Container::start());

@@ -3,17 +3,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hooks::ancestry::start_time;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::ground::cgroup_roots;
-use crate::sys;
 
 /// How a container differs from most.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +33,7 @@ pub struct Container {
     /// What its engine would call it.
     pub id: String,
     child: Child,
-    pidfd: OwnedFd,
+    start_time: u64,
     cgroups: Vec<PathBuf>,
 }
 
@@ -77,7 +76,7 @@ impl Container {
         let name = made.cgroup.clone().unwrap_or_else(|| id.clone());
         let roots = if made.no_cgroup { Vec::new() } else { cgroup_roots() };
         let cgroups = roots.into_iter().map(|root| root.join(&name)).collect();
-        let container = Self { id, child, pidfd: sys::pidfd_open(pid).unwrap(), cgroups };
+        let container = Self { id, child, start_time: start_time(pid).unwrap(), cgroups };
         container.cgroups.iter().for_each(|cgroup| join(cgroup, pid));
         container
     }
@@ -100,9 +99,9 @@ impl Container {
         fs::metadata(format!("/proc/{}/ns/mnt", self.pid())).unwrap().ino()
     }
 
-    /// Stands for its first process.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// When its first process started, in clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
     }
 
     /// Has another process in its cgroup.

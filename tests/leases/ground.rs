@@ -83,6 +83,8 @@ impl Ground {
         let nodes: BTreeSet<PathBuf> = of_gpus.cloned().collect();
         Request {
             version: VERSION,
+            pid: container.pid(),
+            start_time: container.start_time(),
             id: container.id.clone(),
             bundle: self.path("bundles").join(&container.id),
             devices,
@@ -96,7 +98,7 @@ impl Ground {
     #[track_caller]
     pub fn ask(&self, container: &Container, devices: &[&str]) -> Answer {
         let request = self.request(container, devices);
-        Call::new(&self.socket(), &request, container.pidfd()).unwrap().last()
+        Call::new(&self.socket(), &request).unwrap().last()
     }
 
     /// The leases on disk.

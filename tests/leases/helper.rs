@@ -1,14 +1,10 @@
 //! This program as a container's first process, or as a caller of another user.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use nix::sched::{CloneFlags, unshare};
-
-use crate::client::send;
-use crate::sys;
 
 /// Takes namespaces of its own, says so, and stays until its standard input ends, which is when who started it does.
 pub fn container(words: impl Iterator<Item = String>) -> ExitCode {
@@ -26,25 +22,24 @@ pub fn container(words: impl Iterator<Item = String>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// `as-caller SOCKET PID`: passes on what standard input says, with a pidfd of that process, and prints what comes back.
-/// `as-caller SOCKET COUNT crowd`: makes so many connections, and once a line comes in says how many of them were not
+/// `as-caller SOCKET`: passes on what standard input says, and prints what comes back.
+/// `as-caller SOCKET COUNT`: makes so many connections, and once a line comes in says how many of them were not
 /// turned away; stays until its standard input ends.
 pub fn caller(words: impl Iterator<Item = String>) -> ExitCode {
     let words: Vec<String> = words.collect();
-    let [socket, number, rest @ ..] = &words[..] else { return ExitCode::FAILURE };
-    let number: i32 = number.parse().unwrap();
-    if rest.is_empty() {
+    let [socket, count @ ..] = &words[..] else { return ExitCode::FAILURE };
+    let Some(count) = count.first() else {
         let mut said = Vec::new();
         io::stdin().read_to_end(&mut said).unwrap();
         let stream = UnixStream::connect(socket).unwrap();
-        let pidfd = sys::pidfd_open(number).unwrap();
-        send(&stream, &said, &[pidfd.as_fd()]).unwrap();
+        (&stream).write_all(&said).unwrap();
         for line in BufReader::new(stream).lines() {
             println!("{}", line.unwrap());
         }
         return ExitCode::SUCCESS;
-    }
-    let streams: Vec<UnixStream> = (0..number).map(|_| UnixStream::connect(socket).unwrap()).collect();
+    };
+    let count: usize = count.parse().unwrap();
+    let streams: Vec<UnixStream> = (0..count).map(|_| UnixStream::connect(socket).unwrap()).collect();
     println!("connected");
     let is_closed = |stream: &&UnixStream| {
         stream.set_nonblocking(true).unwrap();

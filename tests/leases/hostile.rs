@@ -2,25 +2,30 @@
 //! of theirs, and has written no lease.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use hooks::lease::{Answer, LINE_LIMIT, VERSION};
+use hooks::ancestry::start_time;
+use hooks::lease::{Answer, LINE_LIMIT, Request, VERSION};
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use crate::client::{Call, granted, line, refused, send};
 use crate::container::{Container, Made};
 use crate::daemon::Daemon;
 use crate::ground::{Ground, PATIENCE, SHARES, wait_until};
-use crate::sys;
 
-pub const TRIALS: [(&str, fn()); 6] = [
+pub const TRIALS: [(&str, fn()); 9] = [
     ("silence_and_halves", silence_and_halves),
     ("a_gibibyte", a_gibibyte),
-    ("wrong_descriptors", wrong_descriptors),
+    ("wrong_processes", wrong_processes),
+    ("descriptors_are_left_out", descriptors_are_left_out),
+    ("sockets_that_linger", sockets_that_linger),
+    ("in_and_out_of_the_queue", in_and_out_of_the_queue),
     ("wrong_requests", wrong_requests),
     ("a_shared_cgroup", a_shared_cgroup),
     ("devices_past_divvy", devices_past_divvy),
@@ -32,7 +37,12 @@ const MOST_EVER_RESIDENT: u64 = 32 << 10;
 /// A daemon, and what it has open when nobody is there: the least of several looks, since one comes and goes while it
 /// starts.
 fn attacked(ground: &Ground) -> (Daemon, usize) {
-    let daemon = Daemon::start(ground);
+    attacked_on(ground, false)
+}
+
+/// The same, be it on a socket that is held for it.
+fn attacked_on(ground: &Ground, is_held: bool) -> (Daemon, usize) {
+    let daemon = if is_held { Daemon::start_on_held_socket(ground) } else { Daemon::start(ground) };
     let mut container = Container::start();
     granted(ground.ask(&container, &["gpu=shared"]));
     container.kill();
@@ -59,8 +69,8 @@ fn is_unharmed(ground: &Ground, daemon: &Daemon, open: usize) {
 
 /// Says something without a word of a request, and gives status and message of the answer.
 #[track_caller]
-fn said(ground: &Ground, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> (u8, String) {
-    refused(Call::say(&ground.socket(), bytes, descriptors).unwrap().last())
+fn said(ground: &Ground, bytes: &[u8]) -> (u8, String) {
+    refused(Call::say(&ground.socket(), bytes).unwrap().last())
 }
 
 fn silence_and_halves() {
@@ -70,9 +80,8 @@ fn silence_and_halves() {
     let whole = line(&ground.request(&container, &["gpu=shared"]));
     let (half, _) = whole.split_at(whole.len() / 2);
     // All of these wait for the daemon's patience to end, at the same time.
-    let mut silent: Vec<Call> = (0..8).map(|_| Call::say(&ground.socket(), b"", &[]).unwrap()).collect();
-    silent.push(Call::say(&ground.socket(), half, &[container.pidfd()]).unwrap());
-    silent.push(Call::say(&ground.socket(), half, &[]).unwrap());
+    let mut silent: Vec<Call> = (0..8).map(|_| Call::say(&ground.socket(), b"").unwrap()).collect();
+    silent.push(Call::say(&ground.socket(), half).unwrap());
 
     let mut other = Container::start();
     granted(ground.ask(&other, &["gpu=shared-0"]));
@@ -82,7 +91,7 @@ fn silence_and_halves() {
     // Closed for writing, open for the answer.
     for part in [&b""[..], half] {
         let stream = UnixStream::connect(ground.socket()).unwrap();
-        send(&stream, part, &[]).unwrap();
+        (&stream).write_all(part).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut said = String::new();
         (&stream).read_to_string(&mut said).unwrap();
@@ -92,9 +101,7 @@ fn silence_and_halves() {
     // One byte at a time is a request too, and one in two parts.
     for size in [1, whole.len() / 2 + 1] {
         let stream = UnixStream::connect(ground.socket()).unwrap();
-        let mut parts = whole.chunks(size);
-        send(&stream, parts.next().unwrap(), &[container.pidfd()]).unwrap();
-        parts.for_each(|part| (&stream).write_all(part).unwrap());
+        whole.chunks(size).for_each(|part| (&stream).write_all(part).unwrap());
         let mut said = String::new();
         (&stream).read_to_string(&mut said).unwrap();
         assert!(said.starts_with("{\"answer\":\"granted\""), "{said}");
@@ -119,7 +126,7 @@ fn a_gibibyte() {
     for (first, more) in [(&b""[..], &endless), (&request, &endless), (b"", &vec![b'\n'; 1 << 20])] {
         let stream = UnixStream::connect(ground.socket()).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        send(&stream, first, &[container.pidfd()]).unwrap();
+        (&stream).write_all(first).unwrap();
         let mut taken: usize = 0;
         for _ in 0..1 << 10 {
             match (&stream).write(more) {
@@ -133,7 +140,7 @@ fn a_gibibyte() {
     let (status, message) = {
         let mut longest = vec![b' '; LINE_LIMIT];
         *longest.last_mut().unwrap() = b'\n';
-        said(&ground, &longest, &[container.pidfd()])
+        said(&ground, &longest)
     };
     assert_eq!((status, message.as_str()), (1, "the request is malformed"));
     container.kill();
@@ -141,40 +148,169 @@ fn a_gibibyte() {
     is_unharmed(&ground, &daemon, open);
 }
 
-fn wrong_descriptors() {
+fn wrong_processes() {
     let ground = Ground::new(SHARES);
     let (daemon, open) = attacked(&ground);
     let container = Container::start();
-    let request = line(&ground.request(&container, &["gpu=shared"]));
-    let pidfd = container.pidfd();
-    let count = |found: usize| format!("a request comes with one descriptor, and this one came with {found}");
-    assert_eq!(said(&ground, &request, &[]), (1, count(0)));
-    assert_eq!(said(&ground, &request, &[pidfd; 2]), (1, count(2)));
-    assert_eq!(said(&ground, &request, &[pidfd; 5]), (1, count(5)));
-    // As many as the kernel lets pass at once (SCM_MAX_FD).
-    assert_eq!(said(&ground, &request, &[pidfd; 253]), (1, count(253)));
-
-    let is_not = |what: &str, descriptor: BorrowedFd<'_>| {
-        let (status, message) = said(&ground, &request, &[descriptor]);
+    let is_not = |what: &str, pid: i32, start_time: u64| {
+        let request = Request { pid, start_time, ..ground.request(&container, &["gpu=shared"]) };
+        let (status, message) = refused(Call::new(&ground.socket(), &request).unwrap().last());
         assert_eq!(status, 1, "{what}: {message}");
         assert!(!message.is_empty(), "{what}");
+        assert!(ground.leases().is_empty(), "{what}: {:?}", ground.leases());
     };
-    let process = format!("/proc/{}", container.pid());
-    for path in
-        ["/etc/passwd", "/dev/null", &process, &format!("{process}/ns/mnt"), &format!("{process}/stat")]
-    {
-        is_not(path, File::open(path).unwrap().as_fd());
-    }
-    is_not("a socket", UnixStream::connect(ground.socket()).unwrap().as_fd());
-    is_not("the caller itself", sys::pidfd_open(std::process::id().cast_signed()).unwrap().as_fd());
-    is_not("the daemon", sys::pidfd_open(daemon.pid()).unwrap().as_fd());
-    is_not("process 1", sys::pidfd_open(1).unwrap().as_fd());
+    let runs = |what: &str, pid: i32| is_not(what, pid, start_time(pid).unwrap());
+    runs("the caller itself", std::process::id().cast_signed());
+    runs("the daemon", daemon.pid());
     let plain = Container::start_as(&Made { no_mount_namespace: true, ..Made::default() });
-    is_not("a process among the host's mounts", plain.pidfd());
+    runs("a process among the daemon's mounts", plain.pid());
+    std::thread::scope(|scope| {
+        scope.spawn(|| runs("a thread", nix::unistd::gettid().as_raw()));
+    });
     let mut dead = Container::start();
     dead.kill();
-    is_not("a dead process", dead.pidfd());
+    is_not("a dead process", dead.pid(), dead.start_time());
+    for nobody in [0, -1, i32::MIN, i32::MAX] {
+        is_not("nobody", nobody, 0);
+        is_not("nobody", nobody, container.start_time());
+    }
+    let (pid, started) = (container.pid(), container.start_time());
+    for other in [0, started - 1, started + 1, u64::MAX] {
+        is_not("one that had the id before or will have it", pid, other);
+    }
+    // Where every process is: nobody's container, and its cgroup no container's.
+    let request =
+        Request { pid: 1, start_time: start_time(1).unwrap(), ..ground.request(&container, &["gpu=shared"]) };
+    let (status, message) = refused(Call::new(&ground.socket(), &request).unwrap().last());
+    assert!(matches!(status, 1 | 5), "process 1: {status} {message}");
     drop(container);
+    is_unharmed(&ground, &daemon, open);
+}
+
+/// Linux 6.16 and later tell a sender of descriptors that nobody takes them (SO_PASSRIGHTS); before, they are dropped.
+fn kernel_refuses_descriptors() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
+}
+
+/// Sends bytes with descriptors, which the daemon gets on old kernels alone.
+#[track_caller]
+fn push(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    match send(stream, bytes, descriptors) {
+        Ok(()) => assert!(!kernel_refuses_descriptors(), "the daemon takes descriptors"),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+            assert!(kernel_refuses_descriptors());
+            let mut stream = stream;
+            stream.write_all(bytes).unwrap();
+        }
+    }
+}
+
+fn descriptors_are_left_out() {
+    for is_held in [false, true] {
+        let ground = Ground::new(SHARES);
+        let (daemon, open) = attacked_on(&ground, is_held);
+        let container = Container::start();
+        let request = line(&ground.request(&container, &["gpu=shared-0"]));
+        let to_itself = UnixStream::connect(ground.socket()).unwrap();
+        let files: Vec<File> = ["/dev/null", "/", "/proc/self/ns/mnt", "/proc/self/mem"]
+            .map(File::open)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
+        let one_of_each: Vec<BorrowedFd<'_>> =
+            files.iter().map(AsFd::as_fd).chain([to_itself.as_fd()]).collect();
+        // Up to as many as the kernel lets pass at once (SCM_MAX_FD).
+        let many = vec![files[0].as_fd(); 253];
+        for descriptors in [&one_of_each[..1], &one_of_each, &many] {
+            let stream = UnixStream::connect(ground.socket()).unwrap();
+            push(&stream, &request, descriptors);
+            assert_eq!(granted(Call::over(stream).unwrap().last()).len(), 1);
+            // In the middle of a request, after one, and for nothing.
+            let stream = UnixStream::connect(ground.socket()).unwrap();
+            let (first, second) = request.split_at(request.len() / 2);
+            (&stream).write_all(first).unwrap();
+            push(&stream, second, descriptors);
+            assert_eq!(granted(Call::over(stream).unwrap().last()).len(), 1);
+            let stream = UnixStream::connect(ground.socket()).unwrap();
+            push(&stream, b"x", descriptors);
+        }
+        drop((to_itself, container));
+        ground.wait_for_leases(0);
+        is_unharmed(&ground, &daemon, open);
+    }
+}
+
+/// A connection within this machine whose last owner waits an hour for what the other end does not read.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    while (&near).write(&[b'x'; 1 << 16]).is_ok() {}
+    near.set_nonblocking(false).unwrap();
+    setsockopt(&near, sockopt::Linger, &linger { l_onoff: 1, l_linger: 3600 }).unwrap();
+    (near, far)
+}
+
+fn sockets_that_linger() {
+    const SOCKETS: usize = 16;
+    let ground = Ground::new(SHARES);
+    let (daemon, open) = attacked(&ground);
+    let container = Container::start();
+    let refused = Request { start_time: 0, ..ground.request(&container, &["gpu=shared"]) };
+    let mut far_ends = Vec::new();
+    // With what is no request, with one, and with one that is not whole.
+    for bytes in [&b"{}\n"[..], &line(&refused), b"{"].into_iter().cycle().take(SOCKETS) {
+        let (near, far) = lingering();
+        let stream = UnixStream::connect(ground.socket()).unwrap();
+        match send(&stream, bytes, &[near.as_fd()]) {
+            // It left at once: the daemon may be the last who has it.
+            Ok(()) => drop((stream, near)),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+                drop(stream);
+                // This process would wait for it too.
+                setsockopt(&near, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 }).unwrap();
+            }
+        }
+        far_ends.push(far);
+        granted(ground.ask(&container, &["gpu=shared-0"]));
+    }
+    drop(container);
+    ground.wait_for_leases(0);
+    let other = Container::start();
+    granted(ground.ask(&other, &["gpu=shared-0"]));
+    drop(other);
+    ground.wait_for_leases(0);
+    drop(far_ends);
+    is_unharmed(&ground, &daemon, open);
+}
+
+/// One container that lives queues, leaves and queues again.
+fn in_and_out_of_the_queue() {
+    const TIMES: usize = 2000;
+    let config =
+        "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 1\n\n[pool.shared]\nwait = \"1h\"\n";
+    let ground = Ground::new(config);
+    let (daemon, open) = attacked(&ground);
+    let (holder, waiter) = (Container::start(), Container::start());
+    granted(ground.ask(&holder, &["gpu=shared"]));
+    let request = ground.request(&waiter, &["gpu=shared"]);
+    for _ in 0..TIMES {
+        let mut call = Call::new(&ground.socket(), &request).unwrap();
+        let answer = call.next().unwrap();
+        assert!(matches!(answer, Some(Answer::Queued { ahead: 0, .. })), "{answer:?}");
+    }
+    // The holder's is the one that stays.
+    wait_until("the descriptors to be closed", || daemon.descriptors() == open + 1);
+    drop(holder);
+    ground.wait_for_leases(0);
+    granted(ground.ask(&waiter, &["gpu=shared"]));
+    drop(waiter);
+    ground.wait_for_leases(0);
     is_unharmed(&ground, &daemon, open);
 }
 
@@ -205,6 +341,13 @@ fn wrong_requests() {
         without("id"),
         without("devices"),
         with("id", json!(7)),
+        without("pid"),
+        without("start_time"),
+        with("pid", json!("1")),
+        with("pid", json!(1.5)),
+        with("pid", json!(1_u64 << 32)),
+        with("start_time", json!(-1)),
+        with("start_time", json!(null)),
         with("devices", json!([])),
         with("devices", json!(vec![json!({"class": "gpu", "name": "shared"}); 257])),
         with("nodes", json!(vec!["/dev/nvidia0"; 4097])),
@@ -216,12 +359,24 @@ fn wrong_requests() {
         with("devices", device("gpu", "0")),
     ];
     for request in &requests {
-        let (status, message) = said(&ground, format!("{request}\n").as_bytes(), &[container.pidfd()]);
+        let (status, message) = said(&ground, format!("{request}\n").as_bytes());
         assert!(matches!(status, 1 | 3 | 6), "{status} {message}: {request:.200}");
         assert!(!message.contains('\u{1b}'), "{message:?}");
     }
+    // Labels are written down with a lease, and shown: they are short.
+    let labels = |key: &str, value: Value| with("labels", json!({ key: value }));
+    for (request, what, most) in [
+        (with("id", json!("x".repeat(250_000))), "id", 512),
+        (with("bundle", json!(format!("/{}", "x".repeat(4096)))), "bundle", 4096),
+        (labels("podman_name", json!("x".repeat(513))), "podman_name", 512),
+        (labels("hostname_file", json!("x".repeat(4097))), "hostname_file", 4096),
+        (labels("annotations", json!({"a": "x".repeat(16 << 10)})), "annotations", 16 << 10),
+    ] {
+        let message = format!("the request's {what} is longer than {most} bytes");
+        assert_eq!(said(&ground, format!("{request}\n").as_bytes()), (1, message));
+    }
     // Bytes that are no text.
-    assert_eq!(said(&ground, b"\xff\xfe{}\n", &[container.pidfd()]).0, 1);
+    assert_eq!(said(&ground, b"\xff\xfe{}\n").0, 1);
     assert!(ground.leases().is_empty(), "{:?}", ground.leases());
 
     // What only names the container may be anything, and reaches neither a path nor a terminal.
@@ -230,7 +385,7 @@ fn wrong_requests() {
     named.bundle = "/../..".into();
     named.labels.annotations.insert("io.podman.annotations.name\u{7}".into(), "\u{1b}]0;x\u{7}".into());
     named.labels.hostname_file = Some("/dev/zero".into());
-    let answer = Call::new(&ground.socket(), &named, container.pidfd()).unwrap().last();
+    let answer = Call::new(&ground.socket(), &named).unwrap().last();
     granted(answer);
     let (status, message) = refused(ground.ask(&Container::start(), &["gpu=shared-1"]));
     assert_eq!(status, 3);
@@ -275,8 +430,7 @@ fn devices_past_divvy() {
     for why in ["privileged", "host-dev", "nvidia-hook"] {
         let mut request = serde_json::to_value(ground.request(&container, &["gpu=shared-0"])).unwrap();
         request["unbound"] = json!(why);
-        let mut call =
-            Call::say(&ground.socket(), format!("{request}\n").as_bytes(), &[container.pidfd()]).unwrap();
+        let mut call = Call::say(&ground.socket(), format!("{request}\n").as_bytes()).unwrap();
         match call.last() {
             Answer::Refused { status, message, .. } => assert!(matches!(status, 1 | 5), "{status} {message}"),
             answer => panic!("{why}: {answer:?}"),

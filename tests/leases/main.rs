@@ -30,7 +30,6 @@ mod race;
 mod random;
 #[path = "../support/mod.rs"]
 mod support;
-mod sys;
 mod users;
 mod waiting;
 

@@ -194,16 +194,15 @@ fn round(
     let begin = Barrier::new(ASKERS);
     let (tell, told) = channel();
     let outcomes: Vec<(Outcome, usize)> = std::thread::scope(|scope| {
-        let askers: Vec<_> = containers
+        let askers: Vec<_> = asks
             .iter()
-            .zip(&asks)
             .enumerate()
-            .map(|(number, (container, (request, vanishes)))| {
+            .map(|(number, (request, vanishes))| {
                 let (tell, ground, begin, ledger) = (tell.clone(), &ground, &begin, &ledger);
                 let asker = std::thread::Builder::new().stack_size(256 << 10);
                 let run = move || {
                     begin.wait();
-                    outcome(ground, container, number, request, *vanishes, ledger, &tell)
+                    outcome(ground, number, request, *vanishes, ledger, &tell)
                 };
                 asker.spawn_scoped(scope, run).unwrap()
             })
@@ -251,7 +250,6 @@ fn round(
 
 fn outcome(
     ground: &Ground,
-    container: &Container,
     number: usize,
     request: &Request,
     vanishes: Option<usize>,
@@ -259,11 +257,11 @@ fn outcome(
     tell: &Sender<()>,
 ) -> (Outcome, usize) {
     if let Some(manner) = vanishes {
-        vanish(ground, container, request, manner);
+        vanish(ground, request, manner);
         let _ = tell.send(());
         return (Outcome::Vanished, 0);
     }
-    let (answer, retried) = ask_until_answered(&ground.socket(), request, container.pidfd());
+    let (answer, retried) = ask_until_answered(&ground.socket(), request);
     let outcome = match answer {
         Answer::Granted { devices } => {
             ledger.lock().unwrap().note(number, &devices);
@@ -280,11 +278,11 @@ fn outcome(
 }
 
 /// Leaves before it is answered: after its request, in the middle of it, or before.
-fn vanish(ground: &Ground, container: &Container, request: &Request, manner: usize) {
+fn vanish(ground: &Ground, request: &Request, manner: usize) {
     let line = line(request);
     match manner {
-        0 => drop(Call::say(&ground.socket(), &line, &[container.pidfd()])),
-        1 => drop(Call::say(&ground.socket(), &line[..line.len() / 2], &[container.pidfd()])),
+        0 => drop(Call::say(&ground.socket(), &line)),
+        1 => drop(Call::say(&ground.socket(), &line[..line.len() / 2])),
         _ => drop(UnixStream::connect(ground.socket())),
     }
 }
@@ -320,13 +318,12 @@ fn check(
         assert_eq!((tally.granted, tally.refused), (ON_OFFER, ASKERS - ON_OFFER));
     }
     // Who asks the same again gets the same, and takes no more.
-    let all = containers.iter().zip(asks).zip(outcomes);
-    let again = all.filter_map(|((container, (request, _)), (outcome, _))| match outcome {
-        Outcome::Granted(devices) => Some((container, request, devices)),
+    let again = asks.iter().zip(outcomes).filter_map(|((request, _), (outcome, _))| match outcome {
+        Outcome::Granted(devices) => Some((request, devices)),
         _ => None,
     });
-    for (container, request, devices) in again.take(3) {
-        assert_eq!(&granted(ask_until_answered(&ground.socket(), request, container.pidfd()).0), devices);
+    for (request, devices) in again.take(3) {
+        assert_eq!(&granted(ask_until_answered(&ground.socket(), request).0), devices);
     }
     assert_eq!(ground.leases().len(), ON_OFFER);
 }

@@ -5,15 +5,17 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use hooks::lease::Answer;
+use nix::mount::{MsFlags, mount};
 
 use crate::client::{granted, line, refused};
 use crate::container::{Container, Made, helper};
 use crate::daemon::Daemon;
 use crate::ground::{Ground, SHARES};
 
-pub const TRIALS: [(&str, fn()); 3] = [
+pub const TRIALS: [(&str, fn()); 4] = [
     ("whose_container_it_is", whose_container_it_is),
     ("what_a_user_may_hold", what_a_user_may_hold),
+    ("a_users_other_ids", a_users_other_ids),
     ("a_crowd_of_one_user", a_crowd_of_one_user),
 ];
 
@@ -29,7 +31,7 @@ fn of(user: u32) -> Made {
 #[track_caller]
 fn ask_as(user: u32, ground: &Ground, container: &Container, devices: &[&str]) -> Answer {
     let mut command = helper("as-caller");
-    command.arg(ground.socket()).arg(container.pid().to_string()).uid(user).gid(user);
+    command.arg(ground.socket()).uid(user).gid(user);
     let mut caller = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     caller.stdin.take().unwrap().write_all(&line(&ground.request(container, devices))).unwrap();
     let output = caller.wait_with_output().unwrap();
@@ -93,15 +95,58 @@ fn what_a_user_may_hold() {
     granted(ask_as(ANA, &ground, &anas.last().unwrap(), &["gpu=shared"]));
 }
 
+/// Who has subordinate ids can start containers under each of them.
+fn a_users_other_ids() {
+    const ANAS: [u32; 3] = [640_000, 640_001, 640_009];
+    const BENS: u32 = 640_010;
+    const ROOTS: u32 = 650_000;
+    let config = format!(
+        "{SHARES}\n[users.\"{ANA}\"]\nshares = 2\n\n[users.\"{BEN}\"]\nshares = 1\n\n[users.\"*\"]\nshares = 0\n"
+    );
+    let ground = Ground::new(&config);
+    let file = ground.path("subuid");
+    std::fs::write(&file, format!("{ANA}:{}:10\nroot:{ROOTS}:10\n", ANAS[0])).unwrap();
+    let nothing: Option<&str> = None;
+    // In the mount namespace of these tests.
+    mount(Some(&file), "/etc/subuid", nothing, MsFlags::MS_BIND, nothing).unwrap();
+    let _daemon = Daemon::start(&ground);
+    let ask = |user: u32| {
+        let container = Container::start_as(&of(user));
+        (ask_as(user, &ground, &container, &["gpu=shared"]), container)
+    };
+    let refused_at = |user: u32| refused(ask(user).0).0;
+    let held = [ask(ANAS[0]), ask(ANAS[2])];
+    held.iter().for_each(|(answer, _)| drop(granted(answer.clone())));
+    assert!(ground.leases().iter().all(|lease| lease.container.uid == ANA), "{:?}", ground.leases());
+    for user in [ANA, ANAS[1], ANAS[0]] {
+        assert_eq!(refused_at(user), 3, "{user}");
+    }
+    // Root's other ids are not root, and those past the range are nobody's.
+    for user in [ROOTS, BENS] {
+        assert_eq!(refused_at(user), 1, "{user}");
+    }
+    // One of hers may no more ask for another's container than she for its.
+    let hers = Container::start_as(&of(ANA));
+    for (user, container) in [(ANAS[1], &hers), (ANA, &held[0].1)] {
+        assert_eq!(refused(ask_as(user, &ground, container, &["gpu=shared"])).0, 1, "{user}");
+    }
+    // The file is read anew.
+    std::fs::write(&file, format!("{ANA}:{}:10\n{BEN}:{BENS}:1\n", ANAS[0])).unwrap();
+    let bens = ask(BENS);
+    granted(bens.0.clone());
+    assert_eq!(refused_at(BEN), 3);
+    drop(held);
+    ground.wait_for_leases(1);
+    granted(ask_as(ANA, &ground, &hers, &["gpu=shared"]));
+    nix::mount::umount("/etc/subuid").unwrap();
+}
+
 fn a_crowd_of_one_user() {
     let ground = Ground::new(SHARES);
     let daemon = Daemon::start(&ground);
-    let crowd = |user: u32, count: usize| {
-        let mut command = helper("as-caller");
-        command.arg(ground.socket()).args([&count.to_string(), "crowd"]).uid(user).gid(user);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-    };
-    let mut anas = crowd(ANA, 100);
+    let mut command = helper("as-caller");
+    command.arg(ground.socket()).arg("100").uid(ANA).gid(ANA);
+    let mut anas = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let others = (Container::start(), Container::start_as(&of(BEN)));
     // These come after some of the crowd, and are served.
     granted(ground.ask(&others.0, &["gpu=shared"]));

@@ -117,7 +117,7 @@ fn who_waits_for_an_end_is_told() {
 #[track_caller]
 fn queue(ground: &Ground, container: &Container, behind: u32) -> Call {
     let request = ground.request(container, &["gpu=shared"]);
-    let mut call = Call::new(&ground.socket(), &request, container.pidfd()).unwrap();
+    let mut call = Call::new(&ground.socket(), &request).unwrap();
     let answer = call.next().unwrap();
     assert!(matches!(answer, Some(Answer::Queued { seconds: 1800, ahead }) if ahead == behind), "{answer:?}");
     call

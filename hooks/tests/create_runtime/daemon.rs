@@ -1,6 +1,5 @@
 //! A daemon that says what a test has it say, and keeps what it was told.
 
-use std::fs;
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,11 +10,10 @@ use std::thread;
 use hooks::lease::{Request, SOCKET};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 
-/// What a caller said, and of which process.
+/// What a caller said, and how many descriptors it sent.
 pub struct Asked {
     pub request: Request,
-    /// The process that the descriptor stands for, as the kernel says it.
-    pub process: Option<i32>,
+    pub descriptors: usize,
 }
 
 pub struct Daemon {
@@ -72,19 +70,19 @@ pub fn says_and_stays(line: &'static str) -> Box<dyn Fn(UnixStream) + Send> {
     })
 }
 
-/// A request to its newline, with the descriptor that comes with the first byte.
+/// A request to its newline, with the descriptors that come with its first byte.
 fn hear(stream: &mut UnixStream) -> Option<Asked> {
     let mut bytes = vec![0; 1 << 20];
     let mut space = nix::cmsg_space!([i32; 2]);
-    let (length, handle) = {
+    let (length, descriptors) = {
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
-        let handle = message.cmsgs().unwrap().find_map(|message| match message {
-            ControlMessageOwned::ScmRights(handles) => handles.first().copied(),
-            _ => None,
+        let descriptors = message.cmsgs().unwrap().map(|message| match message {
+            ControlMessageOwned::ScmRights(descriptors) => descriptors.len(),
+            _ => 0,
         });
-        (message.bytes, handle)
+        (message.bytes, descriptors.sum())
     };
     bytes.truncate(length);
     while !bytes.ends_with(b"\n") {
@@ -94,11 +92,5 @@ fn hear(stream: &mut UnixStream) -> Option<Asked> {
             Ok(length) => bytes.extend(&more[..length]),
         }
     }
-    let process = handle.map(|handle| {
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{handle}")).unwrap();
-        nix::unistd::close(handle).unwrap();
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
-        pid.trim().parse().unwrap()
-    });
-    Some(Asked { request: serde_json::from_slice(&bytes).unwrap(), process })
+    Some(Asked { request: serde_json::from_slice(&bytes).unwrap(), descriptors })
 }

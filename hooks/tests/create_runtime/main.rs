@@ -10,12 +10,13 @@ mod daemon;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{Outcome, run};
+use common::{Outcome, feed, run};
 use daemon::{Daemon, says, says_and_stays};
 use hooks::lease::{DeviceName, LINE_LIMIT, SOCKET, Unbound};
 use tempfile::TempDir;
@@ -74,6 +75,14 @@ impl Start {
         run(words.iter().map(String::as_str), state.as_bytes())
     }
 
+    /// Id and start time of the container's first process; the 22nd field of its stat, whose second is "(sleep)".
+    fn process(&self) -> (i32, u64) {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
+        let field = |nth: usize| stat.split(' ').nth(nth - 1).unwrap();
+        assert_eq!(field(2), "(sleep)");
+        (field(1).parse().unwrap(), field(22).parse().unwrap())
+    }
+
     fn words(&self) -> [String; 4] {
         [
             "create-runtime".to_owned(),
@@ -125,14 +134,37 @@ fn the_daemon_hears_of_the_container_and_its_process() {
     let outcome = start.run();
     assert_eq!((outcome.status, outcome.stderr.as_str(), outcome.stdout.as_str()), (0, "", ""));
     let [asked] = &daemon.heard()[..] else { panic!("asked once") };
-    assert_eq!(asked.process, Some(start.process.id().try_into().unwrap()));
+    // A daemon takes none: a descriptor can hang whoever closes it.
+    assert_eq!(asked.descriptors, 0);
     let request = &asked.request;
+    let (pid, started) = start.process();
+    assert_eq!((request.pid, request.start_time), (pid, started));
     assert_eq!((request.version, request.id.as_str()), (1, "web"));
     assert_eq!(request.bundle, start.path());
     assert_eq!(request.devices, ["gpu=shared".parse::<DeviceName>().unwrap()]);
     assert!(request.nodes.is_empty() && request.unbound.is_none());
     let labels: Vec<_> = request.labels.annotations.iter().collect();
     assert_eq!(labels, [(&"io.kubernetes.cri.container-name".to_owned(), &"web-0".to_owned())]);
+    assert_eq!(request.labels.podman_name, None);
+}
+
+/// As Podman starts a container: conmon calls the runtime, which calls the hook.
+#[test]
+fn the_daemon_hears_what_podman_calls_the_container() {
+    for (id, name) in [("web", Some("front")), ("other", None)] {
+        let start = Start::new();
+        let conmon = start.path().join("runtime");
+        // Two processes, neither of which becomes the next.
+        let hook = format!("{} {}", env!("CARGO_BIN_EXE_divvy-hook"), start.words().join(" "));
+        fs::write(&conmon, format!("sh -c '{hook}; exit $?'\nexit $?\n")).unwrap();
+        let daemon = Daemon::start(start.path(), vec![says(&[GRANTED])]);
+        let mut command = Command::new("sh");
+        command.arg0("/usr/bin/conmon").arg(&conmon).args(["-c", id, "-n", "front"]);
+        let outcome = feed(&mut command, start.state().as_bytes());
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+        let [asked] = &daemon.heard()[..] else { panic!("asked once") };
+        assert_eq!(asked.request.labels.podman_name.as_deref(), name);
+    }
 }
 
 #[test]
@@ -283,7 +315,7 @@ fn long_requests_go_in_pieces_and_longer_ones_not_at_all() {
     assert_eq!(start.run().status, 0);
     let [asked] = &daemon.heard()[..] else { panic!("asked once") };
     assert_eq!(asked.request.nodes.len(), 80);
-    assert_eq!(asked.process, Some(start.process.id().try_into().unwrap()));
+    assert_eq!((asked.request.pid, asked.request.start_time), start.process());
 
     let start = Start::with_config(&config(90));
     let daemon = Daemon::start(start.path(), vec![says(&[GRANTED])]);
@@ -326,7 +358,7 @@ fn states_that_name_no_container_are_refused() {
         ),
         (
             format!(r#"{{"id":"web","pid":2147483647,"bundle":"{bundle}"}}"#),
-            "pidfd_open failed for the container's process 2147483647: ",
+            "cannot see when the container's process 2147483647 started: ",
         ),
         (r#"{"id":"web","pid":1,"bundle":"/nowhere"}"#.to_owned(), "cannot read \"/nowhere/config.json\": "),
     ] {

@@ -157,6 +157,8 @@ fn ask(plan: &Kept, pid: i32, words: &[&str], now: u64) -> Ask {
         ticket: u64::try_from(pid).unwrap(),
         request: Request {
             version: VERSION,
+            pid,
+            start_time: container.start_time,
             id: container.id.clone(),
             bundle: container.bundle.clone(),
             devices,
