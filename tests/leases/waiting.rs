@@ -103,7 +103,7 @@ fn who_waits_for_an_end_is_told() {
     ending.kill();
     let next = Container::start();
     let request = ground.request(&next, &["gpu=shared-0"]);
-    let mut call = Call::new(&ground.socket(), &request, next.pidfd()).unwrap();
+    let mut call = Call::new(&ground.socket(), &request).unwrap();
     let told = call.next().unwrap();
     drop(left_over.stdin.take());
     left_over.wait().unwrap();
