@@ -420,8 +420,9 @@ fn who_waits_is_looked_at_again_under_another_plan() {
          ask 2 b -> 2 has b-0
          ask 3 a -> 3 queues for 60 s behind 0
          ask 4 b -> 4 queues for 60 s behind 0
-         plan a*2 -> 4 refused 6, 3 has a-1
-         ask 5 a -> 5 refused 3",
+         plan a*2 -> 4 refused 6
+         ask 5 a -> 5 refused 3
+         gone 2 -> 2 ends, 3 has a-1",
     );
 }
 
