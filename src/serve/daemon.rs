@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use super::board::{self, Board};
+use super::grant::{self, No};
 use super::leases::refusal::Refusal;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
@@ -30,7 +31,6 @@ use super::refused::{Refusals, Refused};
 use super::store::Store;
 use super::{connection, watch};
 use crate::container::caller::{self, Facts};
-use crate::container::deny;
 use crate::container::person::People;
 use crate::failure::printable;
 use crate::{publish, sys};
@@ -119,13 +119,6 @@ struct Daemon {
 struct Connection {
     uid: u32,
     asker: Option<Asker>,
-}
-
-/// A refusal in words.
-struct No {
-    status: u8,
-    message: String,
-    hint: Option<String>,
 }
 
 /// Who waits for an answer.
@@ -394,7 +387,7 @@ impl Daemon {
         let key = Key::of(&lease.container);
         // Else it is one of this container's further hooks that asks, or the daemon is a new one.
         let is_new = !self.holders.contains_key(&key);
-        if let Err(broken) = self.make_good(&mut lease) {
+        if let Err(broken) = grant::make_good(&self.store, &self.plan, &mut lease) {
             self.say_no(ticket, &lease.container, &lease.asked, broken);
             if !is_new {
                 return None;
@@ -421,58 +414,6 @@ impl Daemon {
         let devices = lease.devices.iter().map(|device| device.name.clone()).collect();
         self.answer(ticket, Answer::Granted { devices });
         None
-    }
-
-    /// On disk first: a daemon that dies in between finds the container again, whose hook asks once more.
-    fn make_good(&self, lease: &mut Lease) -> Result<(), No> {
-        let numbers = self.numbers(lease)?;
-        // Asked for again: it is there, and needs no room on the disk.
-        if let Some(denied_by) = self.store.find(lease)
-            && denied_by.is_none() == numbers.is_empty()
-        {
-            lease.denied_by = denied_by;
-            return Ok(());
-        }
-        let not_written = |error: io::Error| No {
-            status: 1,
-            message: format!("the lease cannot be written: {error}"),
-            hint: Some("see with `df /run` whether there is room".into()),
-        };
-        self.store.write(lease).map_err(not_written)?;
-        let Some(cgroup) = lease.container.cgroup.as_deref() else { return Ok(()) };
-        if numbers.is_empty() {
-            if let Err(error) = deny::lift(cgroup) {
-                warn!(cgroup = %cgroup.display(), "an earlier container's device program may be there: {error}");
-            }
-            return Ok(());
-        }
-        match deny::deny(cgroup, &numbers) {
-            Ok(by) => lease.denied_by = Some(by),
-            // What a user's container was brought are mounts, which its hook takes away for good.
-            Err(error) if lease.container.uid != 0 => {
-                warn!(container = lease.container.id, "no device program: {:#}", anyhow::Error::new(error));
-            }
-            Err(error) => {
-                let hint = error.hint().map(str::to_owned);
-                return Err(No { status: 5, message: format!("{:#}", anyhow::Error::new(error)), hint });
-            }
-        }
-        self.store.write(lease).map_err(not_written)
-    }
-
-    /// The numbers of what was brought and not granted.
-    fn numbers(&self, lease: &Lease) -> Result<Vec<(u32, u32)>, No> {
-        let number = |path: &PathBuf| {
-            self.plan.numbers(path).map_err(|error| No {
-                status: 5,
-                message: format!(
-                    "{} cannot be denied, since its number is not known: {error}",
-                    path.display()
-                ),
-                hint: Some("sudo divvy generate --create-device-nodes".into()),
-            })
-        };
-        lease.remove.iter().map(number).collect()
     }
 
     fn refuse(&mut self, ticket: Ticket, refusal: &Refusal) {

@@ -7,6 +7,7 @@
 //! - `message`: what connections and ends of containers tell the daemon
 //! - `plan_file`: the plan that is in force
 //! - `leases`: who holds what, and why another does not; pure
+//! - `grant`: a grant carried out
 //! - `store`: leases as files
 //! - `refused`: the last refusals
 //! - `waiting`: who waits, as a file
@@ -17,6 +18,7 @@
 mod board;
 mod connection;
 mod daemon;
+mod grant;
 mod leases;
 mod listen;
 mod message;
