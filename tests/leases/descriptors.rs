@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use crate::client::{Call, granted, line, send};
 use crate::container::Container;
 use crate::daemon::Daemon;
-use crate::ground::{Ground, SHARES};
+use crate::ground::{Ground, SHARES, wait_until};
 use crate::hostile::{is_unharmed, open_at_rest};
 
 pub const TRIALS: [(&str, fn()); 2] = [
@@ -123,21 +123,25 @@ fn sockets_that_linger(environment: Environment<'_>) {
     let signal = |signal| kill(Pid::from_raw(daemon.pid()), signal).unwrap();
     let container = Container::start();
     let wrong = line(&Request { start_time: 0, ..ground.request(&container, &["gpu=shared"]) });
+    // Stopped, until this process has none of them any more: who closes one last is the one who waits.
+    signal(Signal::SIGSTOP);
     let mut far_ends = Vec::new();
     // With what is no request, with one that is refused, and with one that is not whole.
     for bytes in [&b"{}\n"[..], &wrong, b"{"].into_iter().cycle().take(SOCKETS) {
         let (near, far) = lingering();
         far_ends.push(far);
-        // Stopped, until this process has none of it any more: who closes it last is the one who waits.
-        signal(Signal::SIGSTOP);
         let stream = UnixStream::connect(ground.socket()).unwrap();
         push(&stream, bytes, &[near.as_fd()], are_refused);
         if are_refused {
             linger_for(&near, 0);
         }
         drop((stream, near));
-        signal(Signal::SIGCONT);
-        granted(ground.ask(&container, &["gpu=shared-0"]));
+    }
+    signal(Signal::SIGCONT);
+    granted(ground.ask(&container, &["gpu=shared-0"]));
+    if !are_refused {
+        // Each holds up a thread, or this would try nothing.
+        wait_until("all to linger", || daemon.status("Threads") > SOCKETS as u64);
     }
     drop(container);
     ground.wait_for_leases(0);
