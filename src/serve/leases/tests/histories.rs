@@ -415,13 +415,14 @@ fn names_of_another_plan_are_refused_and_hold_on() {
 #[test]
 fn who_waits_is_looked_at_again_under_another_plan() {
     history(
-        plan("a*1 | b*1").wait(60),
+        plan("a*1 b*1").wait(60),
         "ask 1 a -> 1 has a-0
          ask 2 b -> 2 has b-0
          ask 3 a -> 3 queues for 60 s behind 0
          ask 4 b -> 4 queues for 60 s behind 0
-         plan a*2 | a*1 -> 4 refused 6, 3 has a-1
-         ask 5 a -> 5 refused 3",
+         plan a*2 -> 4 refused 6
+         ask 5 a -> 5 refused 3
+         gone 2 -> 2 ends, 3 has a-1",
     );
 }
 
