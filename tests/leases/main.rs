@@ -69,6 +69,9 @@ fn main() -> ExitCode {
     for (name, test) in [clock::TRIALS.as_slice(), &descriptors::ON_OLD_KERNELS].concat() {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Compiler], test));
     }
+    for (name, test) in users::WITH_SUBUID {
+        trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Subuid], test));
+    }
     for (name, test) in race::WITH_HOOKS {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));
     }
