@@ -66,16 +66,16 @@ mod tests {
 
     #[test]
     fn a_conmon_has_the_name() {
-        let conmon = "/usr/bin/conmon\0--api-version\01\0-c\03f2a\0-u\03f2a\0-r\0/usr/bin/crun\0-n\0web\0-s";
+        let conmon = "/usr/bin/conmon|--api-version|1|-c|3f2a|-u|3f2a|-r|/usr/bin/crun|-n|web|-s";
         for (line, id, name) in [
             (conmon, "3f2a", Some("web")),
             (conmon, "3f2", None),
-            ("/usr/bin/crun\0-c\03f2a\0-n\0web", "3f2a", None),
-            ("conmon\0--cid\03f2a\0--name\0a b", "3f2a", Some("a b")),
-            ("conmon\0-c\03f2a\0-n", "3f2a", None),
+            ("/usr/bin/crun|-c|3f2a|-n|web", "3f2a", None),
+            ("conmon|--cid|3f2a|--name|a b", "3f2a", Some("a b")),
+            ("conmon|-c|3f2a|-n", "3f2a", None),
             ("", "", None),
         ] {
-            assert_eq!(conmon_name(line, id).as_deref(), name, "{line:?}");
+            assert_eq!(conmon_name(&line.replace('|', "\0"), id).as_deref(), name, "{line:?}");
         }
     }
 }

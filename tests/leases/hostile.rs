@@ -1,30 +1,24 @@
 //! Callers that lie, say nothing, or never stop. After each the daemon serves the next as before, holds no descriptor
 //! of theirs, and has written no lease.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use hooks::ancestry::start_time;
 use hooks::lease::{Answer, LINE_LIMIT, Request, VERSION};
-use nix::libc::linger;
-use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
-use crate::client::{Call, granted, line, refused, send};
+use crate::client::{Call, granted, line, refused};
 use crate::container::{Container, Made};
 use crate::daemon::Daemon;
 use crate::ground::{Ground, PATIENCE, SHARES, wait_until};
 
-pub const TRIALS: [(&str, fn()); 9] = [
+pub const TRIALS: [(&str, fn()); 7] = [
     ("silence_and_halves", silence_and_halves),
     ("a_gibibyte", a_gibibyte),
     ("wrong_processes", wrong_processes),
-    ("descriptors_are_left_out", descriptors_are_left_out),
-    ("sockets_that_linger", sockets_that_linger),
     ("in_and_out_of_the_queue", in_and_out_of_the_queue),
     ("wrong_requests", wrong_requests),
     ("a_shared_cgroup", a_shared_cgroup),
@@ -37,12 +31,13 @@ const MOST_EVER_RESIDENT: u64 = 32 << 10;
 /// A daemon, and what it has open when nobody is there: the least of several looks, since one comes and goes while it
 /// starts.
 fn attacked(ground: &Ground) -> (Daemon, usize) {
-    attacked_on(ground, false)
+    let daemon = Daemon::start(ground);
+    let open = open_at_rest(ground, &daemon);
+    (daemon, open)
 }
 
-/// The same, be it on a socket that is held for it.
-fn attacked_on(ground: &Ground, is_held: bool) -> (Daemon, usize) {
-    let daemon = if is_held { Daemon::start_on_held_socket(ground) } else { Daemon::start(ground) };
+/// What a daemon has open when nobody is there.
+pub fn open_at_rest(ground: &Ground, daemon: &Daemon) -> usize {
     let mut container = Container::start();
     granted(ground.ask(&container, &["gpu=shared"]));
     container.kill();
@@ -51,13 +46,12 @@ fn attacked_on(ground: &Ground, is_held: bool) -> (Daemon, usize) {
         std::thread::sleep(Duration::from_millis(10));
         daemon.descriptors()
     });
-    let open = looks.min().unwrap();
-    (daemon, open)
+    looks.min().unwrap()
 }
 
 /// That it serves as before, and that nothing is left of whoever was there.
 #[track_caller]
-fn is_unharmed(ground: &Ground, daemon: &Daemon, open: usize) {
+pub fn is_unharmed(ground: &Ground, daemon: &Daemon, open: usize) {
     assert!(ground.leases().is_empty(), "{:?}", ground.leases());
     let mut container = Container::start();
     granted(ground.ask(&container, &["gpu=shared"]));
@@ -184,108 +178,6 @@ fn wrong_processes() {
     let (status, message) = refused(Call::new(&ground.socket(), &request).unwrap().last());
     assert!(matches!(status, 1 | 5), "process 1: {status} {message}");
     drop(container);
-    is_unharmed(&ground, &daemon, open);
-}
-
-/// Linux 6.16 and later tell a sender of descriptors that nobody takes them (SO_PASSRIGHTS); before, they are dropped.
-fn kernel_refuses_descriptors() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(16))
-}
-
-/// Sends bytes with descriptors, which the daemon gets on old kernels alone.
-#[track_caller]
-fn push(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
-    match send(stream, bytes, descriptors) {
-        Ok(()) => assert!(!kernel_refuses_descriptors(), "the daemon takes descriptors"),
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
-            assert!(kernel_refuses_descriptors());
-            let mut stream = stream;
-            stream.write_all(bytes).unwrap();
-        }
-    }
-}
-
-fn descriptors_are_left_out() {
-    for is_held in [false, true] {
-        let ground = Ground::new(SHARES);
-        let (daemon, open) = attacked_on(&ground, is_held);
-        let container = Container::start();
-        let request = line(&ground.request(&container, &["gpu=shared-0"]));
-        let to_itself = UnixStream::connect(ground.socket()).unwrap();
-        let files: Vec<File> = ["/dev/null", "/", "/proc/self/ns/mnt", "/proc/self/mem"]
-            .map(File::open)
-            .into_iter()
-            .map(Result::unwrap)
-            .collect();
-        let one_of_each: Vec<BorrowedFd<'_>> =
-            files.iter().map(AsFd::as_fd).chain([to_itself.as_fd()]).collect();
-        // Up to as many as the kernel lets pass at once (SCM_MAX_FD).
-        let many = vec![files[0].as_fd(); 253];
-        for descriptors in [&one_of_each[..1], &one_of_each, &many] {
-            let stream = UnixStream::connect(ground.socket()).unwrap();
-            push(&stream, &request, descriptors);
-            assert_eq!(granted(Call::over(stream).unwrap().last()).len(), 1);
-            // In the middle of a request, after one, and for nothing.
-            let stream = UnixStream::connect(ground.socket()).unwrap();
-            let (first, second) = request.split_at(request.len() / 2);
-            (&stream).write_all(first).unwrap();
-            push(&stream, second, descriptors);
-            assert_eq!(granted(Call::over(stream).unwrap().last()).len(), 1);
-            let stream = UnixStream::connect(ground.socket()).unwrap();
-            push(&stream, b"x", descriptors);
-        }
-        drop((to_itself, container));
-        ground.wait_for_leases(0);
-        is_unharmed(&ground, &daemon, open);
-    }
-}
-
-/// A connection within this machine whose last owner waits an hour for what the other end does not read.
-fn lingering() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (far, _) = listener.accept().unwrap();
-    near.set_nonblocking(true).unwrap();
-    while (&near).write(&[b'x'; 1 << 16]).is_ok() {}
-    near.set_nonblocking(false).unwrap();
-    setsockopt(&near, sockopt::Linger, &linger { l_onoff: 1, l_linger: 3600 }).unwrap();
-    (near, far)
-}
-
-fn sockets_that_linger() {
-    const SOCKETS: usize = 16;
-    let ground = Ground::new(SHARES);
-    let (daemon, open) = attacked(&ground);
-    let container = Container::start();
-    let refused = Request { start_time: 0, ..ground.request(&container, &["gpu=shared"]) };
-    let mut far_ends = Vec::new();
-    // With what is no request, with one, and with one that is not whole.
-    for bytes in [&b"{}\n"[..], &line(&refused), b"{"].into_iter().cycle().take(SOCKETS) {
-        let (near, far) = lingering();
-        let stream = UnixStream::connect(ground.socket()).unwrap();
-        match send(&stream, bytes, &[near.as_fd()]) {
-            // It left at once: the daemon may be the last who has it.
-            Ok(()) => drop((stream, near)),
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
-                drop(stream);
-                // This process would wait for it too.
-                setsockopt(&near, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 }).unwrap();
-            }
-        }
-        far_ends.push(far);
-        granted(ground.ask(&container, &["gpu=shared-0"]));
-    }
-    drop(container);
-    ground.wait_for_leases(0);
-    let other = Container::start();
-    granted(ground.ask(&other, &["gpu=shared-0"]));
-    drop(other);
-    ground.wait_for_leases(0);
-    drop(far_ends);
     is_unharmed(&ground, &daemon, open);
 }
 

@@ -8,6 +8,7 @@
 //! - `helper`: this program once more, as a container's first process or as a caller of another user
 //! - `race`: 200 askers for 32 shares, while daemon, callers and containers are killed
 //! - `hostile`, `users`: callers that lie, and callers that ask for what is not theirs
+//! - `descriptors`: callers that send descriptors
 //! - `away`: a daemon that is started again, under load, with a full disk, or twice
 //! - `waiting`: who waits, as everybody sees it
 //! - `clock`: the wall clock is set
@@ -20,6 +21,7 @@ mod client;
 mod clock;
 mod container;
 mod daemon;
+mod descriptors;
 mod figures;
 mod ground;
 mod helper;
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
     let of_all = [
         race::TRIALS.as_slice(),
         &hostile::TRIALS,
+        &descriptors::TRIALS,
         &users::TRIALS,
         &away::TRIALS,
         &waiting::TRIALS,
@@ -63,8 +66,11 @@ fn main() -> ExitCode {
     let of_all =
         of_all.concat().into_iter().map(|(name, test)| trial(name, &[Need::Root, Need::Cgroup], test));
     let mut trials: Vec<Trial> = of_all.collect();
-    for (name, test) in clock::TRIALS {
+    for (name, test) in [clock::TRIALS.as_slice(), &descriptors::ON_OLD_KERNELS].concat() {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Compiler], test));
+    }
+    for (name, test) in users::WITH_SUBUID {
+        trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Subuid], test));
     }
     for (name, test) in race::WITH_HOOKS {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));

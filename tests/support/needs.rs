@@ -33,6 +33,8 @@ pub enum Need {
     Compiler,
     /// A divvy-hook that is built as it is shipped.
     Hook,
+    /// There is an /etc/subuid, over which another can be mounted.
+    Subuid,
 }
 
 impl Need {
@@ -50,6 +52,7 @@ impl Need {
             Self::Cgroup => "cgroup",
             Self::Compiler => "cc",
             Self::Hook => "hook",
+            Self::Subuid => "subuid",
         }
     }
 
@@ -68,6 +71,7 @@ impl Need {
                 Command::new("cc").arg("--version").output().is_ok_and(|run| run.status.success())
             }
             Self::Hook => built_hook().is_some(),
+            Self::Subuid => Path::new("/etc/subuid").exists(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
@@ -81,6 +85,7 @@ impl Need {
             Self::Cgroup => "needs a mount of cgroup v2 or of v1's device controller",
             Self::Compiler => "needs a C compiler",
             Self::Hook => "needs divvy-hook, which packaging/build.sh builds",
+            Self::Subuid => "needs a file /etc/subuid",
         })
     }
 }

@@ -208,7 +208,7 @@ fn a_gpus_node_that_is_mounted_at_its_path_is_a_node() {
         mount("/dev", "/dev"),
         mount("/", "/"),
     ] {
-        let asked = asked(&config(&[other.clone()]), true);
+        let asked = asked(&config(std::slice::from_ref(&other)), true);
         assert_eq!(
             (paths(&asked.nodes), asked.unbound),
             (vec!["/dev/nvidia0"], Some(Unbound::HostDev)),
