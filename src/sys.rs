@@ -185,12 +185,25 @@ pub fn load_device_program(instructions: &[Instruction], name: &[u8; 16]) -> io:
         name: *name,
         ..Load::default()
     };
-    // SAFETY: `load` is what this command takes. Its pointers are to the instructions, as many as it says, and to a
-    // string with its zero, and both outlive the call; the kernel only reads them.
-    #[expect(unsafe_code)]
-    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut load) }?;
-    owned(fd)
+    let mut attempt = || {
+        // SAFETY: `load` is what this command takes. Its pointers are to the instructions, as many as it says, and to a
+        // string with its zero, and both outlive the call; the kernel only reads them.
+        #[expect(unsafe_code)]
+        let fd = unsafe { bpf(BPF_PROG_LOAD, &mut load) };
+        fd.and_then(owned)
+    };
+    // The kernel gives up where a signal is pending, which has been handled when this returns.
+    for _ in 1..LOAD_ATTEMPTS {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            loaded => return loaded,
+        }
+    }
+    attempt()
 }
+
+/// As many as libbpf makes.
+const LOAD_ATTEMPTS: u32 = 5;
 
 /// Attaches a device program to a cgroup of v2, beside others there: all of them have to allow (bpf(2)).
 ///
