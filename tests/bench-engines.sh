@@ -7,20 +7,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
-machine=tests/machine name=bench
 
 if [ "${1:-}" != inside ]; then
-  [ "$(id -u)" = 0 ] || { echo "error: the benchmark needs root" >&2; echo "hint: sudo make bench" >&2; exit 1; }
-  $machine/install.sh && $machine/tree.sh sid && $machine/images.sh
-  trap '$machine/down.sh $name' EXIT
-  $machine/up.sh sid $name
-  $machine/in.sh $name sh -ec 'install /divvy/divvy /divvy/divvy-hook /usr/bin/
-    divvy --quiet sim h100x8 /sim
-    for dir in dev etc lib run usr; do cp -a /sim/$dir/. /$dir/; done
-    ldconfig
-    podman import --quiet --change "CMD /bin/sh" /images/bb.tar bb >/dev/null'
-  $machine/dockerd.sh $name
-  $machine/in.sh $name docker import --change 'CMD ["/bin/sh"]' /images/bb.tar bb >/dev/null
+  . tests/bench-machine.sh
+  bench_machine bench
   $machine/containerd.sh $name
   cargo build --quiet --locked -p cri-run
   $machine/in.sh $name install --mode=755 /dev/stdin /usr/bin/cri-run <"${CARGO_TARGET_DIR:-target}/debug/cri-run"

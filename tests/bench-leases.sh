@@ -6,21 +6,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
-machine=tests/machine name=bench-leases
 
 if [ "${1:-}" != inside ]; then
-  [ "$(id -u)" = 0 ] || { echo "error: the benchmark needs root" >&2; echo "hint: sudo make bench" >&2; exit 1; }
   DIVVY=$DIVVY_BUILD/bin/divvy cargo test --quiet --locked --test leases -- figures
-  $machine/install.sh && $machine/tree.sh sid && $machine/images.sh
-  trap '$machine/down.sh $name' EXIT
-  $machine/up.sh sid $name
-  $machine/in.sh $name sh -ec 'install /divvy/divvy /divvy/divvy-hook /usr/bin/
-    divvy --quiet sim h100x8 /sim
-    for dir in dev etc lib run usr; do cp -a /sim/$dir/. /$dir/; done
-    ldconfig
-    podman import --quiet --change "CMD /bin/sh" /images/bb.tar bb >/dev/null'
-  $machine/dockerd.sh $name
-  $machine/in.sh $name docker import --change 'CMD ["/bin/sh"]' /images/bb.tar bb >/dev/null
+  . tests/bench-machine.sh
+  bench_machine bench-leases
   $machine/in.sh $name bash -s inside <"$0"
   exit
 fi

@@ -7,6 +7,14 @@
 mod config;
 #[path = "../../src/failure.rs"]
 mod failure;
+#[path = "../../src/discover/side_class.rs"]
+mod side_class;
+
+mod discover {
+    pub mod host {
+        pub use crate::side_class::SideClass;
+    }
+}
 
 use config::edit::{self, Cut};
 use config::value::Match;

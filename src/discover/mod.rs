@@ -24,6 +24,7 @@ mod nodes;
 pub mod others;
 pub mod recorded;
 pub mod side;
+mod side_class;
 pub mod sim;
 
 use std::path::{Path, PathBuf};

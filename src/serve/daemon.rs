@@ -233,9 +233,10 @@ impl Daemon {
         match message {
             Message::Asked(asked) => self.asked(*asked),
             Message::Closed(ticket) => {
-                self.connections.remove(&ticket);
                 self.leases.place_of(ticket).iter().for_each(board::log_departure);
+                // It may be granted something in this very moment, whose end is then waited for by what is here.
                 self.happens(Event::Left(ticket));
+                self.connections.remove(&ticket);
             }
             Message::FirstProcessGone(key) => self.first_process_gone(key),
             Message::Gone(key) => self.happens(Event::Gone(key)),

@@ -11,6 +11,8 @@ shift 3
 count=200 daemons=0 hooks=0 containers=0
 dir=$(mktemp -d /home/race-XXXXXX)
 mkdir $dir/image
+daemon=
+trap '[ -z "$daemon" ] || end_daemon; rm -rf $dir' EXIT
 tar -x -C $dir/image -f /images/bb.tar ./bin/busybox
 configs=0
 for config; do printf %s "$config" >$dir/config.$((configs++)); done
@@ -40,7 +42,8 @@ start() { # start WORD N
 }
 outcomes() { find $dir -mindepth 2 -maxdepth 2 -name outcome | wc -l; }
 one_of() { [ $# = 0 ] || echo "${@:RANDOM % $# + 1:1}"; }
-hook() { one_of $(grep -l '^divvy-hook$' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3); }
+# Of these containers: others are started in the machine meanwhile.
+hook() { one_of $(grep -laF -- "=$state" /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3); }
 holder() { one_of $(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' $state/leases/*.json 2>/dev/null); }
 
 for ((n = 0; n < count; n++)); do bundle $n $((n % 2 ? 1 + n / 2 % (configs - 1) : 0)); done
@@ -77,5 +80,3 @@ echo killed $daemons $hooks $containers
 for id in $(runc list --quiet); do runc delete --force $id; done
 for ((i = 0; i < 300; i++)); do [ -n "$(holders)" ] || break; sleep 0.1; done
 echo left $(holders | wc -l)
-end_daemon
-rm -rf $dir
