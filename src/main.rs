@@ -27,6 +27,7 @@ mod discover;
 mod engines;
 mod failure;
 mod held;
+mod mps;
 mod nvml;
 mod plan;
 mod ps;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::discover::host::Host;
+use crate::mps::settings::Settings;
 
 use super::pools::{Pool, UserCap};
 use super::{Device, Plan};
@@ -80,6 +81,7 @@ struct PlanFile<'a> {
     devices: Vec<Value>,
     pools: &'a [Pool],
     users: &'a [UserCap],
+    mps: &'a [Settings],
 }
 
 /// The part of the file that is read back.
@@ -141,6 +143,7 @@ pub fn to_json(
         devices: plan.devices.iter().map(on_this_machine).collect::<Result<_, _>>()?,
         pools: &plan.pools,
         users: &plan.users,
+        mps: &plan.mps,
     };
     Ok(serde_json::to_string_pretty(&file)? + "\n")
 }
@@ -217,7 +220,7 @@ pub fn generation(host: &Host, plan: &Plan) -> String {
         &plan.units,
         &plan.control_nodes,
         &plan.side,
-        (&plan.pools, &plan.users, plan.start_timeout),
+        (&plan.pools, &plan.users, plan.start_timeout, &plan.mps),
     ));
     format!("{:016x}", fnv1a(text.unwrap_or_default().as_bytes()))
 }

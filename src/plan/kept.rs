@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::pools::{Pool, UserCap};
 use super::{Kind, Limits, Share};
 use crate::config::Mode;
+use crate::mps::settings::Settings;
 
 /// The part of plan.json that matters while containers run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -22,6 +23,9 @@ pub struct Kept {
     /// What users may hold.
     #[serde(default)]
     pub users: Vec<UserCap>,
+    /// MPS control daemons, one for each device that is shared in mode mps.
+    #[serde(default)]
+    pub mps: Vec<Settings>,
 }
 
 /// A device of the plan.

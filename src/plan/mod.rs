@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
+use crate::mps::settings::Settings;
 use earlier::{Earlier, KnownUnit};
 use pools::{Pool, UserCap};
 pub use shares::{Level, Limit, Limits};
@@ -57,6 +58,8 @@ pub struct Plan {
     pub pools: Vec<Pool>,
     /// What users may hold.
     pub users: Vec<UserCap>,
+    /// MPS control daemons, one for each device that is shared in mode mps.
+    pub mps: Vec<Settings>,
     /// How long a container's start waits for the daemon, in seconds; none: the hook's default.
     pub start_timeout: Option<u32>,
     /// What every container with a device gets besides.
