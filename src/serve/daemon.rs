@@ -33,7 +33,7 @@ use super::{connection, watch};
 use crate::container::caller::{self, Facts};
 use crate::container::person::People;
 use crate::failure::printable;
-use crate::{publish, sys};
+use crate::sys;
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -148,7 +148,7 @@ impl Daemon {
         to: UnboundedSender<Message>,
     ) -> Self {
         Self {
-            leases: Leases::new(state_dir.join(publish::PLAN)),
+            leases: Leases::new(state_dir.to_owned()),
             plan: PlanFile::new(state_dir),
             connections: HashMap::new(),
             last_ticket: 0,
