@@ -41,6 +41,11 @@ impl Place {
         self.directory.join("shm")
     }
 
+    /// What it and the supervisor say, where there is no journal.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
     /// Where the supervisor listens, for root alone.
     pub fn socket(&self) -> PathBuf {
         self.directory.join("supervisor.sock")
