@@ -179,6 +179,12 @@ impl Leases {
         self.book.stock().mps_settings()
     }
 
+    /// Leases of shares of the MPS server of the device with this UUID.
+    pub fn on_mps<'a>(&'a self, uuid: &'a str) -> impl Iterator<Item = &'a Lease> {
+        let is_on = move |lease: &&Lease| lease.devices.iter().any(|device| device.uuid == uuid);
+        self.all().filter(|lease| lease.mps.is_some()).filter(is_on)
+    }
+
     /// Whether a container but this one has something of the device with this UUID.
     pub fn is_used_beside(&self, uuid: &str, key: Key) -> bool {
         self.book.is_used_beside(uuid, key)
