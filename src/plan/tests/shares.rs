@@ -9,7 +9,7 @@ fn with(host: &Host, config: &str) -> Plan {
 
 pub(super) fn after(host: &Host, config: &str, earlier: &Earlier) -> Plan {
     let config = Config::parse("c.toml", config).unwrap_or_else(|mistake| panic!("{mistake}"));
-    super::super::plan(host, &config, earlier, Path::new(OUTPUT))
+    super::super::plan(host, &config, earlier, &places(OUTPUT))
 }
 
 /// What a later run would read of this plan.
