@@ -349,3 +349,37 @@ pub fn explain(unit: &Unit<'_>, devices: &[Device], settings: &Settings) -> Vec<
     ));
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sms_are_rounded_down_to_pairs() {
+        for (sms, percent, rounded_to) in [
+            (188, 25, 46),
+            (132, 25, 32),
+            (132, 100, 132),
+            (14, 50, 6),
+            (14, 1, 2),
+            (1, 1, 1),
+            (13, 99, 12),
+            (13, 100, 13),
+        ] {
+            assert_eq!(rounded(sms, percent), rounded_to, "{percent} % of {sms}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_divided() {
+        for (all, asked, each) in [
+            (100, vec![(None, 3)], 33),
+            (100, vec![(Some(40), 1), (None, 2)], 30),
+            (100, vec![(Some(60), 2), (None, 1)], 0),
+            (100, vec![(Some(50), 2)], 0),
+            (100, vec![(Some(u64::MAX), 1024), (None, 1024)], 0),
+        ] {
+            assert_eq!(equal_part(all, asked.clone().into_iter()), each, "{all} {asked:?}");
+        }
+    }
+}

@@ -125,6 +125,8 @@ fn a_garbled_uuid_costs_one_device() {
     assert_eq!(plan.problems[0].what, "GPU 1");
 }
 
+mod mps;
 mod names;
 mod pools;
+mod random;
 mod shares;
