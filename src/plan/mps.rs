@@ -1,6 +1,10 @@
 //! A device whose shares run at the same time, through an MPS server: what each share gets, what the server is told, and
 //! what keeps a device from being shared so. The server has one limit for all of its clients, that of the largest share;
 //! whatever a smaller one has of its own is a wish.
+//!
+//! - `divided`: how memory and SMs are divided
+
+mod divided;
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +16,15 @@ use crate::discover::host::Host;
 use crate::mps::place::{LONGEST_PIPE_DIRECTORY, Place};
 use crate::mps::settings::Settings;
 
+use divided::{Divided, parts, rounded};
+
 use super::nodes::LeftOut;
 use super::shares::{
     ADVISORY, Against, Allowance, Level, Limit, Limits, Over, check_percent, is_strong_enough,
-    limits_in_words, memory_of,
+    limits_in_words,
 };
 use super::unit::Unit;
 use super::{Cutting, Device, Kind, Plan};
-
-/// What the MPS server's own context takes of the device before any client comes, MiB: 35 and more were measured.
-const SERVER_CONTEXT_MIB: u64 = 64;
 
 /// Clients of one server, and of those that come with CUDA 13.1 or newer (CUDA Multi-Process Service, "Client
 /// Connections").
@@ -42,35 +45,6 @@ pub struct MpsShare {
     pub priority: Priority,
 }
 
-/// A device's memory as its shares can have it, MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Divided {
-    total: u64,
-    /// None where the driver does not tell.
-    reserved: Option<u64>,
-}
-
-impl Divided {
-    fn of(whole: &Device, unit: &Unit<'_>) -> Result<Self, LeftOut> {
-        let total = memory_of(whole)? >> 20;
-        Ok(Self { total, reserved: unit.reserved_memory_bytes().map(|bytes| bytes.div_ceil(1 << 20)) })
-    }
-
-    fn for_shares(self) -> u64 {
-        self.total.saturating_sub(self.reserved.unwrap_or(0)).saturating_sub(SERVER_CONTEXT_MIB)
-    }
-}
-
-impl std::fmt::Display for Divided {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let driver = match self.reserved {
-            Some(mib) => format!("{mib}MiB of the driver's"),
-            None => "what the driver keeps, which it does not tell,".into(),
-        };
-        write!(f, "{}MiB without {driver} and {SERVER_CONTEXT_MIB}MiB of the MPS server's", self.total)
-    }
-}
-
 /// What each of a rule's shares gets of a device. Says nothing to the plan if the device is left out.
 pub fn allow(
     whole: &Device,
@@ -86,9 +60,8 @@ pub fn allow(
     has_room(rule, client_limit)?;
     has_short_path(whole, cutting.places.state)?;
     let divided = Divided::of(whole, unit)?;
-    let parts: Vec<MpsShare> = parts(rule, divided)?;
-    let most = |of: fn(&MpsShare) -> u64| parts.iter().map(of).max().unwrap_or(0);
-    let memory_mib = most(|part| part.memory_mib);
+    let parts = parts(rule, divided)?;
+    let memory_mib = parts.iter().map(|part| part.memory_mib).max().unwrap_or(0);
     let active_thread_percentage =
         parts.iter().map(|part| part.active_thread_percentage).max().unwrap_or(100);
     let allow = |(share, part): (&ShareRule, &MpsShare)| {
@@ -197,80 +170,6 @@ fn has_short_path(whole: &Device, state: &Path) -> Result<(), LeftOut> {
     })
 }
 
-/// What the rule says, and for shares of which it says nothing equal parts of the rest, rounded down.
-fn parts(rule: &Rule, divided: Divided) -> Result<Vec<MpsShare>, LeftOut> {
-    let asked = rule.shares.iter().map(|share| (share.memory_bytes.map(|bytes| bytes >> 20), share.replicas));
-    let rest = equal_part(divided.for_shares(), asked);
-    let asked = rule.shares.iter().map(|share| (share.sm_percent.map(u64::from), share.replicas));
-    let percent_rest = equal_part(100, asked);
-    let mut parts = Vec::new();
-    let mut together = 0_u64;
-    for share in &rule.shares {
-        let memory_mib = match share.memory_bytes {
-            Some(bytes) => bytes >> 20,
-            None => rest,
-        };
-        let active_thread_percentage = share.sm_percent.map_or(percent_rest, u64::from);
-        let nothing = |what: &str, key: &str| LeftOut {
-            why: format!("its shares {:?} have less than {what}", share.name),
-            hint: format!("say {key} of each at {}, or lower replicas", rule.place),
-        };
-        if memory_mib == 0 {
-            return Err(nothing(
-                &format!("1MiB of its {}MiB for shares ({divided})", divided.for_shares()),
-                "memory",
-            ));
-        }
-        if active_thread_percentage == 0 {
-            return Err(nothing("1 % of the SMs, the smallest part that MPS knows", "sm_percent"));
-        }
-        // A limit above what there is limits nothing, whatever is accepted.
-        let beyond = memory_mib > divided.for_shares();
-        together = together.saturating_add(memory_mib.saturating_mul(share.replicas.into()));
-        if beyond || together > divided.for_shares() && !rule.overcommit {
-            return Err(too_much(rule, together, beyond, divided));
-        }
-        parts.push(MpsShare {
-            active_thread_percentage: u32::try_from(active_thread_percentage).unwrap_or(100),
-            memory_mib,
-            priority: share.priority,
-        });
-    }
-    Ok(parts)
-}
-
-/// What is left for each of those that ask for nothing, where each of the others has what it asks for.
-fn equal_part(all: u64, asked: impl Iterator<Item = (Option<u64>, u32)>) -> u64 {
-    let (mut left, mut without) = (all, 0);
-    for (asked, replicas) in asked {
-        match asked {
-            Some(asked) => left = left.saturating_sub(asked.saturating_mul(replicas.into())),
-            None => without += u64::from(replicas),
-        }
-    }
-    left.checked_div(without).unwrap_or(0)
-}
-
-fn too_much(rule: &Rule, together: u64, beyond: bool, divided: Divided) -> LeftOut {
-    let overcommit = if beyond { "" } else { ", or say overcommit = true" };
-    LeftOut {
-        why: format!(
-            "its shares have {together}MiB of memory together, and it has {}MiB for them ({divided})",
-            divided.for_shares()
-        ),
-        hint: format!("lower memory at {}{overcommit}", rule.place),
-    }
-}
-
-/// SMs come in pairs, and MPS rounds down: 25 % of 188 were 46. A client has a pair at least.
-fn rounded(sms: u32, percent: u32) -> u32 {
-    if percent >= 100 {
-        return sms;
-    }
-    let part = u64::from(sms) * u64::from(percent) / 100;
-    (u32::try_from(part).unwrap_or(sms) & !1).max(2).min(sms)
-}
-
 /// The server holds its own limits alone. A client that lies to it is not held to its memory; on a MIG device, which has
 /// no compute mode, one that goes past it is held to nothing.
 fn limits(part: &MpsShare, memory_mib: u64, percent: u32, is_mig: bool) -> Limits {
@@ -311,6 +210,15 @@ fn note(whole: &Device, unit: &Unit<'_>, host: &Host, multi_user: bool, plan: &m
             unit.what()
         ));
     }
+    if let Unit::Mig(gpu, mig) = unit {
+        let mut beside = gpu.mig_devices.iter().filter(|other| other.gpu_instance == mig.gpu_instance);
+        if let Some(other) = beside.find(|other| other.index != mig.index) {
+            plan.notes.push(format!(
+                "{} is a compute instance beside {}:{} in one GPU instance, whose memory they have together: what its shares have of that is not theirs alone",
+                unit.what(), gpu.index, other.index
+            ));
+        }
+    }
     let one_user = format!(
         "MPS of driver {} serves one user at a time: a container of another user waits until no share of its device is taken",
         host.driver_version
@@ -348,38 +256,4 @@ pub fn explain(unit: &Unit<'_>, devices: &[Device], settings: &Settings) -> Vec<
         "{what}: MPS: the server starts with {start}, serves {client_limit} processes at once, and keeps each to {memory_mib}MiB and {active_thread_percentage} %"
     ));
     lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sms_are_rounded_down_to_pairs() {
-        for (sms, percent, rounded_to) in [
-            (188, 25, 46),
-            (132, 25, 32),
-            (132, 100, 132),
-            (14, 50, 6),
-            (14, 1, 2),
-            (1, 1, 1),
-            (13, 99, 12),
-            (13, 100, 13),
-        ] {
-            assert_eq!(rounded(sms, percent), rounded_to, "{percent} % of {sms}");
-        }
-    }
-
-    #[test]
-    fn what_nobody_asked_for_is_divided() {
-        for (all, asked, each) in [
-            (100, vec![(None, 3)], 33),
-            (100, vec![(Some(40), 1), (None, 2)], 30),
-            (100, vec![(Some(60), 2), (None, 1)], 0),
-            (100, vec![(Some(50), 2)], 0),
-            (100, vec![(Some(u64::MAX), 1024), (None, 1024)], 0),
-        ] {
-            assert_eq!(equal_part(all, asked.clone().into_iter()), each, "{all} {asked:?}");
-        }
-    }
 }

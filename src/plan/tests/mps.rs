@@ -69,6 +69,15 @@ fn a_mig_device_is_held_against_mistakes_alone() {
 }
 
 #[test]
+fn compute_instances_have_their_memory_together() {
+    let plan = after(&lab(), &cut_by("mps", "\"0:2\"", "replicas = 2"), &Earlier::default());
+    assert_eq!(
+        plan.notes[1],
+        "MIG device 0:2 is a compute instance beside 0:1 in one GPU instance, whose memory they have together: what its shares have of that is not theirs alone"
+    );
+}
+
+#[test]
 fn the_server_holds_the_limits_of_the_largest_alone() {
     let shares = "start = \"boot\"\nshm = \"1GiB\"\n[[gpu.share]]\nname = \"large\"\nmemory = \"20GiB\"\nsm_percent = 50\n\
                   [[gpu.share]]\nname = \"small\"\nreplicas = 2\n";
@@ -109,6 +118,10 @@ fn what_cannot_be_shared_through_mps_is_left_out() {
             "it has 49 shares, and MPS of this driver serves 48 processes at once".into(),
         ),
         ("replicas = 4\nmemory = \"10GiB\"", format!("its shares have 40960MiB of memory together, {HAS}")),
+        (
+            "[[gpu.share]]\nname = \"a\"\nmemory = \"40GiB\"\n[[gpu.share]]\nname = \"b\"\nmemory = \"1GiB\"",
+            format!("its shares have 41984MiB of memory together, {HAS}"),
+        ),
         ("memory = \"40277MiB\"", format!("its shares have 40277MiB of memory together, {HAS}")),
         // However much is accepted, one share has no more than there is.
         (
@@ -117,11 +130,11 @@ fn what_cannot_be_shared_through_mps_is_left_out() {
         ),
         (
             "memory = \"1023KiB\"",
-            "its shares \"shared\" have less than 1MiB of its 40276MiB for shares (40960MiB without 620MiB of the driver's and 64MiB of the MPS server's)".into(),
+            "its shares \"shared\" have less than 1MiB of the 40276MiB for them (40960MiB without 620MiB of the driver's and 64MiB of the MPS server's)".into(),
         ),
         (
             "[[gpu.share]]\nname = \"a\"\nmemory = \"40276MiB\"\n[[gpu.share]]\nname = \"b\"",
-            "its shares \"b\" have less than 1MiB of its 40276MiB for shares (40960MiB without 620MiB of the driver's and 64MiB of the MPS server's)".into(),
+            "its shares \"b\" have less than 1MiB of the 40276MiB for them (40960MiB without 620MiB of the driver's and 64MiB of the MPS server's)".into(),
         ),
         (
             "[[gpu.share]]\nname = \"a\"\nsm_percent = 100\n[[gpu.share]]\nname = \"b\"",
