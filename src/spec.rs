@@ -11,9 +11,10 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, CreateRuntime, Library, Link, START_TIMEOUT};
 use hooks::lease::{DeviceName, LEASES};
 
-use crate::config::Mode;
+use crate::config::{Mode, Priority};
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Host, Purpose, SideClass};
+use crate::mps::place::IN_CONTAINER;
 use crate::plan::names::Part;
 use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
 
@@ -83,7 +84,7 @@ pub fn build(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> 
             let part = if is_first { Part::Main } else { Part::Beside { compute: !graphics, leased } };
             is_first = false;
             let purpose = if graphics { Purpose::Graphics } else { Purpose::Compute };
-            let common = common(purpose, leased, plan, host, paths)?;
+            let common = common(purpose, &entries, plan, host, paths)?;
             let spec = build_spec(class, &entries, common, plan, &host.driver_files, paths)?;
             built.push(Built { spec, part });
         }
@@ -107,6 +108,11 @@ impl Entry<'_> {
 
     fn is_leased(&self) -> bool {
         self.devices.iter().any(|device| device.leased)
+    }
+
+    /// Who asks for a pool may get such a share.
+    fn is_mps(&self) -> bool {
+        self.devices.iter().any(|device| device.mode == Mode::Mps)
     }
 }
 
@@ -146,7 +152,7 @@ fn side(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
             ContainerEdits {
                 device_nodes: Vec::new(),
                 additional_gids: Vec::new(),
-                ..common(Purpose::Compute, false, plan, host, paths)?
+                ..common(Purpose::Compute, &[], plan, host, paths)?
             }
         } else {
             ContainerEdits {
@@ -213,11 +219,34 @@ fn of_devices(devices: &[&Device], files: &DriverFiles, paths: &Paths<'_>) -> Re
     let has_gpu = devices.iter().any(|device| device.kind == Kind::Gpu);
     let sockets = files.sockets.iter().filter(|_| has_gpu);
     Ok(ContainerEdits {
+        env: mps(devices),
         device_nodes: nodes(&union, paths)?,
         mounts: sockets.map(|socket| mount(socket, &SOCKET_OPTIONS, paths)).collect::<Result<_>>()?,
         additional_gids: groups(&union),
         ..ContainerEdits::default()
     })
+}
+
+/// How a container finds the MPS server of its share, and what it is to ask of it (nvidia-cuda-mps-control(1)). It can ask
+/// for less than the server allows and never for more. Of several devices that one of is granted, the largest has to do.
+fn mps(devices: &[&Device]) -> Vec<String> {
+    let shares = || devices.iter().filter_map(|device| device.mps.as_ref());
+    let percentage = shares().map(|share| share.active_thread_percentage).max();
+    let memory = shares().map(|share| share.memory_mib).max();
+    let priority = shares().map(|share| share.priority).min();
+    let (Some(percentage), Some(memory), Some(priority)) = (percentage, memory, priority) else {
+        return Vec::new();
+    };
+    let priority = match priority {
+        Priority::Normal => 0,
+        Priority::Low => 1,
+    };
+    vec![
+        format!("CUDA_MPS_PIPE_DIRECTORY={IN_CONTAINER}"),
+        format!("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE={percentage}"),
+        format!("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0={memory}M"),
+        format!("CUDA_MPS_CLIENT_PRIORITY={priority}"),
+    ]
 }
 
 /// The groups without which a user in the container could not open these nodes.
@@ -267,7 +296,7 @@ fn mount(file: &DriverFile, options: &[&str], paths: &Paths<'_>) -> Result<Mount
 /// What every container with a device of one spec gets.
 fn common(
     purpose: Purpose,
-    leased: bool,
+    entries: &[&Entry<'_>],
     plan: &Plan,
     host: &Host,
     paths: &Paths<'_>,
@@ -287,7 +316,8 @@ fn common(
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
     let draws = purpose == Purpose::Graphics;
     let by_path = if draws { by_path(plan) } else { Vec::new() };
-    let mps = leased && plan.devices.iter().any(|device| device.mode == Mode::Mps);
+    let leased = entries.iter().any(|entry| entry.is_leased());
+    let mps = entries.iter().any(|entry| entry.is_mps());
     let work = Work { libraries, links, by_path, draws, leased, mps };
     Ok(ContainerEdits {
         env: vec![VISIBLE_DEVICES.into()],
