@@ -5,9 +5,11 @@
 //! - `settings`: what one control daemon shall be
 //! - `place`: its directories
 //! - `protocol`: what is said to its supervisor
+//! - `guard`: what is preloaded into the control daemon, and whether that works
 
 #![allow(dead_code)]
 
+pub mod guard;
 pub mod place;
 pub mod protocol;
 pub mod settings;
