@@ -11,7 +11,7 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, CreateRuntime, Library, Link, START_TIMEOUT};
 use hooks::lease::{DeviceName, LEASES};
 
-use crate::config::Priority;
+use crate::config::{Mode, Priority};
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Host, Purpose, SideClass};
 use crate::mps::place::IN_CONTAINER;
@@ -52,6 +52,8 @@ struct Work<'a> {
     draws: bool,
     /// Without a lease the container does not start.
     leased: bool,
+    /// It may be of a share of an MPS server.
+    mps: bool,
 }
 
 /// A spec and the file that it belongs into.
@@ -309,7 +311,8 @@ fn common(
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
     let draws = purpose == Purpose::Graphics;
     let by_path = if draws { by_path(plan) } else { Vec::new() };
-    let work = Work { libraries, links, by_path, draws, leased };
+    let mps = leased && plan.devices.iter().any(|device| device.mode == Mode::Mps);
+    let work = Work { libraries, links, by_path, draws, leased, mps };
     Ok(ContainerEdits {
         env: vec![VISIBLE_DEVICES.into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
@@ -349,6 +352,7 @@ fn create_container_hook(plan: &Plan, host: &Host, work: &Work<'_>, paths: &Path
         plan: paths.plan.map(Path::to_owned),
         application_profile: work.draws,
         leases: work.leased.then(|| paths.state.join(LEASES)),
+        mps: work.mps,
         libraries: work.libraries.iter().map(library).collect::<Result<_, _>>()?,
         links: links.collect::<Result<_, _>>()?,
         device_links: device_links.collect::<Result<_, _>>()?,

@@ -290,6 +290,7 @@ mod tests {
             boot_id: String::new(),
             cgroup: None,
             uid: 0,
+            process_uid: Some(0),
             id: id.into(),
             bundle: format!("/run/containerd/io.containerd.runtime.v2.task/default/{id}").into(),
             engine: Some(engine.into()),

@@ -380,6 +380,7 @@ mod tests {
                 boot_id: String::new(),
                 cgroup: cgroup.map(Into::into),
                 uid: 1001,
+                process_uid: Some(0),
                 id: id.clone(),
                 bundle: "/b".into(),
                 engine: None,
@@ -390,6 +391,7 @@ mod tests {
             devices: Vec::new(),
             remove: Vec::new(),
             denied_by: None,
+            mps: None,
         };
         let cgroups = vec![format!("/sys/fs/cgroup/user.slice/libpod-{id}.scope").into()];
         let mut process = Process::default();

@@ -189,6 +189,7 @@ fn granted() -> Value {
             boot_id: "b".into(),
             cgroup: None,
             uid: 0,
+            process_uid: Some(0),
             id: "c1".into(),
             bundle: "BUNDLE".into(),
             engine: None,
@@ -201,6 +202,7 @@ fn granted() -> Value {
             .map(Into::into)
             .into(),
         denied_by: None,
+        mps: None,
     };
     serde_json::to_value(&lease).unwrap()
 }
