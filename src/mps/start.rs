@@ -1,7 +1,7 @@
 //! Starts a supervisor that outlives whoever asked for it: as a unit of systemd's, or in a session of its own.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -87,9 +87,7 @@ fn run(command: &mut Command) -> io::Result<()> {
 ///
 /// # Errors
 /// When there can be no session, or no process.
-pub fn in_background(state_dir: &Path, uuid: &str, output: &File) -> io::Result<()> {
+pub fn in_background(state_dir: &Path, uuid: &str) -> io::Result<()> {
     nix::unistd::setsid()?;
-    let mut command = supervise(state_dir, uuid)?;
-    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(output.try_clone()?);
-    command.spawn().map(drop)
+    supervise(state_dir, uuid)?.current_dir("/").spawn().map(drop)
 }
