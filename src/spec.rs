@@ -84,7 +84,7 @@ pub fn build(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> 
             let part = if is_first { Part::Main } else { Part::Beside { compute: !graphics, leased } };
             is_first = false;
             let purpose = if graphics { Purpose::Graphics } else { Purpose::Compute };
-            let common = common(purpose, leased, plan, host, paths)?;
+            let common = common(purpose, &entries, plan, host, paths)?;
             let spec = build_spec(class, &entries, common, plan, &host.driver_files, paths)?;
             built.push(Built { spec, part });
         }
@@ -108,6 +108,11 @@ impl Entry<'_> {
 
     fn is_leased(&self) -> bool {
         self.devices.iter().any(|device| device.leased)
+    }
+
+    /// Who asks for a pool may get such a share.
+    fn is_mps(&self) -> bool {
+        self.devices.iter().any(|device| device.mode == Mode::Mps)
     }
 }
 
@@ -147,7 +152,7 @@ fn side(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
             ContainerEdits {
                 device_nodes: Vec::new(),
                 additional_gids: Vec::new(),
-                ..common(Purpose::Compute, false, plan, host, paths)?
+                ..common(Purpose::Compute, &[], plan, host, paths)?
             }
         } else {
             ContainerEdits {
@@ -291,7 +296,7 @@ fn mount(file: &DriverFile, options: &[&str], paths: &Paths<'_>) -> Result<Mount
 /// What every container with a device of one spec gets.
 fn common(
     purpose: Purpose,
-    leased: bool,
+    entries: &[&Entry<'_>],
     plan: &Plan,
     host: &Host,
     paths: &Paths<'_>,
@@ -311,7 +316,8 @@ fn common(
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
     let draws = purpose == Purpose::Graphics;
     let by_path = if draws { by_path(plan) } else { Vec::new() };
-    let mps = leased && plan.devices.iter().any(|device| device.mode == Mode::Mps);
+    let leased = entries.iter().any(|entry| entry.is_leased());
+    let mps = entries.iter().any(|entry| entry.is_mps());
     let work = Work { libraries, links, by_path, draws, leased, mps };
     Ok(ContainerEdits {
         env: vec![VISIBLE_DEVICES.into()],

@@ -15,7 +15,6 @@ use crate::discover::files::join_root;
 use crate::discover::host::Host;
 use crate::mps::place::{LONGEST_PIPE_DIRECTORY, Place};
 use crate::mps::settings::Settings;
-
 use divided::{Divided, parts, rounded};
 
 use super::nodes::LeftOut;
@@ -33,6 +32,8 @@ const MOST_CLIENTS_CUDA_13_1: u32 = 60;
 
 /// The first driver whose control daemon can serve all users at once.
 const MULTI_USER_BRANCH: u32 = 555;
+
+const PROGRAMS_HINT: &str = "install it in the driver's version: Debian has it in nvidia-cuda-mps, elsewhere it comes with the driver";
 
 /// What a share of a device in mode mps brings its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -102,12 +103,9 @@ pub fn allow(
 }
 
 fn programs(host: &Host) -> Result<(&PathBuf, &PathBuf), LeftOut> {
-    let missing = |name: &str| {
-        LeftOut {
+    let missing = |name: &str| LeftOut {
         why: format!("{name} is not installed where drivers have their programs, and MPS needs it"),
-        hint: "install it in the driver's version: Debian has it in nvidia-cuda-mps, elsewhere it comes with the driver"
-            .into(),
-    }
+        hint: PROGRAMS_HINT.into(),
     };
     let control = host.mps.control.as_ref().ok_or_else(|| missing("nvidia-cuda-mps-control"))?;
     let server = host.mps.server.as_ref().ok_or_else(|| missing("nvidia-cuda-mps-server"))?;
@@ -220,7 +218,7 @@ fn note(whole: &Device, unit: &Unit<'_>, host: &Host, multi_user: bool, plan: &m
         }
     }
     let one_user = format!(
-        "MPS of driver {} serves one user at a time: a container of another user waits until no share of its device is taken",
+        "MPS of driver {} serves one user at a time: a container of another user is refused while one has a share of its device",
         host.driver_version
     );
     if !multi_user && !plan.notes.contains(&one_user) {

@@ -241,7 +241,7 @@ fn what_depends_on_the_driver() {
         let plan = after(&host, &cut_by("mps", "\"1\", \"2\"", "replicas = 2"), &Earlier::default());
         assert_eq!((plan.mps[0].client_limit, plan.mps[0].multi_user), (clients, users), "{driver}");
         let note = format!(
-            "MPS of driver {driver} serves one user at a time: a container of another user waits until no share of its device is taken"
+            "MPS of driver {driver} serves one user at a time: a container of another user is refused while one has a share of its device"
         );
         // Once, of however many devices.
         assert_eq!(plan.notes.iter().filter(|said| **said == note).count(), usize::from(!users), "{driver}");
