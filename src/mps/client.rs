@@ -54,6 +54,8 @@ pub struct Known {
     pub uuid: String,
     /// What it keeps to; none where it has not been told yet.
     pub settings: Option<Settings>,
+    /// The user of this machine whom its server serves, where it serves one at a time.
+    pub uid: u32,
     /// How it was when it last said so.
     pub status: Option<Status>,
     /// Its process lives. If not, the status is of another time.
@@ -72,12 +74,14 @@ pub fn known(state_dir: &Path) -> Vec<Known> {
 /// None where nothing is kept and nobody keeps anything: MPS was stopped.
 fn look(state_dir: &Path, uuid: String) -> Option<Known> {
     let place = Place::new(state_dir, &uuid);
-    let settings = Kept::read(&place).ok().flatten().map(|kept| kept.settings);
+    let kept = Kept::read(&place).ok().flatten();
+    let uid = kept.as_ref().map_or(0, |kept| kept.uid);
+    let settings = kept.map(|kept| kept.settings);
     let status: Option<Status> = read_regular(&place.status(), LINE_LIMIT as u64)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
     let is_supervised = is_supervised(&place, status.as_ref());
-    (settings.is_some() || is_supervised).then_some(Known { uuid, settings, status, is_supervised })
+    (settings.is_some() || is_supervised).then_some(Known { uuid, settings, uid, status, is_supervised })
 }
 
 /// By the lock, which is root's to see; else by the process that the status names.
@@ -94,13 +98,12 @@ fn is_supervised(place: &Place, status: Option<&Status>) -> bool {
 /// Asks, and starts a supervisor if there is none.
 fn ask(state_dir: &Path, place: &Place, uuid: &str, what: What) -> Answer {
     let request = Request { version: VERSION, what };
-    let began = Instant::now();
-    let mut started = false;
+    let (mut began, mut started) = (Instant::now(), false);
     loop {
         match connect_and_ask(place, &request) {
             Ok(Some(answer)) => return answer,
-            // It ended before it answered.
-            Ok(None) => started = false,
+            // It ended before it answered: the next one is asked.
+            Ok(None) => (began, started) = (Instant::now(), false),
             Err(error) if is_nobody_there(&error) => {}
             Err(error) => return failed(uuid, &error.to_string()),
         }

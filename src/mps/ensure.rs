@@ -69,8 +69,11 @@ fn renew(wanted: &Wanted, present: &Present<'_>, how_it_is: &str) -> Verdict {
     match (wanted.is_idle, &present.clients) {
         (true, None) => Verdict::Renew,
         (true, Some(clients)) => Verdict::Refuse(Reason::not_now(
-            format!("{what}: {how_it_is}, and {clients} uses it"),
-            "end that, or `divvy mps restart --force`, which ends its work",
+            format!("{what}: {how_it_is}, and {clients} it"),
+            format!(
+                "end that, or `divvy mps restart {} --force`, which ends its work",
+                wanted.kept.settings.uuid
+            ),
         )),
         (false, _) => Verdict::Refuse(Reason::not_now(
             format!("{what}: {how_it_is}, and other containers have shares of it"),
