@@ -1,10 +1,11 @@
 //! The leases there are, with what follows from them at hand: which devices they hold, how many each user has, whose
 //! mount namespace is whose.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use hooks::lease::{Lease, LeasedDevice};
+use hooks::lease::{Container, Lease, LeasedDevice};
 
+use crate::mps::settings::Settings;
 use crate::plan::kept::Kept;
 use crate::serve::leases::Key;
 use crate::serve::leases::refusal::Holder;
@@ -39,8 +40,13 @@ pub struct Book {
     stock: Stock,
     leases: BTreeMap<Key, Held>,
     by_uid: HashMap<u32, Count>,
+    /// Users whose programs are on each device, by its UUID. One without a number here is one of them.
+    users_on: HashMap<String, BTreeMap<Option<u32>, Count>>,
     ending: usize,
 }
+
+/// UUIDs of devices whose MPS server serves one user at a time, and that is another than somebody's.
+pub type Barred = BTreeSet<String>;
 
 impl Book {
     /// Puts a plan in force. What is held stays held.
@@ -105,6 +111,15 @@ impl Book {
         let of_user = self.by_uid.entry(lease.container.uid).or_default();
         for device in &lease.devices {
             change.apply(of_user);
+            let users = self.users_on.entry(device.uuid.clone()).or_default();
+            let of_process = users.entry(lease.container.process_uid).or_default();
+            change.apply(of_process);
+            if of_process.of(View::Now) == 0 {
+                users.remove(&lease.container.process_uid);
+            }
+            if users.is_empty() {
+                self.users_on.remove(&device.uuid);
+            }
             self.stock.change(device, change);
         }
         if of_user.of(View::Now) == 0 {
@@ -115,6 +130,31 @@ impl Book {
     /// How many devices the containers of a user hold.
     pub fn held_by(&self, uid: u32, view: View) -> u32 {
         self.by_uid.get(&uid).map_or(0, |count| count.of(view))
+    }
+
+    /// Devices that a container cannot have a share of because of its user.
+    pub fn barred_to(&self, container: &Container, view: View) -> Barred {
+        let of_one_user = self.stock.mps_settings().filter(|settings| !settings.multi_user);
+        let is_barred = |settings: &&Settings| {
+            let users = self.users_on.get(&settings.uuid).into_iter().flatten();
+            users
+                .filter(|(_, count)| count.of(view) > 0)
+                .any(|(user, _)| is_another(*user, container.process_uid))
+        };
+        of_one_user.filter(is_barred).map(|settings| settings.uuid.clone()).collect()
+    }
+
+    /// Who keeps a container from the device with this UUID because of its user.
+    pub fn other_user_on(&self, uuid: &str, container: &Container) -> Option<&Held> {
+        let is_on = |held: &&Held| held.lease.devices.iter().any(|device| device.uuid == uuid);
+        let is_other = |held: &&Held| is_another(held.lease.container.process_uid, container.process_uid);
+        self.leases.values().filter(is_on).find(is_other)
+    }
+
+    /// Whether a container but this one has something of the device with this UUID.
+    pub fn is_used_beside(&self, uuid: &str, key: Key) -> bool {
+        let is_on = |held: &Held| held.lease.devices.iter().any(|device| device.uuid == uuid);
+        self.leases.iter().any(|(other, held)| *other != key && is_on(held))
     }
 
     /// What keeps a device from others, and who has it.
@@ -135,4 +175,9 @@ impl Book {
         };
         self.leases.values().find(|held| excludes(held))
     }
+}
+
+/// Whether two programs are of different users. Nobody knows whose one without a number is.
+fn is_another(one: Option<u32>, other: Option<u32>) -> bool {
+    one.is_none() || one != other
 }
