@@ -194,6 +194,8 @@ pub struct ReleaseArgs {
 pub enum ShareMode {
     // In turns.
     TimeSlice,
+    // At once, through NVIDIA's MPS server.
+    Mps,
 }
 
 /// A parser that takes the text as it is if the check has nothing against it.
@@ -221,7 +223,7 @@ pub struct ShareArgs {
     /// Their name, without the number [default: shared]
     #[arg(long, value_name = "NAME", value_parser = checked(value::share_name))]
     pub name: Option<String>,
-    /// Memory of each, as 8GiB; nothing holds it yet, so it needs --advisory
+    /// Memory of each, as 8GiB [default with mps: an equal part]; in time slices nothing holds it, so it needs --advisory
     #[arg(long, value_name = "SIZE", value_parser = checked(|text| value::size(text).map(drop)))]
     pub memory: Option<String>,
     /// Percent of the SMs of each, likewise

@@ -11,8 +11,10 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, CreateRuntime, Library, Link, START_TIMEOUT};
 use hooks::lease::{DeviceName, LEASES};
 
+use crate::config::Priority;
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Host, Purpose, SideClass};
+use crate::mps::place::IN_CONTAINER;
 use crate::plan::names::Part;
 use crate::plan::{ALL, Device, GPU_CLASS, Kind, Plan, PlannedNode, VENDOR};
 
@@ -210,11 +212,34 @@ fn of_devices(devices: &[&Device], files: &DriverFiles, paths: &Paths<'_>) -> Re
     let has_gpu = devices.iter().any(|device| device.kind == Kind::Gpu);
     let sockets = files.sockets.iter().filter(|_| has_gpu);
     Ok(ContainerEdits {
+        env: mps(devices),
         device_nodes: nodes(&union, paths)?,
         mounts: sockets.map(|socket| mount(socket, &SOCKET_OPTIONS, paths)).collect::<Result<_>>()?,
         additional_gids: groups(&union),
         ..ContainerEdits::default()
     })
+}
+
+/// How a container finds the MPS server of its share, and what it is to ask of it (nvidia-cuda-mps-control(1)). It can ask
+/// for less than the server allows and never for more. Of several devices that one of is granted, the largest has to do.
+fn mps(devices: &[&Device]) -> Vec<String> {
+    let shares = || devices.iter().filter_map(|device| device.mps.as_ref());
+    let percentage = shares().map(|share| share.active_thread_percentage).max();
+    let memory = shares().map(|share| share.memory_mib).max();
+    let priority = shares().map(|share| share.priority).min();
+    let (Some(percentage), Some(memory), Some(priority)) = (percentage, memory, priority) else {
+        return Vec::new();
+    };
+    let priority = match priority {
+        Priority::Normal => 0,
+        Priority::Low => 1,
+    };
+    vec![
+        format!("CUDA_MPS_PIPE_DIRECTORY={IN_CONTAINER}"),
+        format!("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE={percentage}"),
+        format!("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0={memory}M"),
+        format!("CUDA_MPS_CLIENT_PRIORITY={priority}"),
+    ]
 }
 
 /// The groups without which a user in the container could not open these nodes.

@@ -115,7 +115,7 @@ fn mistakes_are_named_and_mended() {
             2,
             vec![
                 "error: there is no simulated host \"sim:nope\"",
-                "hint: choose one of sim:a100-lab, sim:h100x8, sim:hgx-h100, sim:l4, sim:mixed\n",
+                "hint: choose one of sim:a100-lab, sim:h100x8, sim:hgx-h100, sim:l4, sim:mixed, sim:mps\n",
             ],
         ),
         (

@@ -185,9 +185,19 @@ fn share_refuses_what_cannot_be() {
             "error: nothing is changed: with this GPU 1 is left out: its shares have 49152MiB of memory together, and it has 40960MiB\nhint: lower memory at DIR/config.toml:2:1",
         ),
         (
-            &["1", "--replicas=2", "--mode=mps"],
+            &["1", "--replicas=2", "--mode=turns"],
             2,
-            "error: invalid value 'mps' for '--mode <MODE>'\n  [possible values: time-slice]",
+            "error: invalid value 'turns' for '--mode <MODE>'\n  [possible values: time-slice, mps]",
+        ),
+        (
+            &["1", "--replicas=64", "--mode=mps"],
+            1,
+            "error: nothing is changed: with this GPU 1 is left out: it has 64 shares, and MPS of this driver serves 48 processes at once\nhint: lower replicas at DIR/config.toml:2:1, or use a driver with CUDA 13.1",
+        ),
+        (
+            &["1", "--replicas=4", "--mode=mps", "--memory=10GiB"],
+            1,
+            "error: nothing is changed: with this GPU 1 is left out: its shares have 40960MiB of memory together, and it has 40276MiB for them (40960MiB without 620MiB of the driver's and 64MiB of the MPS server's)\nhint: lower memory at DIR/config.toml:2:1, or say overcommit = true",
         ),
         (&["1", "--replicas=0"], 2, "error: invalid value '0' for '--replicas <N>': 0 is not in 1..=1024"),
         (

@@ -21,7 +21,7 @@ const MOST_RESIDENT: u64 = 16 << 10;
 const HOOK: &str = "--hook-path=/bin/true";
 
 fn main() {
-    let tests: [(&'static str, fn()); 19] = [
+    let tests: [(&'static str, fn()); 20] = [
         ("live_and_simulated_specs_are_the_same", live_and_simulated_specs_are_the_same),
         ("nvml_is_started_and_stopped_once", nvml_is_started_and_stopped_once),
         ("a_missing_symbol_costs_one_fact", a_missing_symbol_costs_one_fact),
@@ -41,6 +41,7 @@ fn main() {
         ("sim_lays_out_and_refuses", sim_lays_out_and_refuses),
         ("little_memory", little_memory),
         ("users_are_those_of_this_machine", users_are_those_of_this_machine),
+        ("a_compute_mode_of_divvys_own", a_compute_mode_of_divvys_own),
     ];
     let mut trials: Vec<Trial> =
         tests.into_iter().map(|(name, test)| needs::trial(name, &[Need::Root], test)).collect();
@@ -50,7 +51,7 @@ fn main() {
 }
 
 fn live_and_simulated_specs_are_the_same() {
-    for host in ["a100-lab", "h100x8", "hgx-h100", "l4", "mixed"] {
+    for host in ["a100-lab", "h100x8", "hgx-h100", "l4", "mixed", "mps"] {
         let laid = Laid::out(host);
         let root = laid.root().display().to_string();
         let sim = format!("--host=sim:{host}");
@@ -60,9 +61,9 @@ fn live_and_simulated_specs_are_the_same() {
         let flags: Vec<&str> =
             ["generate", HOOK, "--output=-"].into_iter().chain(config.as_deref()).collect();
         let (status, live, errors) = laid.live(&flags, &[]);
-        assert_eq!((status, errors.as_str()), (0, ""), "{host}");
-        let (_, simulated, _) =
+        let (_, simulated, said) =
             run(&mut divvy(&["generate", HOOK, "--output=-", &sim, "--driver-root", &root]));
+        assert_eq!((status, errors), (0, said), "{host}");
         assert!(live == simulated, "{host}: the specs differ");
         // Of a simulated host nobody knows the leases, unless it is said where they are.
         let list = ["list", "--format=json", &format!("--state-dir={root}/state")];
@@ -109,6 +110,35 @@ fn users_are_those_of_this_machine() {
         "error: DIR/config.toml:1:8: \"nobody\" and \"65534\", at DIR/config.toml:2:8, are one user, whose uid is 65534\n\
          hint: remove one of the two\n"
     );
+}
+
+/// While MPS is away, nobody may use its GPU, and that is no administrator's ban. Nor is it another plan.
+fn a_compute_mode_of_divvys_own() {
+    let mut laid = Laid::out("l4");
+    laid.change_facts(|host| host["gpus"][0]["compute_mode"] = "prohibited".into());
+    // MPS takes no long paths, which a build directory's often are.
+    let place = tempfile::tempdir().unwrap();
+    let config = place.path().join("config.toml");
+    fs::write(&config, "[[gpu]]\nmatch = [\"0\"]\nmode = \"mps\"\n").unwrap();
+    let flag = |name: &str, path: &str| format!("--{name}={}", place.path().join(path).display());
+    let flags = [flag("config", "config.toml"), flag("state-dir", "state"), flag("output", "divvy.json")];
+    let flags: Vec<&str> = ["generate", HOOK].into_iter().chain(flags.iter().map(String::as_str)).collect();
+    let (status, _, errors) = laid.live(&flags, &[]);
+    assert_eq!(status, 0, "{errors}");
+    assert!(errors.contains("in compute mode prohibited: whoever set that"), "{errors}");
+    let before = fs::read_to_string(place.path().join("divvy.json")).unwrap();
+    let supervised = place.path().join("state/mps").join(uuid_of_gpu_0(&laid));
+    fs::create_dir_all(&supervised).unwrap();
+    fs::write(supervised.join("compute-mode.json"), "{}").unwrap();
+    let (status, said, errors) = laid.live(&flags, &[]);
+    assert_eq!(status, 0, "{errors}");
+    assert!(!errors.contains("prohibited") && said.starts_with("unchanged: "), "{said}{errors}");
+    assert_eq!(fs::read_to_string(place.path().join("divvy.json")).unwrap(), before);
+}
+
+fn uuid_of_gpu_0(laid: &Laid) -> String {
+    let facts: serde_json::Value = serde_json::from_str(&fs::read_to_string(&laid.facts).unwrap()).unwrap();
+    facts["gpus"][0]["uuid"].as_str().unwrap().to_owned()
 }
 
 fn little_memory() {

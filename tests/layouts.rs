@@ -59,7 +59,8 @@ fn check(name: &str) {
     let (status, spec, errors) = layout.laid.live(&GENERATE, &[]);
     let spec_of_files = serde_json::from_str(&spec).unwrap_or_else(|error| panic!("{error}: {errors}"));
     let told = format!("status {status}\n{}", errors.replace(&root, "ROOT"));
-    golden(&format!("layout-{name}.txt"), &(told + &listing(&spec_of_files, &layout)));
+    let found = listing(&spec_of_files, &layout) + &mps_programs(&layout);
+    golden(&format!("layout-{name}.txt"), &(told + &found));
 
     let record = layout.laid.dir.path().join("record");
     let (recorded, _, errors) = layout.laid.live(&["--quiet", "record", record.to_str().unwrap()], &[]);
@@ -68,6 +69,28 @@ fn check(name: &str) {
     let (replayed, replayed_spec, _) = run(divvy(&flags).arg("--host").arg(&record));
     assert_eq!(replayed, status);
     assert!(spec == replayed_spec, "{name}: the record tells another spec than the host");
+}
+
+/// Where the programs are that would run MPS on the host, a line each.
+fn mps_programs(layout: &Layout) -> String {
+    let config = layout.laid.dir.path().join("mps.toml");
+    fs::write(&config, "[[gpu]]\nmatch = [\"all\"]\nmode = \"mps\"\n").unwrap();
+    // MPS takes no long paths, which a build directory's often are.
+    let state = tempfile::tempdir().unwrap();
+    let in_state = |flag: &str, name: &str| format!("--{flag}={}", state.path().join(name).display());
+    let (output, state_dir) = (in_state("output", "divvy.json"), in_state("state-dir", "state"));
+    let config = format!("--config={}", config.display());
+    let flags = ["generate", "--quiet", "--hook-path=/bin/true", &output, &state_dir, &config];
+    let (_, _, errors) = layout.laid.live(&flags, &[]);
+    let Ok(plan) = fs::read_to_string(state.path().join("state/plan.json")) else {
+        return format!("mps {}\n", errors.lines().next().unwrap());
+    };
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let program = |key: &str| {
+        let path = Path::new(plan["mps"][0][key].as_str().unwrap());
+        format!("mps {}\n", Path::new("/").join(path.strip_prefix(layout.laid.root()).unwrap()).display())
+    };
+    program("control") + &program("server")
 }
 
 /// One line for each mount (`from` where the host has the file in another place), library and link of the hook, then

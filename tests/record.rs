@@ -62,9 +62,12 @@ fn uuids(laid: &Laid) -> Vec<String> {
 }
 
 fn a_record_replays_as_the_live_machine() {
-    for (host, devices) in
-        [("a100-lab", "8 GPUs, 4 MIG devices"), ("l4", "1 GPU"), ("mixed", "4 GPUs, 3 MIG devices")]
-    {
+    for (host, devices) in [
+        ("a100-lab", "8 GPUs, 4 MIG devices"),
+        ("l4", "1 GPU"),
+        ("mixed", "4 GPUs, 3 MIG devices"),
+        ("mps", "6 GPUs, 3 MIG devices"),
+    ] {
         let laid = Laid::out(host);
         let (dir, said, errors) = record(&laid, &[]);
         let count = files(&dir).len();

@@ -14,7 +14,7 @@ use support::{divvy, run};
 
 #[test]
 fn a_replay_tells_what_the_host_told() {
-    for host in ["a100-lab", "h100x8", "hgx-h100", "l4", "mixed"] {
+    for host in ["a100-lab", "h100x8", "hgx-h100", "l4", "mixed", "mps"] {
         let record = Record::of(host);
         let sim = format!("--host=sim:{host}");
         // Without --hook-path: neither host has to have a hook beside this program.
@@ -63,7 +63,7 @@ fn broken_records_are_named_and_mended() {
         (
             |record| fs::remove_dir_all(record.dir()).unwrap(),
             "error: there is no directory DIR\n",
-            "hint: name a directory that `divvy record` wrote, or one of sim:a100-lab, sim:h100x8, sim:hgx-h100, sim:l4, sim:mixed\n",
+            "hint: name a directory that `divvy record` wrote, or one of sim:a100-lab, sim:h100x8, sim:hgx-h100, sim:l4, sim:mixed, sim:mps\n",
         ),
         (
             |record| {

@@ -60,8 +60,9 @@ pub fn run(args: &GenerateArgs, quiet: bool) -> Result<Status> {
         }
     };
     let create_nodes = args.create_device_nodes.then_some(&made as &dyn Fn(&str));
+    let state_place = super::state_place(state_dir.as_deref());
     let Planned { host, mut plan, users, .. } =
-        Planned::new(&args.machine, &args.plan, source, &earlier, output.path(), create_nodes)?;
+        Planned::new(&args.machine, &args.plan, source, &earlier, output.path(), &state_place, create_nodes)?;
     if is_this_machine {
         plan.problems.extend(users::unknown(&users, users::uid_of)?);
     }

@@ -17,7 +17,8 @@ use crate::held::{self, Leases};
 use crate::plan::moved::called;
 use crate::plan::pools::Pool;
 use crate::plan::{
-    Device, GPU_CLASS, Kind, Level, Limit, Limits, Plan, PlannedNode, Problem, SideDevice, VENDOR,
+    Against, Device, GPU_CLASS, Kind, Level, Limit, Limits, Over, Plan, PlannedNode, Problem, SideDevice,
+    VENDOR,
 };
 use crate::publish;
 use crate::spec;
@@ -181,7 +182,8 @@ fn cdi_names(device: &Device) -> Vec<String> {
     device.classes.iter().flat_map(names).collect()
 }
 
-const HEAD: [&str; 7] = ["NAME", "MODE", "MEMORY", "SMS", "LIMITED BY", "LEASE", "MIG DEVICE"];
+const HEAD: [&str; 7] =
+    ["NAME", "MODE", "MEMORY", "SMS", "LIMITED BY (OVER, AGAINST)", "LEASE", "MIG DEVICE"];
 
 /// One block a GPU, one line a device. `--device` takes the first column. `leases` are none where nobody knows them.
 pub fn print_table(host: &Host, plan: &Plan, leases: Option<&Leases>) -> Result<()> {
@@ -271,7 +273,7 @@ fn row(device: &Device, plan: &Plan, leases: Option<&Leases>) -> [String; HEAD.l
         mode(device),
         or_dash(device.memory_bytes.map(mib)),
         or_dash(device.sms.map(|sms| sms.to_string())),
-        limited_by(device.kind, &device.limits),
+        limits_in_full(device.kind, &device.limits),
         leases.filter(|_| device.leased).map_or_else(String::new, |leases| taken(device, plan, leases)),
         mig.unwrap_or_default(),
     ]
@@ -322,23 +324,49 @@ fn mode(device: &Device) -> String {
 
 /// What keeps the container to the memory and SMs of its line. A whole GPU needs nothing to.
 pub fn limited_by(kind: Kind, limits: &Limits) -> String {
+    limits_by(kind, limits, |limit| level(limit).into())
+}
+
+/// The same with what each limit counts together, and whom it stops.
+fn limits_in_full(kind: Kind, limits: &Limits) -> String {
+    limits_by(kind, limits, |limit| match limit.by {
+        Level::Advisory => level(limit).into(),
+        Level::Mig | Level::Mps => format!("{} ({}, {})", level(limit), over(limit), against(limit)),
+    })
+}
+
+fn limits_by(kind: Kind, limits: &Limits, say: impl Fn(&Limit) -> String) -> String {
     let limits = [("memory", limits.memory), ("SMs", limits.sms)];
     let held: Vec<_> = limits.iter().filter_map(|(what, limit)| Some((*what, (*limit)?))).collect();
     match held[..] {
         [] if kind == Kind::Share => "nothing".into(),
         [] => "-".into(),
-        [(_, one), (_, other)] if one == other => level(&one).into(),
-        _ => held
-            .iter()
-            .map(|(what, limit)| format!("{what}: {}", level(limit)))
-            .collect::<Vec<_>>()
-            .join(", "),
+        [(_, one), (_, other)] if say(&one) == say(&other) => say(&one),
+        _ => {
+            held.iter().map(|(what, limit)| format!("{what}: {}", say(limit))).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
 fn level(limit: &Limit) -> &'static str {
     match limit.by {
         Level::Mig => "mig",
+        Level::Mps => "mps",
         Level::Advisory => "nothing (advisory)",
+    }
+}
+
+fn over(limit: &Limit) -> &'static str {
+    match limit.over {
+        Over::Container => "container",
+        Over::Process => "process",
+    }
+}
+
+fn against(limit: &Limit) -> &'static str {
+    match limit.against {
+        Against::Anything => "anything",
+        Against::Mistakes => "mistakes",
+        Against::Nothing => "nothing",
     }
 }

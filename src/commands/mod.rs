@@ -24,8 +24,9 @@ use crate::discover::recorded::Recorded;
 use crate::discover::sim::SimHost;
 use crate::discover::{self, Roots, Source, create};
 use crate::failure::{Failure, Status, say};
+use crate::mps::place::Place;
 use crate::plan::earlier::Earlier;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Places, Plan};
 use crate::publish;
 
 const STDOUT: &str = "cannot write to standard output";
@@ -84,7 +85,7 @@ struct Planned {
 }
 
 impl Planned {
-    /// Discovers and plans. `output` is the spec file; `create_nodes` is told of each device node that was made, none
+    /// Discovers and plans. `output` is the spec file, `state` the state directory; `create_nodes` is told of each device node that was made, none
     /// makes no nodes.
     fn new(
         machine: &MachineArgs,
@@ -92,14 +93,20 @@ impl Planned {
         source: Source,
         earlier: &Earlier,
         output: &Path,
+        state: &Path,
         create_nodes: Option<&dyn Fn(&str)>,
     ) -> Result<Self> {
         let config = stored_config(args.config.as_deref(), false, &source)?.parse()?;
         let mut host = discover::discover(&source, output)?;
+        if matches!(source, Source::Live(_)) {
+            forget_own_compute_modes(&mut host, state);
+        }
         if let Some(made) = create_nodes {
             create::missing_nodes(&mut host, &machine.roots()?.dev)?.iter().for_each(|node| made(node));
         }
-        let plan = plan::plan(&host, &config, earlier, output);
+        let roots = machine.roots()?;
+        let places = Places { output, state, driver_root: &roots.driver };
+        let plan = plan::plan(&host, &config, earlier, &places);
         Ok(Self { host, plan, users: config.users, is_stale: false })
     }
 
@@ -108,7 +115,8 @@ impl Planned {
         let source = machine.source()?;
         let is_this_machine = matches!(source, Source::Live(_));
         let (earlier, output) = last_generated(&source, args.state_dir.as_deref());
-        let planned = Self::new(machine, args, source, &earlier, &output, None)?;
+        let state = state_place(args.state_dir.as_deref());
+        let planned = Self::new(machine, args, source, &earlier, &output, &state, None)?;
         let is_stale = is_this_machine && earlier.generation.as_deref() != Some(&planned.plan.generation);
         Ok(Self { is_stale, ..planned })
     }
@@ -120,6 +128,21 @@ fn last_generated(source: &Source, state_dir: Option<&Path>) -> (Earlier, PathBu
     let earlier = state_dir.or(live).map(publish::earlier).unwrap_or_default();
     let output = earlier.output.clone().unwrap_or_else(|| publish::DEFAULT_OUTPUT.into());
     (earlier, output)
+}
+
+/// While MPS runs on a GPU, its compute mode is divvy's, and says nothing about what the administrator wants.
+fn forget_own_compute_modes(host: &mut Host, state: &Path) {
+    for gpu in &mut host.gpus {
+        if Place::new(state, &gpu.uuid).compute_mode().exists() {
+            gpu.compute_mode = None;
+        }
+    }
+}
+
+/// The state directory by the name that it has from everywhere.
+fn state_place(state_dir: Option<&Path>) -> PathBuf {
+    let plan = state_dir.and_then(publish::plan_path);
+    plan.as_deref().and_then(Path::parent).unwrap_or(Path::new(publish::STATE_DIR)).to_path_buf()
 }
 
 /// The configuration that was named, else this machine's, else what a simulated or recorded host brings. `may_begin`:

@@ -18,7 +18,7 @@ use crate::failure::{Failure, Status, printable, say};
 use crate::held;
 use crate::plan::moved::{self, Held};
 use crate::plan::pools::NO_DEVICE;
-use crate::plan::{self, Kind, Plan, Problem, Unit};
+use crate::plan::{self, Kind, Places, Plan, Problem, Unit};
 use crate::publish;
 
 /// Runs the verb.
@@ -47,9 +47,11 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
     let text =
         edit::share(&file.name, &file.text, typed, &covers, args.cut().as_ref()).map_err(Failure::from)?;
     let after = Config::parse(&file.name, &text).map_err(Failure::from)?;
-    let old = plan::plan(&host, &before, &earlier, &output);
+    let (roots, state) = (args.machine.roots()?, super::state_place(args.plan.state_dir.as_deref()));
+    let places = Places { output: &output, state: &state, driver_root: &roots.driver };
+    let old = plan::plan(&host, &before, &earlier, &places);
     // Names that move by this change are told, whatever `generate` has made of the last one.
-    let new = plan::plan(&host, &after, &earlier.then(&old), &output);
+    let new = plan::plan(&host, &after, &earlier.then(&old), &places);
     let emptied = refuse_new_problems(&old, &new)?;
 
     let mut out = io::stdout().lock();
@@ -87,6 +89,7 @@ impl ShareArgs {
         (!self.none).then(|| Cut {
             mode: match self.mode {
                 ShareMode::TimeSlice => Mode::TimeSlice,
+                ShareMode::Mps => Mode::Mps,
             },
             replicas: self.replicas.unwrap_or(1),
             name: self.name.clone(),

@@ -248,18 +248,25 @@ fn prefix(table: &Table) -> &str {
 }
 
 /// Keys that are about shares.
-const OF_SHARES: [&str; 10] = [
+const OF_SHARES: [&str; 14] = [
     "mode",
     "name",
     "replicas",
     "memory",
     "sm_percent",
     "advisory",
+    "require",
+    "priority",
+    "start",
+    "shm",
     "overcommit",
     "rename",
     "whole",
     "share",
 ];
+
+/// Those that are about MPS alone, and a mistake elsewhere.
+const OF_MPS: [&str; 3] = ["priority", "start", "shm"];
 
 /// Takes away all that makes shares.
 fn make_whole(table: &mut Table) {
@@ -321,6 +328,9 @@ fn write_cut(table: &mut Table, cut: &Cut) {
         if let Some(value) = value {
             set(table, key, value);
         }
+    }
+    for key in OF_MPS.iter().filter(|_| cut.mode != Mode::Mps) {
+        table.remove(key);
     }
     // Of shares alone it says nothing, and is a mistake.
     if table.get("whole").and_then(Item::as_bool) != Some(true) {

@@ -1,10 +1,11 @@
 //! TOML -> `Config`. The shape is serde's part, with unknown keys refused; what a value may be is checked here, each
-//! with its line and column. Keys of parts that are not built yet are read, checked, and refused as "not enforced
-//! yet" where they ask for something.
+//! with its line and column.
 //!
+//! - `mps`: keys that are about MPS alone
 //! - `leases`: who may have how many for how long: pools, users, and the wait for the daemon
 
 mod leases;
+mod mps;
 
 use std::collections::BTreeMap;
 
@@ -14,10 +15,11 @@ use toml::Spanned;
 
 use super::value::{self, Match};
 use leases::{RawPool, RawUser};
+use mps::Start;
 
 use super::{
-    Config, MOST_ENTRIES, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Place, Rule,
-    ShareRule, WholeNames, line_starts, no_entry_twice,
+    Config, MOST_ENTRIES, MOST_REPLICAS, MatchEntry, MigStrategy, Mistake, Mode, Place, Priority, Require,
+    Rule, ShareRule, WholeNames, line_starts, no_entry_twice,
 };
 
 /// Name of shares that have none of their own.
@@ -54,6 +56,9 @@ struct RawGpu {
     sm_percent: Option<Spanned<i64>>,
     advisory: Option<bool>,
     require: Option<Spanned<Require>>,
+    priority: Option<Spanned<Priority>>,
+    start: Option<Spanned<Start>>,
+    shm: Option<Spanned<RawQuantity>>,
     overcommit: Option<bool>,
     rename: Option<bool>,
     exclusive: Option<Spanned<bool>>,
@@ -71,13 +76,7 @@ struct RawShare {
     sm_percent: Option<Spanned<i64>>,
     advisory: Option<bool>,
     require: Option<Spanned<Require>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Require {
-    Kernel,
-    Mps,
+    priority: Option<Spanned<Priority>>,
 }
 
 /// A size or duration as it was written, be it a number or a text, so that one error can say what is allowed.
@@ -111,6 +110,8 @@ struct ShareKeys<'a> {
     replicas: Option<&'a Spanned<i64>>,
     memory: Option<&'a Spanned<RawQuantity>>,
     sm_percent: Option<&'a Spanned<i64>>,
+    require: Option<&'a Spanned<Require>>,
+    priority: Option<&'a Spanned<Priority>>,
 }
 
 impl RawGpu {
@@ -120,6 +121,8 @@ impl RawGpu {
             replicas: self.replicas.as_ref(),
             memory: self.memory.as_ref(),
             sm_percent: self.sm_percent.as_ref(),
+            require: self.require.as_ref(),
+            priority: self.priority.as_ref(),
         }
     }
 }
@@ -131,6 +134,8 @@ impl RawShare {
             replicas: self.replicas.as_ref(),
             memory: self.memory.as_ref(),
             sm_percent: self.sm_percent.as_ref(),
+            require: self.require.as_ref(),
+            priority: self.priority.as_ref(),
         }
     }
 }
@@ -213,14 +218,8 @@ impl Source<'_> {
         self.table_name(what, offset)
     }
 
-    fn not_yet<T>(&self, at: &Spanned<T>, what: &str, why: &str) -> Mistake {
-        let hint = "leave it out: divvy refuses what it cannot keep".to_owned();
-        Mistake { hint: Some(hint), ..self.mistake(at, format!("{what} is not enforced yet: {why}")) }
-    }
-
     fn rule(&self, spanned: &Spanned<RawGpu>) -> Result<Rule, Mistake> {
         let gpu = spanned.get_ref();
-        self.later_gpu_keys(gpu)?;
         if gpu.r#match.get_ref().is_empty() {
             return Err(self.mistake(&gpu.r#match, format!("match is empty: {}", value::MATCH_FORMS)));
         }
@@ -231,10 +230,11 @@ impl Source<'_> {
         }
         let mode = gpu.mode.as_ref().map_or(Mode::Whole, |mode| *mode.get_ref());
         self.leased_whole(mode, gpu)?;
+        let mps = self.mps(mode, gpu)?;
         let shares = match (mode, &gpu.share) {
             (Mode::Whole, _) => self.no_shares(gpu).map(|()| Vec::new())?,
             (_, Some(shares)) if !shares.is_empty() => self.unequal_shares(gpu, shares)?,
-            _ => vec![self.share(&gpu.share_keys(), gpu.advisory)?],
+            _ => vec![self.share(&gpu.share_keys(), gpu.advisory, gpu)?],
         };
         Ok(Rule {
             place: self.place(spanned),
@@ -247,6 +247,7 @@ impl Source<'_> {
             graphics: gpu.graphics,
             exclusive: is_set(&gpu.exclusive),
             whole: is_set(&gpu.whole),
+            mps,
         })
     }
 
@@ -264,6 +265,16 @@ impl Source<'_> {
                 "whole = true needs a mode that makes shares: without one the device is whole",
                 "exclusive = true gives a whole device to one container at a time",
             ),
+            Mode::Mps if is_set(&gpu.whole) => wrong(
+                &gpu.whole,
+                "whole = true cannot stand beside mode = \"mps\": while MPS runs, the compute mode keeps out who has the whole device",
+                "leave it out, or share the device with mode = \"time-slice\"",
+            ),
+            Mode::Mps => wrong(
+                &gpu.exclusive,
+                "exclusive = true is about whole devices: a share belongs to one container at a time anyway",
+                "leave it out",
+            ),
             _ if is_set(&gpu.whole) => Ok(()),
             _ => wrong(
                 &gpu.exclusive,
@@ -271,23 +282,6 @@ impl Source<'_> {
                 "leave it out, or keep the whole device's names beside its shares with whole = true",
             ),
         }
-    }
-
-    fn later_gpu_keys(&self, gpu: &RawGpu) -> Result<(), Mistake> {
-        if let Some(mode) = gpu.mode.as_ref().filter(|mode| *mode.get_ref() == Mode::Mps) {
-            let why = "this version of divvy runs no MPS";
-            let hint = Some("mode = \"time-slice\" shares the GPU in turns, without limits".to_owned());
-            return Err(Mistake { hint, ..self.not_yet(mode, "mode = \"mps\"", why) });
-        }
-        let shares = gpu.share.iter().flatten().filter_map(|share| share.get_ref().require.as_ref());
-        if let Some(require) = gpu.require.iter().chain(shares).next() {
-            return Err(self.not_yet(
-                require,
-                "require",
-                "no level of this version of divvy holds a limit of a share",
-            ));
-        }
-        Ok(())
     }
 
     /// The first key of a share that is set, and where.
@@ -302,7 +296,9 @@ impl Source<'_> {
     /// Keys of shares in a rule that makes none are a mode that was forgotten.
     fn no_shares(&self, gpu: &RawGpu) -> Result<(), Mistake> {
         let table = gpu.share.iter().flatten().next().map(|share| ("gpu.share", self.place(share)));
-        let Some((key, place)) = self.first_of(&gpu.share_keys()).or(table) else { return Ok(()) };
+        let require = gpu.require.as_ref().map(|at| ("require", self.place(at)));
+        let first = self.first_of(&gpu.share_keys()).or(require);
+        let Some((key, place)) = first.or(table) else { return Ok(()) };
         let what = match gpu.mode {
             Some(_) => format!("{key} cannot stand in a rule with mode = \"whole\""),
             None => format!("{key} needs a mode: without one the GPU stays whole"),
@@ -310,7 +306,7 @@ impl Source<'_> {
         Err(Mistake {
             place,
             what,
-            hint: Some("add mode = \"time-slice\" to the rule to share the GPU".into()),
+            hint: Some("add mode = \"time-slice\" or mode = \"mps\" to the rule to share the GPU".into()),
         })
     }
 
@@ -322,7 +318,7 @@ impl Source<'_> {
         let mut rules: Vec<ShareRule> = Vec::new();
         for spanned in shares {
             let share = spanned.get_ref();
-            let rule = self.share(&share.keys(), share.advisory.or(gpu.advisory))?;
+            let rule = self.share(&share.keys(), share.advisory.or(gpu.advisory), gpu)?;
             if rules.iter().any(|earlier| earlier.name == rule.name) {
                 let place = share.name.as_ref().map_or_else(|| self.place(spanned), |name| self.place(name));
                 let what = format!("two shares of one GPU are named {:?}", rule.name);
@@ -339,13 +335,18 @@ impl Source<'_> {
         Ok(rules)
     }
 
-    fn share(&self, keys: &ShareKeys<'_>, advisory: Option<bool>) -> Result<ShareRule, Mistake> {
+    fn share(
+        &self,
+        keys: &ShareKeys<'_>,
+        advisory: Option<bool>,
+        gpu: &RawGpu,
+    ) -> Result<ShareRule, Mistake> {
         if let Some(name) = keys.name {
             value::share_name(name.get_ref()).map_err(|why| self.mistake(name, why))?;
         }
         let memory = keys.memory.map(|size| {
             let bytes = value::size(&size.get_ref().0);
-            bytes.map(Memory::Bytes).map_err(|why| self.mistake(size, format!("memory: {why}")))
+            bytes.map_err(|why| self.mistake(size, format!("memory: {why}")))
         });
         let sm_percent = keys.sm_percent.map(|percent| match u32::try_from(*percent.get_ref()) {
             Ok(number @ 1..=100) => Ok(number),
@@ -354,9 +355,14 @@ impl Source<'_> {
         Ok(ShareRule {
             name: keys.name.map_or_else(|| DEFAULT_NAME.to_owned(), |name| name.get_ref().clone()),
             replicas: keys.replicas.map_or(Ok(1), |replicas| self.count(replicas, "replicas"))?,
-            memory: memory.transpose()?,
+            memory_bytes: memory.transpose()?,
             sm_percent: sm_percent.transpose()?,
             advisory: advisory.unwrap_or(false),
+            require: keys.require.or(gpu.require.as_ref()).map(|require| *require.get_ref()),
+            priority: keys
+                .priority
+                .or(gpu.priority.as_ref())
+                .map_or_else(Priority::default, |key| *key.get_ref()),
         })
     }
 

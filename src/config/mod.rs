@@ -72,6 +72,17 @@ pub struct Rule {
     pub exclusive: bool,
     /// A device that is cut into shares keeps its names as a whole; it is leased then.
     pub whole: bool,
+    /// What is about MPS alone.
+    pub mps: MpsRule,
+}
+
+/// What a `[[gpu]]` table with mode mps says besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MpsRule {
+    /// The server is started with the daemon, and not when the first share is asked for.
+    pub at_boot: bool,
+    /// Size of a tmpfs that the device's containers share at /dev/shm, bytes; none: each has its own.
+    pub shared_memory_bytes: Option<u64>,
 }
 
 /// One `[pool.NAME]` table: how devices of this name are given out, in whichever kind they are.
@@ -131,21 +142,37 @@ pub struct ShareRule {
     pub name: String,
     /// How many of them each matched device has, 1 to `MOST_REPLICAS`.
     pub replicas: u32,
-    /// What each may use.
-    pub memory: Option<Memory>,
+    /// Memory that each may use, bytes.
+    pub memory_bytes: Option<u64>,
     /// Percent of the device's SMs that each may use, 1 to 100.
     pub sm_percent: Option<u32>,
     /// A limit that nothing holds is accepted.
     pub advisory: bool,
+    /// The weakest that may hold its limits; none: whatever there is.
+    pub require: Option<Require>,
+    /// How its work stands to that of other shares in mode mps.
+    pub priority: Priority,
 }
 
-/// A memory limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
-    /// Bytes.
-    Bytes(u64),
-    /// The device's memory divided by its replicas.
-    EqualPart,
+/// What has to hold a share's limits at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Require {
+    /// The kernel.
+    Kernel,
+    /// The MPS server.
+    Mps,
+}
+
+/// CUDA_MPS_CLIENT_PRIORITY (nvidia-cuda-mps-control(1)): a hint to the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// 0
+    #[default]
+    Normal,
+    /// 1
+    Low,
 }
 
 /// How a GPU or MIG device is given out.

@@ -24,8 +24,15 @@ fn equal_replicas() {
     assert_eq!((rule.mode, rule.class.as_deref(), rule.overcommit), (Mode::TimeSlice, None, false));
     let matches: Vec<_> = rule.matches.iter().map(|entry| entry.matches.clone()).collect();
     assert_eq!(matches, [Match::Index(0), Match::Mig(1, 2)]);
-    let share =
-        ShareRule { name: "shared".into(), replicas: 4, memory: None, sm_percent: None, advisory: false };
+    let share = ShareRule {
+        name: "shared".into(),
+        replicas: 4,
+        memory_bytes: None,
+        sm_percent: None,
+        advisory: false,
+        require: None,
+        priority: Priority::Normal,
+    };
     assert_eq!(rule.shares, [share]);
 }
 
@@ -41,16 +48,20 @@ fn unequal_shares_inherit_advisory() {
     let large = ShareRule {
         name: "large".into(),
         replicas: 1,
-        memory: Some(Memory::Bytes(40 << 30)),
+        memory_bytes: Some(40 << 30),
         sm_percent: Some(50),
         advisory: true,
+        require: None,
+        priority: Priority::Normal,
     };
     let small = ShareRule {
         name: "small".into(),
         replicas: 4,
-        memory: Some(Memory::Bytes(8 << 30)),
+        memory_bytes: Some(8 << 30),
         sm_percent: None,
         advisory: false,
+        require: None,
+        priority: Priority::Normal,
     };
     assert_eq!(rule.shares, [large, small]);
 }
@@ -91,7 +102,7 @@ fn mistakes_name_line_column_and_what_is_allowed() {
         (
             "\n[[gpu]]\nmatch = [\"0\"]\nrepilcas = 4\n".into(),
             "c.toml:4:1: unknown key `repilcas`, expected one of `match`, `mode`, `name`, `replicas`, `memory`, `sm_percent`, \
-             `advisory`, `require`, `overcommit`, `rename`, `exclusive`, `whole`, `graphics`, `share`"
+             `advisory`, `require`, `priority`, `start`, `shm`, `overcommit`, `rename`, `exclusive`, `whole`, `graphics`, `share`"
                 .into(),
         ),
         ("[[gpu]]\nmode = \"whole\"\n".into(), "c.toml:1:1: missing key `match`".into()),
@@ -177,24 +188,73 @@ fn mistakes_name_line_column_and_what_is_allowed() {
     }
 }
 
+/// One rule for GPU 0, shared through MPS, with these lines more.
+fn mps(lines: &str) -> String {
+    format!("[[gpu]]\nmatch = [\"0\"]\nmode = \"mps\"\n{lines}\n")
+}
+
 #[test]
-fn what_comes_later_is_refused_and_not_ignored() {
+fn what_is_about_mps() {
+    let read = config(&mps("replicas = 4"));
+    assert_eq!((read.rules[0].mode, read.rules[0].mps), (Mode::Mps, MpsRule::default()));
+    assert_eq!(read.rules[0].shares[0].require, None);
+    let read = config(&mps(
+        "start = \"boot\"\nshm = \"2GiB\"\npriority = \"low\"\nrequire = \"mps\"\n[[gpu.share]]\nname = \"a\"\n\
+         [[gpu.share]]\nname = \"b\"\npriority = \"normal\"\nrequire = \"kernel\"",
+    ));
+    let rule = &read.rules[0];
+    assert_eq!(rule.mps, MpsRule { at_boot: true, shared_memory_bytes: Some(2 << 30) });
+    // A share has its own, or what is said of all.
+    let said: Vec<_> = rule.shares.iter().map(|share| (share.priority, share.require)).collect();
+    assert_eq!(said, [(Priority::Low, Some(Require::Mps)), (Priority::Normal, Some(Require::Kernel))]);
+    config(&mps("start = \"first-use\"\nwhole = false\nexclusive = false"));
+    let in_turns = config(&self::rule("require = \"mps\""));
+    assert_eq!(in_turns.rules[0].shares[0].require, Some(Require::Mps));
+}
+
+#[test]
+fn mistakes_about_mps() {
+    const ALONE: &str = "needs mode = \"mps\": it says something about MPS alone";
     for (text, said) in [
+        (rule("start = \"boot\""), format!("c.toml:4:9: start {ALONE}")),
+        (rule("shm = \"1GiB\""), format!("c.toml:4:7: shm {ALONE}")),
+        (rule("priority = \"low\""), format!("c.toml:4:12: priority {ALONE}")),
+        (rule("[[gpu.share]]\npriority = \"low\""), format!("c.toml:5:12: priority {ALONE}")),
+        ("[[gpu]]\nmatch = [\"0\"]\nstart = \"boot\"\n".into(), format!("c.toml:3:9: start {ALONE}")),
         (
-            "[[gpu]]\nmatch = [\"0\"]\nmode = \"mps\"\n".to_owned(),
-            "c.toml:3:8: mode = \"mps\" is not enforced yet: this version of divvy runs no MPS",
+            "[[gpu]]\nmatch = [\"0\"]\nrequire = \"mps\"\n".into(),
+            "c.toml:3:11: require needs a mode: without one the GPU stays whole".into(),
         ),
         (
-            rule("require = \"kernel\""),
-            "c.toml:4:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
+            mps("[[gpu.share]]\nstart = \"boot\""),
+            "c.toml:5:1: unknown key `start`, expected one of `name`, `replicas`, `memory`, `sm_percent`, `advisory`, \
+             `require`, `priority`"
+                .into(),
+        ),
+        (mps("start = \"now\""), "c.toml:4:9: unknown value `now`, expected `first-use` or `boot`".into()),
+        (mps("priority = 1"), "c.toml:4:12: expected a text".into()),
+        (mps("require = \"most\""), "c.toml:4:11: unknown value `most`, expected `kernel` or `mps`".into()),
+        (mps("shm = \"1023KiB\""), "c.toml:4:7: shm is \"1023KiB\": it is 1MiB to 1024GiB".into()),
+        (mps("shm = \"1025GiB\""), "c.toml:4:7: shm is \"1025GiB\": it is 1MiB to 1024GiB".into()),
+        (
+            mps("shm = \"1G\""),
+            "c.toml:4:7: shm: \"G\" in \"1G\" is no unit: a size is a whole number with KiB, MiB or GiB, as in \"8GiB\""
+                .into(),
         ),
         (
-            rule("[[gpu.share]]\nrequire = \"mps\""),
-            "c.toml:5:11: require is not enforced yet: no level of this version of divvy holds a limit of a share",
+            mps("whole = true"),
+            "c.toml:4:9: whole = true cannot stand beside mode = \"mps\": while MPS runs, the compute mode keeps out who \
+             has the whole device"
+                .into(),
         ),
-        (rule("require = \"most\""), "c.toml:4:11: unknown value `most`, expected `kernel` or `mps`"),
+        (
+            mps("exclusive = true"),
+            "c.toml:4:13: exclusive = true is about whole devices: a share belongs to one container at a time anyway"
+                .into(),
+        ),
+        (mps("sm_percent = 101"), "c.toml:4:14: sm_percent is 101: it is 1 to 100".into()),
     ] {
-        assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said.to_owned()), "{text}");
+        assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said), "{text}");
     }
 }
 

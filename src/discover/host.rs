@@ -31,6 +31,9 @@ pub struct Host {
     /// Devices beside the GPUs.
     #[serde(skip)]
     pub side: Side,
+    /// Programs of NVIDIA's Multi-Process Service.
+    #[serde(skip)]
+    pub mps: MpsPrograms,
     /// Container engines that are installed.
     #[serde(skip)]
     pub engines: Vec<Engine>,
@@ -87,6 +90,8 @@ pub struct Gpu {
     pub model: Option<String>,
     /// Total memory, bytes.
     pub memory_bytes: Option<u64>,
+    /// What the driver keeps of it to itself, bytes.
+    pub reserved_memory_bytes: Option<u64>,
     /// Streaming multiprocessors.
     pub sms: Option<u32>,
     /// CUDA compute capability, as `8.0`.
@@ -134,6 +139,8 @@ pub struct MigDevice {
     pub placement: Option<Placement>,
     /// Memory of the GPU instance, bytes (compute instances of one GPU instance share it).
     pub memory_bytes: Option<u64>,
+    /// What the driver keeps of it to itself, bytes.
+    pub reserved_memory_bytes: Option<u64>,
     /// Streaming multiprocessors of the compute instance.
     pub sms: Option<u32>,
     /// Access capability of the GPU instance.
@@ -286,6 +293,15 @@ pub struct DriverLink {
     pub target: String,
     /// Who needs it.
     pub purpose: Purpose,
+}
+
+/// Programs that run MPS, links resolved, as paths without the driver root. Containers never get them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MpsPrograms {
+    /// nvidia-cuda-mps-control; none where it is not installed.
+    pub control: Option<PathBuf>,
+    /// nvidia-cuda-mps-server, likewise.
+    pub server: Option<PathBuf>,
 }
 
 /// A node beside the GPUs' own.

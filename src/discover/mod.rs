@@ -182,6 +182,7 @@ fn assemble(facts: facts::Facts, files: &dyn Files, engines: Vec<Engine>, output
         contradictions,
         control_nodes: numbers.control_nodes(files),
         driver_files,
+        mps: driver::mps_programs(files),
         side: side::read(files, &numbers),
         engines,
         others: others::read(files, output),
@@ -208,6 +209,7 @@ fn assemble_gpu(gpu: facts::GpuFacts, files: &dyn Files, numbers: &Numbers) -> G
         pci_address,
         model: gpu.name,
         memory_bytes: gpu.memory_bytes,
+        reserved_memory_bytes: gpu.reserved_memory_bytes,
         sms: gpu.cores.zip(gpu.compute_capability).and_then(|(cores, cc)| sm_count(cores, cc)),
         compute_capability: gpu.compute_capability.map(|(major, minor)| format!("{major}.{minor}")),
         compute_mode: gpu.compute_mode,
@@ -239,6 +241,7 @@ fn assemble_mig_device(
         compute_instance: device.compute_instance,
         placement: device.placement,
         memory_bytes: device.memory_mib.and_then(|mib| mib.checked_mul(1 << 20)),
+        reserved_memory_bytes: device.reserved_memory_bytes,
         sms: device.multiprocessors,
     }
 }

@@ -48,6 +48,8 @@ pub struct GpuFacts {
     pub name: Option<String>,
     /// Total memory, bytes.
     pub memory_bytes: Option<u64>,
+    /// What the driver keeps of it to itself, bytes.
+    pub reserved_memory_bytes: Option<u64>,
     /// CUDA cores (NVML has no call for a whole GPU's SM count).
     pub cores: Option<u32>,
     /// CUDA compute capability, major and minor.
@@ -114,6 +116,8 @@ pub struct MigDeviceFacts {
     pub multiprocessors: Option<u32>,
     /// Memory of the GPU instance, MiB.
     pub memory_mib: Option<u64>,
+    /// What the driver keeps of it to itself, bytes.
+    pub reserved_memory_bytes: Option<u64>,
     /// Where the GPU instance lies, in memory slices.
     pub placement: Option<Placement>,
     /// Compute slices of the GPU instance.

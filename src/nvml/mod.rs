@@ -103,13 +103,15 @@ fn read_gpu(nvml: &Nvml, index: u32) -> Result<GpuFacts, NvmlError> {
         // Not knowing whether a GPU is cut by MIG is not the same as knowing that it is whole.
         Err(error) => return Err(error),
     };
+    let memory = fact(&about("memory"), raw::memory(nvml, &device));
     Ok(GpuFacts {
         index,
         uuid,
         minor: fact(&about("minor number"), device.minor_number()),
         pci_address: fact(&about("PCI address"), device.pci_info()).map(|pci| pci.bus_id),
         name: fact(&about("name"), device.name()),
-        memory_bytes: fact(&about("memory"), raw::total_memory(nvml, &device)),
+        memory_bytes: memory.map(|memory| memory.total),
+        reserved_memory_bytes: memory.and_then(|memory| memory.reserved),
         cores: fact(&about("core count"), device.num_cores()),
         compute_capability: fact(&about("compute capability"), device.cuda_compute_capability())
             .and_then(|cc| Some((u32::try_from(cc.major).ok()?, u32::try_from(cc.minor).ok()?))),
@@ -176,6 +178,8 @@ fn read_mig_device(
         compute_instance: raw::compute_instance_id(nvml, device)?,
         multiprocessors: attributes.as_ref().map(|a| a.multiprocessor_count),
         memory_mib: attributes.as_ref().map(|a| a.memory_size_mb),
+        reserved_memory_bytes: fact(&about("memory"), raw::memory(nvml, device))
+            .and_then(|memory| memory.reserved),
         placement: fact(&about("placement"), raw::placement(nvml, gpu, gpu_instance))
             .map(|(start, size)| Placement { start, size }),
         gpu_instance_slices: attributes.as_ref().map(|a| a.gpu_instance_slice_count),

@@ -15,17 +15,28 @@ pub fn stop(nvml: Nvml) {
     }
 }
 
-/// nvmlDeviceGetMemoryInfo_v2, or the first version where the library is older than R510: total, bytes.
-pub fn total_memory(nvml: &Nvml, device: &Device<'_>) -> Result<u64, NvmlError> {
+/// Memory of a device, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub total: u64,
+    /// What the driver keeps to itself; none where the library does not tell.
+    pub reserved: Option<u64>,
+}
+
+/// nvmlDeviceGetMemoryInfo_v2, or the first version where the library is older than R510.
+pub fn memory(nvml: &Nvml, device: &Device<'_>) -> Result<Memory, NvmlError> {
     match device.memory_info() {
         Err(NvmlError::FailedToLoadSymbol(_)) => {}
-        answer => return answer.map(|memory| memory.total),
+        answer => {
+            return answer.map(|memory| Memory { total: memory.total, reserved: Some(memory.reserved) });
+        }
     }
     let call = nvml_sym(nvml.lib().nvmlDeviceGetMemoryInfo.as_ref())?;
     let mut memory = nvmlMemory_t { total: 0, free: 0, used: 0 };
     // SAFETY: the handle belongs to a device of this running session, `memory` is a live nvmlMemory_t.
     nvml_try(unsafe { call(device.handle(), &mut memory) })?;
-    Ok(memory.total)
+    Ok(Memory { total: memory.total, reserved: None })
 }
 
 /// nvmlDeviceGetGpuInstanceId: the GPU instance that a MIG device lies in.

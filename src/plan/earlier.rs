@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::Mode;
 use crate::discover::host::Host;
 use crate::mps::settings::Settings;
 
@@ -216,13 +217,32 @@ fn names<'a>(
 pub fn generation(host: &Host, plan: &Plan) -> String {
     let text = serde_json::to_string(&(
         &host.driver_version,
-        &plan.devices,
+        plan.devices.iter().map(without_compute_mode).collect::<Vec<_>>(),
         &plan.units,
         &plan.control_nodes,
         &plan.side,
-        (&plan.pools, &plan.users, plan.start_timeout, &plan.mps),
+        (
+            &plan.pools,
+            &plan.users,
+            plan.start_timeout,
+            plan.mps.iter().map(without_paths).collect::<Vec<_>>(),
+        ),
     ));
     format!("{:016x}", fnv1a(text.unwrap_or_default().as_bytes()))
+}
+
+/// MPS changes the compute mode of its GPU while it runs.
+fn without_compute_mode(device: &Device) -> Device {
+    match device.mode {
+        Mode::Mps => Device { compute_mode: None, ..device.clone() },
+        Mode::Whole | Mode::TimeSlice => device.clone(),
+    }
+}
+
+/// Where things lie is no part of what containers get.
+fn without_paths(settings: &Settings) -> Settings {
+    let none = PathBuf::new;
+    Settings { control: none(), server: none(), driver_root: none(), ..settings.clone() }
 }
 
 /// 64-bit FNV-1a (RFC 9923): no secret depends on it, and the standard library's hashes may change.

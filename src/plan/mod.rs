@@ -6,6 +6,7 @@
 //! - `nodes`: what a device consists of, and what keeps it from being given out
 //! - `numbers`: which number each share gets, and keeps
 //! - `shares`: a device cut into shares: sums and limits
+//! - `mps`: the same where an MPS server holds them
 //! - `side`: devices beside the GPUs
 //! - `names`: names that others write too
 //! - `moved`: names that mean another device than before
@@ -15,6 +16,7 @@
 pub mod earlier;
 pub mod kept;
 pub mod moved;
+mod mps;
 pub mod names;
 mod nodes;
 mod numbers;
@@ -31,8 +33,10 @@ use crate::config::{Config, MigStrategy, Mode};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
 use crate::mps::settings::Settings;
 use earlier::{Earlier, KnownUnit};
+pub use mps::MpsShare;
+use numbers::Order;
 use pools::{Pool, UserCap};
-pub use shares::{Level, Limit, Limits};
+pub use shares::{Against, Level, Limit, Limits, Over};
 pub use side::SideDevice;
 pub use unit::{Unit, covers, units};
 
@@ -109,6 +113,9 @@ pub struct Device {
     /// What a share is a part of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<Share>,
+    /// What a share brings its container in mode mps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mps: Option<MpsShare>,
     /// What a MIG device, or the one that it is a share of, is a part of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mig: Option<MigPart>,
@@ -209,16 +216,34 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Decides on every device of the host. `earlier` is the plan before this one, whose names shall not wander;
-/// `output` is where the spec goes, in whose directory no other spec may define a name too.
-pub fn plan(host: &Host, config: &Config, earlier: &Earlier, output: &Path) -> Plan {
+/// Where things lie on the machine that is planned for.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// The spec, in whose directory no other spec may define a name too.
+    pub output: &'a Path,
+    /// The state directory, where the daemon keeps what it has running.
+    pub state: &'a Path,
+    /// Prefix of the driver's files.
+    pub driver_root: &'a Path,
+}
+
+/// What is known when a device is cut.
+struct Cutting<'a> {
+    host: &'a Host,
+    places: &'a Places<'a>,
+    order: Order,
+}
+
+/// Decides on every device of the host. `earlier` is the plan before this one, whose names shall not wander.
+pub fn plan(host: &Host, config: &Config, earlier: &Earlier, places: &Places<'_>) -> Plan {
     let mut plan = Plan { warnings: config.warnings.clone(), ..Plan::default() };
     if !refused_by_mig_strategy(host, config, &mut plan) {
         let units = unit::units(host, config);
         let decided = unit::decide(&units, host, config, &mut plan);
-        plan_units(host, config, &decided, earlier, &mut plan);
+        let order = numbers::number(host, config, &decided, earlier);
+        plan_units(&Cutting { host, places, order }, config, &decided, &mut plan);
         side::plan(host, config, &mut plan);
-        names::consider_others(host, config, earlier, output, &mut plan);
+        names::consider_others(host, config, earlier, places.output, &mut plan);
         pools::plan(config, &mut plan);
     }
     plan.start_timeout = config.start_timeout;
@@ -265,14 +290,7 @@ fn refused_by_mig_strategy(host: &Host, config: &Config, plan: &mut Plan) -> boo
     true
 }
 
-fn plan_units(
-    host: &Host,
-    config: &Config,
-    decided: &[unit::Decided<'_>],
-    earlier: &Earlier,
-    plan: &mut Plan,
-) {
-    let order = numbers::number(host, config, decided, earlier);
+fn plan_units(cutting: &Cutting<'_>, config: &Config, decided: &[unit::Decided<'_>], plan: &mut Plan) {
     for decided in decided {
         let unit = &decided.unit;
         let planned = nodes::usable_uuid(unit).and_then(|()| match unit {
@@ -281,22 +299,27 @@ fn plan_units(
         });
         let devices = planned.and_then(|nodes| {
             let classes = classes(unit, config);
-            devices(Device { nodes, classes, ..unit.device() }, decided, &order, plan)
+            devices(Device { nodes, classes, ..unit.device() }, decided, cutting, plan)
         });
         plan.decisions.push(decision(decided, devices.as_deref()));
+        if let (Ok(devices), Some(settings)) =
+            (&devices, plan.mps.iter().find(|settings| settings.uuid == unit.uuid()))
+        {
+            plan.decisions.extend(mps::explain(unit, devices, settings));
+        }
         match devices {
             Ok(devices) => plan.devices.extend(devices),
             Err(left_out) => plan.problems.push(left_out.problem(unit.what())),
         }
     }
-    plan.units = order.units;
+    plan.units.clone_from(&cutting.order.units);
 }
 
 /// What a unit is given out as: itself, its shares, or both.
 fn devices(
     unit: Device,
     decided: &unit::Decided<'_>,
-    order: &numbers::Order,
+    cutting: &Cutting<'_>,
     plan: &mut Plan,
 ) -> Result<Vec<Device>, nodes::LeftOut> {
     let cut_by = decided.rule.filter(|rule| rule.mode != Mode::Whole);
@@ -308,7 +331,7 @@ fn devices(
     if rule.whole {
         devices.push(pools::whole(draws(unit.clone(), decided, false, plan), true, rule.exclusive));
     }
-    devices.extend(shares::cut(&draws(unit, decided, true, plan), rule, order, plan)?);
+    devices.extend(shares::cut(&draws(unit, decided, true, plan), &decided.unit, rule, cutting, plan)?);
     Ok(devices)
 }
 

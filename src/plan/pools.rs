@@ -71,6 +71,7 @@ pub fn plan(config: &Config, plan: &mut Plan) {
             }
         }
     }
+    of_mps(plan);
     plan.users.extend(config.users.iter().map(cap));
     in_vain(config, plan);
 }
@@ -84,6 +85,34 @@ fn pool(class: &str, name: &str, first: &Device, rule: Option<&PoolRule>) -> Poo
         wait_seconds: rule.map_or(0, |rule| rule.wait_seconds),
         order: rule.map_or_else(Order::default, |rule| rule.order),
         per_container: rule.and_then(|rule| rule.per_container).or(by_default),
+    }
+}
+
+/// A process has one MPS server, so a container has one share of that sort. What it is told of its limits stands with the
+/// pool's name, before anybody knows which share it gets.
+fn of_mps(plan: &mut Plan) {
+    for pool in &mut plan.pools {
+        let is_member = |device: &&Device| {
+            device.pool.as_ref() == Some(&pool.name) && device.classes.contains(&pool.class)
+        };
+        let members: Vec<_> = plan.devices.iter().filter(is_member).map(|device| device.mps).collect();
+        let shares = || members.iter().flatten();
+        let percentage = shares().map(|share| share.active_thread_percentage).max();
+        let memory = shares().map(|share| share.memory_mib).max();
+        let (Some(percentage), Some(memory)) = (percentage, memory) else { continue };
+        if pool.per_container != Some(1) {
+            pool.per_container = Some(1);
+            plan.warnings.push(format!(
+                "pool {:?} has shares in mode mps, of which a container can have one: per_container is 1",
+                pool.name
+            ));
+        }
+        if members.iter().any(|other| Some(other) != members.first()) {
+            plan.notes.push(format!(
+                "shares of pool {:?} differ: who asks for any of them asks MPS for the most that one has, {memory}MiB and {percentage} % of the SMs, and is held to what the server of the granted one allows",
+                pool.name
+            ));
+        }
     }
 }
 

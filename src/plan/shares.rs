@@ -1,13 +1,14 @@
-//! A device cut into shares: whether the limits of its shares fit into it and are held by something.
+//! A device cut into shares: whether the limits of its shares fit into it and are held by something. In turns nothing
+//! holds them; what an MPS server does is in `mps`.
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Memory, Rule, ShareRule};
+use crate::config::{Mode, Require, Rule, ShareRule};
 use crate::discover::host::ComputeMode;
 
 use super::nodes::LeftOut;
-use super::numbers::{self, Order};
-use super::{Device, Kind, Plan, Share};
+use super::unit::Unit;
+use super::{Cutting, Device, Kind, MpsShare, Plan, Share, mps, numbers};
 
 /// What holds the memory and SMs of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Limit {
 pub enum Level {
     /// The hardware.
     Mig,
+    /// The MPS server.
+    Mps,
     /// Nothing: a wish that the administrator knows to be one.
     Advisory,
 }
@@ -55,6 +58,8 @@ pub enum Over {
 pub enum Against {
     /// Whatever runs in the container.
     Anything,
+    /// Programs that use CUDA as it is meant to be used.
+    Mistakes,
     /// Nobody.
     Nothing,
 }
@@ -67,34 +72,40 @@ impl Limits {
     }
 }
 
-const ADVISORY: Limit = Limit { by: Level::Advisory, over: Over::Process, against: Against::Nothing };
+/// What nothing holds.
+pub const ADVISORY: Limit = Limit { by: Level::Advisory, over: Over::Process, against: Against::Nothing };
 
 /// The shares of one device, in the order of the configuration.
-pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Result<Vec<Device>, LeftOut> {
+pub fn cut(
+    whole: &Device,
+    unit: &Unit<'_>,
+    rule: &Rule,
+    cutting: &Cutting<'_>,
+    plan: &mut Plan,
+) -> Result<Vec<Device>, LeftOut> {
+    let allowances = match rule.mode {
+        Mode::Mps => mps::allow(whole, unit, rule, cutting, plan)?,
+        Mode::Whole | Mode::TimeSlice => in_turns(whole, rule)?,
+    };
+    warn_of_compute_mode(whole, rule.mode, plan);
     let count = rule.shares.iter().map(|share| share.replicas).sum();
-    let limits: Vec<_> =
-        rule.shares.iter().map(|share| Allowance::of(whole, share, count)).collect::<Result<_, _>>()?;
-    check_sums(whole, rule, &limits)?;
-    warn_of_compute_mode(whole, plan);
     let mut devices = Vec::new();
-    for (share, cut) in rule.shares.iter().zip(&limits) {
+    for (share, allowance) in rule.shares.iter().zip(&allowances) {
         let run = numbers::run(rule, &share.name);
         let class = run.class.clone();
-        let first = order.first(&whole.uuid, run);
+        let first = cutting.order.first(&whole.uuid, run);
         devices.extend((first..first + share.replicas).map(|number| Device {
             name: format!("{}-{number}", share.name),
             classes: vec![class.clone()],
             kind: Kind::Share,
             mode: rule.mode,
-            memory_bytes: cut.memory_bytes.or(whole.memory_bytes),
-            sms: cut.sms(whole),
-            limits: Limits {
-                memory: cut.memory_bytes.map(|_| ADVISORY),
-                sms: cut.sm_percent.map(|_| ADVISORY),
-            },
+            memory_bytes: allowance.memory_bytes.or(whole.memory_bytes),
+            sms: allowance.sms,
+            limits: allowance.limits,
             leased: true,
             pool: Some(share.name.clone()),
             share: Some(Share { of: whole.name.clone(), name: share.name.clone(), count }),
+            mps: allowance.mps,
             ..whole.clone()
         }));
     }
@@ -102,77 +113,127 @@ pub fn cut(whole: &Device, rule: &Rule, order: &Order, plan: &mut Plan) -> Resul
 }
 
 /// What one share of a device may use.
-struct Allowance {
-    memory_bytes: Option<u64>,
-    sm_percent: Option<u32>,
+pub struct Allowance {
+    /// Bytes; none where nobody asked for a limit.
+    pub memory_bytes: Option<u64>,
+    /// Likewise.
+    pub sm_percent: Option<u32>,
+    /// What that leaves of the device's SMs.
+    pub sms: Option<u32>,
+    /// What holds them.
+    pub limits: Limits,
+    /// What its container is brought in mode mps.
+    pub mps: Option<MpsShare>,
 }
 
-impl Allowance {
-    fn of(whole: &Device, share: &ShareRule, count: u32) -> Result<Self, LeftOut> {
-        let asked = match (share.memory, share.sm_percent) {
-            (None, None) => return Ok(Self { memory_bytes: None, sm_percent: None }),
-            (Some(_), None) => "memory limit",
-            (None, Some(_)) => "SM limit",
-            (Some(_), Some(_)) => "memory and SM limits",
-        };
-        if !share.advisory {
+/// Shares that take turns have the limits that they are given, and nothing holds those.
+fn in_turns(whole: &Device, rule: &Rule) -> Result<Vec<Allowance>, LeftOut> {
+    let allow = |share: &ShareRule| {
+        let (memory, sms) = (share.memory_bytes.is_some(), share.sm_percent.is_some());
+        let asked = limits_in_words(memory, sms);
+        if let Some(asked) = asked.filter(|_| !share.advisory) {
             return Err(LeftOut {
                 why: format!("nothing on this machine holds the {asked} of its shares {:?}", share.name),
-                hint: "leave memory and sm_percent out, or accept limits that nothing holds with advisory = true (--advisory)".into(),
+                hint: "leave memory and sm_percent out, share it with mode = \"mps\", or accept limits that nothing holds with advisory = true (--advisory)".into(),
             });
         }
-        let memory_bytes = match share.memory {
-            None => None,
-            Some(Memory::Bytes(bytes)) => Some(bytes),
-            Some(Memory::EqualPart) => Some(memory_of(whole)? / u64::from(count)),
-        };
-        Ok(Self { memory_bytes, sm_percent: share.sm_percent })
-    }
+        let limits = Limits { memory: memory.then_some(ADVISORY), sms: sms.then_some(ADVISORY) };
+        is_strong_enough(share, &limits)?;
+        Ok(Allowance {
+            memory_bytes: share.memory_bytes,
+            sm_percent: share.sm_percent,
+            sms: rounded_down(whole.sms, share.sm_percent),
+            limits,
+            mps: None,
+        })
+    };
+    let allowances = rule.shares.iter().map(allow).collect::<Result<Vec<_>, _>>()?;
+    check_memory(whole, rule, &allowances)?;
+    check_percent(rule, &allowances)?;
+    Ok(allowances)
+}
 
-    /// Rounded down, as the driver does; a share has one at least.
-    fn sms(&self, whole: &Device) -> Option<u32> {
-        match (whole.sms, self.sm_percent) {
-            (Some(sms), Some(percent)) => {
-                let part = u64::from(sms) * u64::from(percent) / 100;
-                Some(u32::try_from(part).unwrap_or(sms).max(1))
-            }
-            (sms, _) => sms,
+/// Whether a share's limits are held by what the configuration requires.
+pub fn is_strong_enough(share: &ShareRule, limits: &Limits) -> Result<(), LeftOut> {
+    let Some(require) = share.require else { return Ok(()) };
+    let (required, hint) = match require {
+        Require::Kernel => ("kernel", "leave it out, or use require = \"mps\" with mode = \"mps\""),
+        Require::Mps => {
+            ("mps", "share it with mode = \"mps\" and make its shares equal, or leave require out")
         }
+    };
+    let is_weaker = |limit: Option<Limit>| match require {
+        Require::Kernel => true,
+        Require::Mps => limit.is_none_or(|limit| limit.by == Level::Advisory),
+    };
+    match limits_in_words(is_weaker(limits.memory), is_weaker(limits.sms)) {
+        None => Ok(()),
+        Some(weaker) => Err(LeftOut {
+            why: format!(
+                "nothing on this machine holds the {weaker} of its shares {:?} as require = {required:?} wants it",
+                share.name
+            ),
+            hint: hint.into(),
+        }),
     }
 }
 
-fn memory_of(whole: &Device) -> Result<u64, LeftOut> {
+/// `memory limit` and the like, of those that are meant; none of none.
+pub fn limits_in_words(memory: bool, sms: bool) -> Option<&'static str> {
+    match (memory, sms) {
+        (false, false) => None,
+        (true, false) => Some("memory limit"),
+        (false, true) => Some("SM limit"),
+        (true, true) => Some("memory and SM limits"),
+    }
+}
+
+/// A share has one SM at least.
+fn rounded_down(sms: Option<u32>, percent: Option<u32>) -> Option<u32> {
+    let (Some(all), Some(percent)) = (sms, percent) else { return sms };
+    let part = u64::from(all) * u64::from(percent) / 100;
+    Some(u32::try_from(part).unwrap_or(all).max(1))
+}
+
+pub fn memory_of(whole: &Device) -> Result<u64, LeftOut> {
     whole.memory_bytes.ok_or_else(|| LeftOut {
         why: "its memory is not known, so that limits cannot be checked against it".into(),
         hint: "`nvidia-smi` should show it; leave memory out of the configuration meanwhile".into(),
     })
 }
 
-fn check_sums(whole: &Device, rule: &Rule, cuts: &[Allowance]) -> Result<(), LeftOut> {
-    let hint = |key: &str| format!("lower {key} at {}, or say overcommit = true", rule.place);
-    let shares = || rule.shares.iter().zip(cuts);
+fn check_memory(whole: &Device, rule: &Rule, allowances: &[Allowance]) -> Result<(), LeftOut> {
     let mut memory = 0_u64;
-    for (share, bytes) in shares().filter_map(|(share, cut)| Some((share, cut.memory_bytes?))) {
+    for (share, allowance) in rule.shares.iter().zip(allowances) {
+        let bytes = allowance.memory_bytes.unwrap_or(0);
         memory = memory.saturating_add(bytes.saturating_mul(share.replicas.into()));
     }
-    if memory > 0 && !rule.overcommit && memory > memory_of(whole)? {
-        return Err(LeftOut {
-            why: format!(
-                "its shares have {} of memory together, and it has {}",
-                mib(memory),
-                mib(memory_of(whole)?)
-            ),
-            hint: hint("memory"),
-        });
+    if memory == 0 || rule.overcommit || memory <= memory_of(whole)? {
+        return Ok(());
     }
-    let percent: u32 = shares().filter_map(|(share, cut)| Some(share.replicas * cut.sm_percent?)).sum();
-    if percent > 100 && !rule.overcommit {
-        return Err(LeftOut {
-            why: format!("its shares have {percent} % of the SMs together"),
-            hint: hint("sm_percent"),
-        });
+    let (asked, has) = (mib(memory), mib(memory_of(whole)?));
+    Err(LeftOut {
+        why: format!("its shares have {asked} of memory together, and it has {has}"),
+        hint: lower("memory", rule),
+    })
+}
+
+/// SMs are divided by whole percents.
+pub fn check_percent(rule: &Rule, allowances: &[Allowance]) -> Result<(), LeftOut> {
+    let shares = rule.shares.iter().zip(allowances);
+    let percent: u32 =
+        shares.filter_map(|(share, allowance)| Some(share.replicas * allowance.sm_percent?)).sum();
+    if percent <= 100 || rule.overcommit {
+        return Ok(());
     }
-    Ok(())
+    Err(LeftOut {
+        why: format!("its shares have {percent} % of the SMs together"),
+        hint: lower("sm_percent", rule),
+    })
+}
+
+fn lower(key: &str, rule: &Rule) -> String {
+    format!("lower {key} at {}, or say overcommit = true", rule.place)
 }
 
 fn mib(bytes: u64) -> String {
@@ -180,7 +241,16 @@ fn mib(bytes: u64) -> String {
 }
 
 /// The compute mode is the administrator's; divvy only says what will come of it.
-fn warn_of_compute_mode(whole: &Device, plan: &mut Plan) {
+fn warn_of_compute_mode(whole: &Device, mode: Mode, plan: &mut Plan) {
+    if mode == Mode::Mps {
+        if whole.compute_mode == Some(ComputeMode::Prohibited) && whole.kind == Kind::Gpu {
+            plan.warnings.push(format!(
+                "GPU {gpu} is to be shared through MPS and in compute mode prohibited: whoever set that meant that nobody uses it, so starts will be refused; `nvidia-smi -i {gpu} -c DEFAULT` lets shares work",
+                gpu = whole.gpu
+            ));
+        }
+        return;
+    }
     let (mode, effect) = match whole.compute_mode {
         Some(ComputeMode::ExclusiveProcess) => ("exclusive-process", "only one process at a time can use it"),
         Some(ComputeMode::Prohibited) => ("prohibited", "no process can use it"),

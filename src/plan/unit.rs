@@ -65,6 +65,14 @@ impl<'a> Unit<'a> {
         }
     }
 
+    /// What the driver keeps of its memory to itself, bytes.
+    pub fn reserved_memory_bytes(&self) -> Option<u64> {
+        match self {
+            Unit::Gpu(gpu) => gpu.reserved_memory_bytes,
+            Unit::Mig(_, mig) => mig.reserved_memory_bytes,
+        }
+    }
+
     /// The unit as a device, without nodes and classes.
     pub fn device(&self) -> Device {
         let gpu = self.gpu();
@@ -83,6 +91,7 @@ impl<'a> Unit<'a> {
             sms: gpu.sms,
             limits: Limits::default(),
             share: None,
+            mps: None,
             mig: None,
             nodes: Vec::new(),
             graphics: false,

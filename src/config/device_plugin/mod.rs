@@ -1,7 +1,7 @@
 //! The configuration file of NVIDIA's Kubernetes device plugin (YAML or JSON, `version: v1`) -> `Config`, so that who
-//! has one need not write another. Its `rename` and `devices`, which the plugin itself ignores, are kept. The plugin
-//! promises limits that nothing holds, so the file implies `advisory = true`; each thing that it asks for and does not
-//! get is a warning, and nothing unknown is passed over.
+//! has one need not write another. Its `rename` and `devices`, which the plugin itself ignores, are kept. Under MPS each
+//! share gets an equal part, as with the plugin; each thing that the file asks for and does not get is a warning, and
+//! nothing unknown is passed over.
 //!
 //! - `shape`: every key of the file
 
@@ -13,8 +13,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::value::{Match, is_profile};
 use super::{
-    Config, MOST_REPLICAS, MatchEntry, Memory, MigStrategy, Mistake, Mode, Order, Place, PoolRule, Rule,
-    ShareRule,
+    Config, MOST_REPLICAS, MatchEntry, MigStrategy, Mistake, Mode, MpsRule, Order, Place, PoolRule, Priority,
+    Rule, ShareRule,
 };
 use super::{file, no_entry_twice};
 use crate::discover::host::SideClass;
@@ -84,7 +84,6 @@ impl Reader<'_> {
         {
             return Err(self.mistake(version, format!("version is {:?}: divvy reads v1", version.value)));
         }
-        self.warn("the limits of NVIDIA's device plugin are advisory: nothing holds them (advisory = true)");
         let flags = raw.flags.clone().unwrap_or_default();
         let strategy = flags.mig_strategy;
         self.without_meaning(raw, &flags);
@@ -120,7 +119,6 @@ impl Reader<'_> {
                 if time_slicing.is_some() {
                     self.warn("sharing.mps goes before sharing.timeSlicing, as in NVIDIA's plugin");
                 }
-                self.warn("sharing.mps: this version of divvy runs no MPS, so the shares take turns");
                 (Mode::Mps, mps)
             }
             (None, time_slicing) => (Mode::TimeSlice, time_slicing?),
@@ -150,29 +148,31 @@ impl Reader<'_> {
             None if sharing.rename_by_default.unwrap_or(false) => format!("{short}.shared"),
             None => short,
         };
-        let equal_part = how == Mode::Mps;
         if let Err(error) = format!("nvidia.com/{class}").parse::<cdi::Kind>() {
             return Err(self.mistake(name, error.to_string()));
         }
         let share = ShareRule {
             name: file::DEFAULT_NAME.to_owned(),
             replicas,
-            memory: equal_part.then_some(Memory::EqualPart),
-            sm_percent: equal_part.then_some((100 / replicas).max(1)),
-            advisory: true,
+            // Under MPS each has an equal part without a word.
+            memory_bytes: None,
+            sm_percent: None,
+            advisory: false,
+            require: None,
+            priority: Priority::default(),
         };
         Ok(Rule {
             place: place(self.name, resource.referenced),
             matches: self.matches(name, of.clone(), devices.as_ref())?,
             only: Some(of),
-            mode: Mode::TimeSlice,
+            mode: how,
             shares: vec![share],
-            // 100 replicas of 1 percent round up to more than all.
-            overcommit: equal_part,
+            overcommit: false,
             class: Some(class).filter(|class| class != "gpu"),
             graphics: None,
             exclusive: false,
             whole: false,
+            mps: MpsRule::default(),
         })
     }
 

@@ -2,10 +2,6 @@
 
 use super::*;
 
-const ADVISORY: &str =
-    "c.yaml: the limits of NVIDIA's device plugin are advisory: nothing holds them (advisory = true)";
-const TURNS: &str = "c.yaml: sharing.mps: this version of divvy runs no MPS, so the shares take turns";
-
 #[track_caller]
 fn config(text: &str) -> Config {
     parse("c.yaml", text).unwrap_or_else(|mistake| panic!("{mistake}"))
@@ -17,25 +13,32 @@ fn time_slicing() {
     let config = config(
         "version: v1\nsharing:\n  timeSlicing:\n    resources:\n    - name: nvidia.com/gpu\n      replicas: 10\n",
     );
-    assert_eq!(config.warnings, [ADVISORY]);
+    assert_eq!(config.warnings, Vec::<String>::new());
     let [rule] = &config.rules[..] else { panic!("{config:?}") };
     assert_eq!(rule.place.to_string(), "c.yaml:5:7");
     assert_eq!(
         (rule.mode, rule.class.as_deref(), rule.matches[0].matches.clone()),
         (Mode::TimeSlice, None, Match::Model("*".into()))
     );
-    let share =
-        ShareRule { name: "shared".into(), replicas: 10, memory: None, sm_percent: None, advisory: true };
+    let share = ShareRule {
+        name: "shared".into(),
+        replicas: 10,
+        memory_bytes: None,
+        sm_percent: None,
+        advisory: false,
+        require: None,
+        priority: Priority::Normal,
+    };
     assert_eq!(rule.shares, [share]);
 }
 
 #[test]
-fn mps_is_equal_parts_that_nothing_holds() {
+fn mps_is_equal_parts() {
     let config = config("sharing:\n  mps:\n    resources:\n    - {name: gpu, replicas: 3}\n");
-    assert_eq!(config.warnings, [ADVISORY, TURNS]);
+    assert_eq!(config.warnings, Vec::<String>::new());
     let share = &config.rules[0].shares[0];
-    assert_eq!((config.rules[0].mode, share.replicas), (Mode::TimeSlice, 3));
-    assert_eq!((share.memory, share.sm_percent, share.advisory), (Some(Memory::EqualPart), Some(33), true));
+    assert_eq!((config.rules[0].mode, config.rules[0].overcommit, share.replicas), (Mode::Mps, false, 3));
+    assert_eq!((share.memory_bytes, share.sm_percent, share.advisory), (None, None, false));
 }
 
 #[test]
@@ -74,7 +77,6 @@ sharing:
     assert_eq!(
         config.warnings,
         [
-            ADVISORY,
             "c.yaml: without a meaning outside Kubernetes: flags.failOnInitError, flags.plugin, flags.gfd, resources, imex",
         ]
     );
@@ -112,10 +114,7 @@ fn the_strategy_says_what_a_gpu_is() {
     assert_eq!(config.rules[0].class.as_deref(), Some("mig-1g.5gb"));
     assert_eq!(
         config.warnings,
-        [
-            ADVISORY,
-            "c.yaml: mig-1g.5gb is a resource under migStrategy mixed only; it is shared all the same"
-        ]
+        ["c.yaml: mig-1g.5gb is a resource under migStrategy mixed only; it is shared all the same"]
     );
 }
 
@@ -126,7 +125,7 @@ fn both_forms_are_mps() {
     );
     assert_eq!(config.rules[0].shares[0].replicas, 4);
     assert_eq!(
-        config.warnings[1],
+        config.warnings[0],
         "c.yaml: sharing.mps goes before sharing.timeSlicing, as in NVIDIA's plugin"
     );
 }
@@ -135,7 +134,7 @@ fn both_forms_are_mps() {
 fn nothing_shared_is_nothing_shared() {
     for text in ["", "\n# nothing\n", "version: v1\n", "{}", "version: \"\"\nflags:\n"] {
         let config = config(text);
-        assert_eq!((config.rules.len(), &config.warnings[..]), (0, &[ADVISORY.to_owned()][..]), "{text}");
+        assert_eq!((config.rules.len(), &config.warnings[..]), (0, &[][..]), "{text}");
     }
 }
 

@@ -144,9 +144,28 @@ fn what_cannot_be_edited_is_refused() {
     }
     let mistake = share("c.toml", "", "0", &|_| false, Some(&cut(0))).unwrap_err();
     assert_eq!(mistake.to_string(), "c.toml:4:12: replicas is 0: it is 1 to 1024");
+}
+
+/// What is about MPS goes with it, and comes with no other mode.
+#[test]
+fn from_mps_and_back() {
     let mps = Cut { mode: Mode::Mps, ..cut(2) };
-    let mistake = share("c.toml", "", "0", &|_| false, Some(&mps)).unwrap_err();
-    assert!(mistake.to_string().starts_with("c.toml:3:8: mode = \"mps\" is not enforced yet"), "{mistake}");
+    let all = |_: &Match| true;
+    let text = share("c.toml", "", "0", &all, Some(&mps)).unwrap();
+    assert_eq!(text, "[[gpu]]\nmatch = [\"0\"]\nmode = \"mps\"\nreplicas = 2\n");
+    let more =
+        format!("{text}start = \"boot\" # early\nshm = \"1GiB\"\npriority = \"low\"\nrequire = \"mps\"\n");
+    let again = share("c.toml", &more, "0", &all, Some(&mps)).unwrap();
+    assert_eq!(again, more);
+    let in_turns = share("c.toml", &more, "0", &all, Some(&cut(2))).unwrap();
+    assert_eq!(
+        in_turns,
+        "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 2\nrequire = \"mps\"\n"
+    );
+    assert_eq!(share("c.toml", &more, "0", &all, None).unwrap().trim(), "# early");
+    let kept = "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nwhole = true\n";
+    let mistake = share("c.toml", kept, "0", &all, Some(&mps)).unwrap_err();
+    assert!(mistake.to_string().starts_with("c.toml:4:9: whole = true cannot stand beside"), "{mistake}");
 }
 
 /// Twice is as once, and there and back is as it was.

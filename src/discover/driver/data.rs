@@ -16,7 +16,8 @@ const PROGRAMS: [(&str, Purpose); 6] = [
     ("nvidia-imex-ctl", Purpose::Compute),
     ("nvidia-xconfig", Purpose::Graphics),
 ];
-const PROGRAM_DIRS: [&str; 5] =
+/// Where programs of the driver are; Debian has the MPS server among those of the system.
+pub const PROGRAM_DIRS: [&str; 5] =
     ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/nvidia/bin", "/run/current-system/sw/bin"];
 
 /// Where loaders look for descriptions, the administrator's first. The last ones are NixOS's.

@@ -15,7 +15,7 @@ use anyhow::Result;
 use tracing::debug;
 
 use super::files::Files;
-use super::host::{DriverFile, DriverFiles, Purpose};
+use super::host::{DriverFile, DriverFiles, MpsPrograms, Purpose};
 use crate::failure::Failure;
 
 /// Where distributions put the driver's libraries, besides what the loader's cache says.
@@ -107,6 +107,13 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
         debug!("file {} ({})", file.path.display(), file.real_path.display());
     }
     found
+}
+
+/// The programs that run MPS: one package of Debian's, and a part of the driver elsewhere.
+pub fn mps_programs(files: &dyn Files) -> MpsPrograms {
+    let find =
+        |name| data::PROGRAM_DIRS.iter().find_map(|dir| files.driver_file(&Path::new(dir).join(name)).ok());
+    MpsPrograms { control: find("nvidia-cuda-mps-control"), server: find("nvidia-cuda-mps-server") }
 }
 
 /// Directories that may hold driver libraries: where the loader's cache finds any, then the usual ones, then

@@ -31,7 +31,7 @@ pub struct SimHost {
 }
 
 /// Every built-in host.
-pub const HOSTS: [SimHost; 5] = [
+pub const HOSTS: [SimHost; 6] = [
     SimHost {
         name: "a100-lab",
         about: "8 x A100-SXM4-40GB, GPU 0 cut by MIG",
@@ -77,6 +77,15 @@ pub const HOSTS: [SimHost; 5] = [
         uvm_major: 510,
         fabric: false,
     },
+    SimHost {
+        name: "mps",
+        about: "6 x H100 80GB: two whole, GPU 1 cut by MIG, GPU 2 shared in turns, GPUs 3 and 4 and a MIG device through MPS",
+        facts: include_str!("mps.json"),
+        config: Some(include_str!("mps.toml")),
+        caps_major: 235,
+        uvm_major: 510,
+        fabric: false,
+    },
 ];
 
 impl SimHost {
@@ -112,7 +121,7 @@ mod tests {
 
     #[test]
     fn every_host_has_facts() {
-        for (host, gpus) in HOSTS.into_iter().zip([8, 8, 8, 1, 4]) {
+        for (host, gpus) in HOSTS.into_iter().zip([8, 8, 8, 1, 4, 6]) {
             let facts: Facts = serde_json::from_str(host.facts).unwrap();
             assert_eq!(facts.gpus.len(), gpus, "{}", host.name);
         }

@@ -9,8 +9,13 @@ fn lab() -> Host {
     discover(&Source::Sim(SimHost::parse("a100-lab").unwrap()), Path::new(OUTPUT)).unwrap()
 }
 
+/// A spec there, and everything else where it is by default.
+fn places(output: &str) -> Places<'_> {
+    Places { output: Path::new(output), state: Path::new("/run/divvy"), driver_root: Path::new("/") }
+}
+
 fn plan(host: &Host) -> Plan {
-    super::plan(host, &Config::default(), &Earlier::default(), Path::new(OUTPUT))
+    super::plan(host, &Config::default(), &Earlier::default(), &places(OUTPUT))
 }
 
 fn paths(device: &Device) -> Vec<&str> {
@@ -120,6 +125,8 @@ fn a_garbled_uuid_costs_one_device() {
     assert_eq!(plan.problems[0].what, "GPU 1");
 }
 
+mod mps;
 mod names;
 mod pools;
+mod random;
 mod shares;

@@ -64,7 +64,7 @@ fn whole_names_stay_beside_a_generator_in_another_directory() {
     // The other way round theirs go first, name by name.
     host.others.specs = vec![other("/var/run/cdi/nvidia.yaml", &[("2", "/dev/nvidia2")])];
     let plan =
-        super::super::plan(&host, &Config::default(), &Earlier::default(), Path::new("/etc/cdi/divvy.json"));
+        super::super::plan(&host, &Config::default(), &Earlier::default(), &places("/etc/cdi/divvy.json"));
     assert_eq!(whole(&plan), 11);
     assert_eq!(plan.notes, ["/var/run/cdi/nvidia.yaml goes before divvy's spec with nvidia.com/gpu=2"]);
 }

@@ -9,7 +9,7 @@ fn with(host: &Host, config: &str) -> Plan {
 
 pub(super) fn after(host: &Host, config: &str, earlier: &Earlier) -> Plan {
     let config = Config::parse("c.toml", config).unwrap_or_else(|mistake| panic!("{mistake}"));
-    super::super::plan(host, &config, earlier, Path::new(OUTPUT))
+    super::super::plan(host, &config, earlier, &places(OUTPUT))
 }
 
 /// What a later run would read of this plan.
@@ -26,12 +26,16 @@ fn names(plan: &Plan) -> Vec<String> {
     plan.devices.iter().map(of).collect()
 }
 
-fn problems(plan: &Plan) -> Vec<String> {
+pub(super) fn problems(plan: &Plan) -> Vec<String> {
     plan.problems.iter().map(|problem| problem.to_string()).collect()
 }
 
 fn cut(matches: &str, lines: &str) -> String {
-    format!("[[gpu]]\nmatch = [{matches}]\nmode = \"time-slice\"\n{lines}\n")
+    cut_by("time-slice", matches, lines)
+}
+
+pub(super) fn cut_by(mode: &str, matches: &str, lines: &str) -> String {
+    format!("[[gpu]]\nmatch = [{matches}]\nmode = \"{mode}\"\n{lines}\n")
 }
 
 #[test]

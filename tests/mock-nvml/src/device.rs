@@ -125,16 +125,23 @@ pub extern "C" fn nvmlDeviceGetMemoryInfo(device: Handle, memory: Out<Memory>) -
     })
 }
 
-/// Memory in bytes; all of it is free. The caller sets the struct's version.
+/// Memory in bytes; all that the driver does not keep to itself is free. The caller sets the struct's version.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetMemoryInfo_v2(device: Handle, memory: Out<MemoryV2>) -> Return {
     answer("nvmlDeviceGetMemoryInfo_v2", |call| {
-        let total = total_memory(&call.device(device)?);
+        let device = call.device(device)?;
         let version = memory.number()?;
         if version != MemoryV2::VERSION {
             return Err(ARGUMENT_VERSION_MISMATCH);
         }
-        memory.give(total.map(|total| MemoryV2 { version, total, reserved: 0, free: total, used: 0 }))
+        let reserved = reserved_memory(&device);
+        memory.give(total_memory(&device).map(|total| MemoryV2 {
+            version,
+            total,
+            reserved,
+            free: total.saturating_sub(reserved),
+            used: 0,
+        }))
     })
 }
 
@@ -188,6 +195,14 @@ fn total_memory(device: &Device) -> Option<u64> {
         Device::Gpu(gpu) => gpu.memory_bytes,
         Device::Mig(_, mig) => Some(mig.memory_mib? << 20),
     }
+}
+
+fn reserved_memory(device: &Device) -> u64 {
+    let reserved = match device {
+        Device::Gpu(gpu) => gpu.reserved_memory_bytes,
+        Device::Mig(_, mig) => mig.reserved_memory_bytes,
+    };
+    reserved.unwrap_or(0)
 }
 
 fn legacy(address: PciAddress) -> PciInfoLegacy {

@@ -24,6 +24,7 @@ pub struct Gpu {
     pub pci: Option<PciAddress>,
     pub name: Option<String>,
     pub memory_bytes: Option<u64>,
+    pub reserved_memory_bytes: Option<u64>,
     pub cores: Option<u32>,
     pub compute_capability: Option<(i32, i32)>,
     /// nvmlComputeMode_t.
@@ -50,6 +51,7 @@ pub struct MigDevice {
     pub compute_instance: Option<u32>,
     pub multiprocessors: Option<u32>,
     pub memory_mib: Option<u64>,
+    pub reserved_memory_bytes: Option<u64>,
     pub placement: Option<Placement>,
     pub gpu_instance_slices: Option<u32>,
     pub compute_instance_slices: Option<u32>,
@@ -85,6 +87,7 @@ impl Gpu {
             pci: field(gpu, "pci_address", |value| PciAddress::parse(value.as_str()?))?,
             name: field(gpu, "name", string)?,
             memory_bytes: field(gpu, "memory_bytes", number)?,
+            reserved_memory_bytes: field(gpu, "reserved_memory_bytes", number)?,
             cores: field(gpu, "cores", number)?,
             compute_capability: field(gpu, "compute_capability", |value| {
                 Some((number(value.get(0)?)?, number(value.get(1)?)?))
@@ -115,6 +118,7 @@ impl MigDevice {
             compute_instance: field(device, "compute_instance", number)?,
             multiprocessors: field(device, "multiprocessors", number)?,
             memory_mib: field(device, "memory_mib", number)?,
+            reserved_memory_bytes: field(device, "reserved_memory_bytes", number)?,
             placement: field(device, "placement", |value| {
                 Some(Placement { start: number(value.get("start")?)?, size: number(value.get("size")?)? })
             })?,
