@@ -10,6 +10,7 @@
 //! - `serve`: 5. the daemon: leases, asked for when containers start, and ended with them
 //! - `held`: who has which device, read back
 //! - `ps`: and who uses it, put together for people
+//! - `time_slices`: how long turns are, as the driver is told
 //! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
@@ -35,6 +36,7 @@ mod publish;
 mod serve;
 mod spec;
 mod sys;
+mod time_slices;
 mod trust;
 
 fn main() -> ExitCode {

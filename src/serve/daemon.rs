@@ -33,6 +33,7 @@ use super::{connection, watch};
 use crate::container::caller::{self, Facts};
 use crate::container::person::People;
 use crate::failure::printable;
+use crate::time_slices::Keeper;
 use crate::{publish, sys};
 
 /// Connections of one user at a time, root excepted.
@@ -110,6 +111,7 @@ struct Daemon {
     holders: HashMap<Key, Arc<AsyncFd<OwnedFd>>>,
     /// Tasks that wait for the ends of leases.
     watches: HashMap<Key, AbortHandle>,
+    time_slices: Keeper,
     refused: Refusals,
     board: Board,
     to: UnboundedSender<Message>,
@@ -154,6 +156,7 @@ impl Daemon {
             last_ticket: 0,
             holders: HashMap::new(),
             watches: HashMap::new(),
+            time_slices: Keeper::start(state_dir),
             refused: Refusals::read(state_dir).unwrap_or_else(|error| {
                 warn!("earlier refusals are forgotten: {error:#}");
                 Refusals::default()
@@ -196,6 +199,7 @@ impl Daemon {
             Ok(None) => {}
             Ok(Some(plan)) => {
                 info!(generation = plan.generation, devices = plan.devices.len(), "read the plan");
+                self.time_slices.has(&plan.time_slices);
                 self.happens(Event::Plan(Box::new(plan)));
             }
             Err(error) => error!("the plan before stays in force: the new one cannot be read: {error}"),
