@@ -46,6 +46,8 @@ pub enum Command {
     Share(ShareArgs),
     /// Give leased devices to containers that start, one container each (needs root; systemd runs it)
     Serve(ServeArgs),
+    /// Show MPS on the devices that are shared by it, end it, or start it anew
+    Mps(MpsArgs),
     /// Lay a simulated host out as real files and device nodes
     Sim(SimArgs),
     /// Write all that divvy reads on this machine into a directory, for a bug report or a test
@@ -249,6 +251,67 @@ pub struct ServeArgs {
     /// Where the plan is, the socket, and the leases
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+/// Options of `mps`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct MpsArgs {
+    /// What to do; without it, MPS is shown
+    #[command(subcommand)]
+    pub command: Option<MpsCommand>,
+    /// Format of the listing
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: ListFormat,
+    /// Where its state is kept [default: /run/divvy]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR, hide_default_value = true)]
+    pub state_dir: PathBuf,
+}
+
+/// What can be done to MPS.
+#[derive(Debug, Subcommand)]
+pub enum MpsCommand {
+    /// End MPS on a device, and restore its compute mode
+    Stop(MpsDeviceArgs),
+    /// End MPS on a device, and start it anew
+    Restart(MpsDeviceArgs),
+    /// Keep MPS on a device (`divvy serve` starts this)
+    #[command(hide = true)]
+    Supervise(SuperviseArgs),
+}
+
+/// Options of `mps stop` and `mps restart`.
+#[derive(Debug, Args)]
+pub struct MpsDeviceArgs {
+    /// The device: an index (0), a MIG device (0:1), a UUID, or the name of a share
+    pub device: String,
+    /// Also while containers use it, whose work is lost
+    #[arg(long)]
+    pub force: bool,
+    /// Where its state is kept [default: /run/divvy]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR, hide_default_value = true)]
+    pub state_dir: PathBuf,
+}
+
+/// Options of `mps supervise`.
+#[derive(Debug, Args)]
+pub struct SuperviseArgs {
+    /// UUID of the GPU or MIG device
+    #[arg(value_parser = checked(mps_uuid))]
+    pub uuid: String,
+    /// Where its state is kept
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Start it in a session of its own, and return
+    #[arg(long)]
+    pub background: bool,
+}
+
+/// It is a directory's name too.
+fn mps_uuid(text: &str) -> Result<(), String> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let is_uuid = text.starts_with("GPU-") || text.starts_with("MIG-");
+    if is_plain && is_uuid { Ok(()) } else { Err("is not the UUID of a GPU or MIG device".to_owned()) }
 }
 
 /// Options of `sim`.

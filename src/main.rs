@@ -8,6 +8,7 @@
 //! - `spec`, `publish`: 3. `Plan` -> CDI specs, and to disk
 //! - `container`: a container as the kernel shows it
 //! - `serve`: 5. the daemon: leases, asked for when containers start, and ended with them
+//! - `mps`: NVIDIA's MPS, kept on each GPU that is shared by it
 //! - `held`: who has which device, read back
 //! - `ps`: and who uses it, put together for people
 //! - `time_slices`: how long turns are, as the driver is told
@@ -55,6 +56,11 @@ fn log(cli: &cli::Cli) {
         _ if cli.debug => tracing::Level::DEBUG,
         // What it does is all that can be seen of a daemon.
         cli::Command::Serve(_) if !cli.quiet => tracing::Level::INFO,
+        cli::Command::Mps(cli::MpsArgs { command: Some(cli::MpsCommand::Supervise(_)), .. })
+            if !cli.quiet =>
+        {
+            tracing::Level::INFO
+        }
         _ => tracing::Level::WARN,
     };
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();

@@ -1,8 +1,10 @@
 //! System calls that neither std nor nix has, each behind a safe function: pidfds, what namespaces belong to, programs
-//! on cgroups, local time. With src/nvml/, all unsafe code of this crate.
+//! on cgroups, processes that outlive this one, local time. With src/nvml/, all unsafe code of this crate.
 
 #[path = "sys/descriptors.rs"]
 mod descriptors;
+#[path = "sys/processes.rs"]
+mod processes;
 
 use std::io;
 use std::mem::{size_of, size_of_val};
@@ -12,6 +14,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub use descriptors::{passed, refuse_descriptors, watched};
+pub use processes::{accepted, close_on_exec, detach, pidfd_getfd};
 
 /// A descriptor that stands for a process, whatever comes to have its id (pidfd_open(2), Linux 5.3).
 ///

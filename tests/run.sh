@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh: every test. Installs what is missing, builds, runs unit, black box and engine tests, and ends with a line
 # that counts them: "N passed, N failed, N skipped". A test that cannot run here is skipped with its reason;
-# DIVVY_REQUIRE (root,docker,podman,containerd,cgroup2,strace,mounts,musl) turns such a skip into a failure.
+# DIVVY_REQUIRE (root,docker,podman,containerd,cgroup2,strace,mounts,musl,mps) turns such a skip into a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export DIVVY_BUILD=${DIVVY_BUILD:-$PWD/.build}
@@ -15,6 +15,9 @@ tests/machine/install.sh && packaging/build.sh "$DIVVY_BUILD/bin" dev && cargo b
   echo "0 passed, 1 failed, 0 skipped"
   exit 1
 }
+
+# NVIDIA's MPS programs come over the network, and may not be there: what needs them says so.
+tests/machine/mps.sh || true
 
 cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}

@@ -3,6 +3,7 @@
 mod completions;
 mod generate;
 pub mod list;
+mod mps;
 mod new_directory;
 mod ps;
 mod record;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<Status> {
         Command::Release(args) => release::run(&args),
         Command::Share(args) => share::run(&args, cli.quiet),
         Command::Serve(args) => serve::run(&args),
+        Command::Mps(args) => mps::run(&args),
         Command::Sim(args) => sim::run(&args, cli.quiet),
         Command::Record(args) => record::run(&args, cli.quiet),
         Command::Completions { shell } => completions::run(shell),

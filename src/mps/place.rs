@@ -7,7 +7,7 @@ pub const DIRECTORY: &str = "mps";
 /// The longest pipe directory, in bytes: with `/control_privileged` it has to fit into sun_path (unix(7)).
 pub const LONGEST_PIPE_DIRECTORY: usize = 88;
 /// Where containers find the front: MPS's default, which needs no environment.
-pub const IN_CONTAINER: &str = "/tmp/nvidia-mps";
+pub const IN_CONTAINER: &str = hooks::mps::FRONT;
 
 /// The directories of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,11 @@ impl Place {
     /// A tmpfs that containers share at /dev/shm, where that is wanted.
     pub fn shared_memory(&self) -> PathBuf {
         self.directory.join("shm")
+    }
+
+    /// What it and the supervisor say, where there is no journal.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log")
     }
 
     /// Where the supervisor listens, for root alone.

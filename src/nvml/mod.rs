@@ -4,8 +4,10 @@
 //!
 //! - `facts`: what was read, as data
 //! - `processes`: who uses which device, now
+//! - `compute_mode`: who may
 //! - `raw`: the calls that nvml-wrapper lacks, and all unsafe code
 
+pub mod compute_mode;
 pub mod facts;
 pub mod processes;
 mod raw;

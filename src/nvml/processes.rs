@@ -13,7 +13,7 @@ use super::{StartError, fact, raw, start_error};
 #[derive(Debug)]
 pub struct Session {
     /// None after it was stopped.
-    nvml: Option<Nvml>,
+    pub(super) nvml: Option<Nvml>,
     layout: raw::ProcessLayout,
 }
 

@@ -4,6 +4,7 @@
 pub mod elf;
 pub mod laid;
 pub mod layout;
+pub mod mps;
 pub mod needs;
 pub mod peak;
 pub mod place;

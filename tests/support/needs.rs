@@ -35,6 +35,8 @@ pub enum Need {
     Hook,
     /// There is an /etc/subuid, over which another can be mounted.
     Subuid,
+    /// NVIDIA's MPS programs and libcuda, which tests/machine/mps.sh unpacks.
+    Mps,
 }
 
 impl Need {
@@ -53,6 +55,7 @@ impl Need {
             Self::Compiler => "cc",
             Self::Hook => "hook",
             Self::Subuid => "subuid",
+            Self::Mps => "mps",
         }
     }
 
@@ -72,6 +75,7 @@ impl Need {
             }
             Self::Hook => built_hook().is_some(),
             Self::Subuid => Path::new("/etc/subuid").exists(),
+            Self::Mps => !mps_roots().is_empty(),
         };
         (!there).then_some(match self {
             Self::Root => "needs root",
@@ -86,6 +90,7 @@ impl Need {
             Self::Compiler => "needs a C compiler",
             Self::Hook => "needs divvy-hook, which packaging/build.sh builds",
             Self::Subuid => "needs a file /etc/subuid",
+            Self::Mps => "needs NVIDIA's MPS programs, which tests/machine/mps.sh unpacks",
         })
     }
 }
@@ -107,6 +112,17 @@ pub fn built_hook() -> Option<PathBuf> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(".build");
     let built = std::env::var_os("DIVVY_BUILD").map_or(built, PathBuf::from);
     Some(built.join("bin/divvy-hook")).filter(|program| program.is_file())
+}
+
+/// The directories of tests/machine/mps.sh, each named as the driver's version, that stand for `/`.
+pub fn mps_roots() -> Vec<PathBuf> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(".build");
+    let built = std::env::var_os("DIVVY_BUILD").map_or(built, PathBuf::from);
+    let entries = std::fs::read_dir(built.join("mps")).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|root| root.join("usr/bin/nvidia-cuda-mps-control").is_file())
+        .collect()
 }
 
 fn unshare_works() -> bool {

@@ -16,6 +16,7 @@ use crate::types::{Answer, Return, UNKNOWN};
 pub struct Control {
     pub facts: Option<PathBuf>,
     pub processes: Option<PathBuf>,
+    pub compute_modes: Option<PathBuf>,
     pub init_delay: Duration,
     failures: Vec<Failure>,
     log: Option<PathBuf>,
@@ -47,6 +48,7 @@ impl Control {
         Ok(Self {
             facts: path("MOCK_NVML_FACTS"),
             processes: path("MOCK_NVML_PROCESSES"),
+            compute_modes: path("MOCK_NVML_COMPUTE_MODES"),
             init_delay: Duration::from_millis(delay.unwrap_or(0)),
             failures: Failure::list(&text("MOCK_NVML_FAIL")?.unwrap_or_default())?,
             log: path("MOCK_NVML_LOG"),

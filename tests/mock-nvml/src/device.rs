@@ -5,6 +5,7 @@
 use std::ffi::{c_char, c_int, c_uint};
 
 use crate::call::{Call, Device, answer};
+use crate::compute_mode;
 use crate::facts::{Gpu, MigDevice, PciAddress};
 use crate::handles::Object;
 use crate::pointers::{Out, Text};
@@ -168,7 +169,10 @@ pub extern "C" fn nvmlDeviceGetCudaComputeCapability(
 /// nvmlComputeMode_t of a GPU.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceGetComputeMode(device: Handle, mode: Out<c_uint>) -> Return {
-    answer("nvmlDeviceGetComputeMode", |call| mode.give(call.gpu(device, NOT_SUPPORTED)?.compute_mode))
+    answer("nvmlDeviceGetComputeMode", |call| {
+        let gpu = call.gpu(device, NOT_SUPPORTED)?;
+        mode.give(compute_mode::set_before(call, gpu)?.or(gpu.compute_mode))
+    })
 }
 
 fn gpu_count(call: &Call) -> u32 {

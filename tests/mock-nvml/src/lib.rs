@@ -10,10 +10,11 @@
 //! |---|---|
 //! | `MOCK_NVML_FACTS=FILE` | JSON file with the host to serve. Without it nvmlInit_v2 answers `NVML_ERROR_DRIVER_NOT_LOADED` (9). |
 //! | `MOCK_NVML_FAIL=FUNCTION[@INDEX]=CODE,...` | The function answers `CODE` instead of doing its work; with `@INDEX` for the GPU of that NVML index only. MIG devices and instances count as their GPU. |
-//! | `MOCK_NVML_LOG=FILE` | Appends `init` for each call of nvmlInit_v2 and nvmlInitWithFlags, `shutdown` for each of nvmlShutdown, failed ones too. |
+//! | `MOCK_NVML_LOG=FILE` | Appends `init` for each call of nvmlInit_v2 and nvmlInitWithFlags, `shutdown` for each of nvmlShutdown, failed ones too; and `compute mode N` for each one set. |
 //! | `MOCK_NVML_LOG_CALLS=1` | Appends each called function's name to that file as well. |
 //! | `MOCK_NVML_INIT_DELAY_MS=N` | nvmlInit_v2 and nvmlInitWithFlags take N milliseconds. |
 //! | `MOCK_NVML_PROCESSES=FILE` | JSON file with the processes on each device, read at each call that asks for them. Without it there are none. |
+//! | `MOCK_NVML_COMPUTE_MODES=DIR` | Directory with a file for each GPU whose compute mode was set, called by its UUID, with the number. Without it nobody may set one: `NVML_ERROR_NO_PERMISSION` (4). |
 //!
 //! A control or a facts file that cannot be read is told on standard error, and nvmlInit_v2 answers
 //! `NVML_ERROR_UNKNOWN` (999).
@@ -52,9 +53,10 @@
 //! - `call`: what every exported function does first
 //! - `pointers`: the caller's pointers, and all pointer access
 //! - `types`: codes and structs of nvml.h
-//! - `system`, `device`, `mig`, `processes`: the exported functions
+//! - `system`, `device`, `mig`, `processes`, `compute_mode`: the exported functions
 
 mod call;
+mod compute_mode;
 mod control;
 mod device;
 mod facts;

@@ -1,0 +1,65 @@
+//! Who else is on a device: while one is, no MPS server gets it alone, and what it does has no limits.
+
+use super::at_work::AtWork;
+use super::place::Place;
+use super::reason::Reason;
+use super::settings::Settings;
+use crate::container::process::text;
+use crate::nvml::processes::Session;
+
+/// More are not named.
+const NAMED: usize = 8;
+
+/// Refuses a device that is not there, that a process uses, or that another control daemon would serve.
+pub fn check(settings: &Settings, place: &Place, nvml: &Session) -> Result<(), Reason> {
+    let what = &settings.what;
+    let devices = nvml.devices();
+    let Some(device) = devices.iter().find(|device| device.uuid == settings.uuid) else {
+        return Err(Reason::failed(
+            format!("{what}: {} is not there any more", settings.uuid),
+            "`nvidia-smi -L` shows what is there; then `divvy generate`",
+        ));
+    };
+    let uuids = [settings.uuid.as_str(), settings.gpu_uuid.as_str()];
+    let pipe = place.pipe();
+    let is_other = |other: &AtWork| !other.is_server && !other.is_of(&pipe) && other.may_serve(&uuids);
+    if let Some(other) = AtWork::all().into_iter().find(is_other) {
+        return Err(Reason::not_now(
+            format!("{what}: another MPS control daemon may serve it, {}", named(other.pid)),
+            format!(
+                "end it: `echo quit | CUDA_MPS_PIPE_DIRECTORY={} nvidia-cuda-mps-control`",
+                other.pipe().display()
+            ),
+        ));
+    }
+    let Some(processes) = &device.processes else {
+        return Err(Reason::failed(
+            format!("{what}: NVML does not tell who uses it"),
+            "MPS needs the device for itself; `divvy --debug ps` shows NVML's words",
+        ));
+    };
+    let pids: Vec<i32> = processes.keys().filter_map(|pid| i32::try_from(*pid).ok()).collect();
+    if pids.is_empty() {
+        return Ok(());
+    }
+    Err(Reason::not_now(
+        format!("{what}: MPS needs it for itself, and {} it", list(&pids, "uses", "use")),
+        "end what uses it; `divvy ps` shows whose it is",
+    ))
+}
+
+/// `process 4711 (python3) of user 1000`.
+pub fn named(pid: i32) -> String {
+    let name = text(pid, "comm").map(|name| format!(" ({})", name.trim_end())).unwrap_or_default();
+    format!("process {pid}{name}")
+}
+
+/// `process 4711 (python3) uses`, `processes 4711 (python3), 4712 (python3) use`; the verb in both numbers.
+pub fn list(pids: &[i32], one: &str, several: &str) -> String {
+    if let [pid] = pids {
+        return format!("{} {one}", named(*pid));
+    }
+    let names = pids.iter().take(NAMED).map(|pid| named(*pid).replacen("process ", "", 1));
+    let more = if pids.len() > NAMED { format!(" and {} more", pids.len() - NAMED) } else { String::new() };
+    format!("processes {}{more} {several}", names.collect::<Vec<_>>().join(", "))
+}

@@ -1,0 +1,166 @@
+//! What containers see of MPS: a directory with the socket `control` alone. It is the control daemon's, as one more name of
+//! the same socket, or a tombstone, on which the supervisor greets and hangs up: CUDA fails with 805 then
+//! (CUDA_ERROR_MPS_CONNECTION_FAILED). Where nothing listened, CUDA would run without MPS, and without limits.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, send, socket,
+};
+
+use super::place::Place;
+
+/// The socket's name, in the front as in the pipe directory.
+const CONTROL: &str = "control";
+/// The first that a control daemon says.
+const GREETING: &[u8] = b"OUTBHELL\0";
+
+/// The front of one device.
+#[derive(Debug)]
+pub struct Front {
+    socket: PathBuf,
+    control: PathBuf,
+    /// Made here, and renamed: nobody finds the front without a socket.
+    beside: PathBuf,
+    tombstone: Option<OwnedFd>,
+}
+
+impl Front {
+    /// The front, which is made where it is missing.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, or is no directory.
+    pub fn open(place: &Place) -> io::Result<Self> {
+        let front = place.front();
+        match DirBuilder::new().mode(0o755).create(&front) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => fs::set_permissions(&front, Permissions::from_mode(0o755))?,
+        }
+        let beside = place.directory().join(".control.new");
+        Ok(Self { socket: front.join(CONTROL), control: place.pipe().join(CONTROL), beside, tombstone: None })
+    }
+
+    /// Whether containers reach the control daemon.
+    pub fn is_open(&self) -> bool {
+        let file = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        let control = file(&self.control);
+        self.tombstone.is_none() && control.is_some() && file(&self.socket) == control
+    }
+
+    /// Lets containers reach the control daemon.
+    ///
+    /// # Errors
+    /// When its socket is not there, or cannot be linked.
+    pub fn link(&mut self) -> io::Result<()> {
+        self.clear()?;
+        fs::hard_link(&self.control, &self.beside)?;
+        fs::rename(&self.beside, &self.socket)?;
+        self.tombstone = None;
+        Ok(())
+    }
+
+    /// Puts the tombstone in the place of the control daemon's socket. It stands as long as this lives.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn close(&mut self) -> io::Result<()> {
+        if self.tombstone.is_some() {
+            return Ok(());
+        }
+        self.clear()?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let tombstone = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        bind(tombstone.as_raw_fd(), &UnixAddr::new(&self.beside)?)?;
+        fs::set_permissions(&self.beside, Permissions::from_mode(0o666))?;
+        listen(&tombstone, Backlog::new(64)?)?;
+        fs::rename(&self.beside, &self.socket)?;
+        self.tombstone = Some(tombstone);
+        Ok(())
+    }
+
+    /// Readable while somebody knocks at the tombstone.
+    pub fn tombstone(&self) -> Option<BorrowedFd<'_>> {
+        self.tombstone.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Turns away everybody who knocks.
+    pub fn turn_away(&self) {
+        let Some(tombstone) = &self.tombstone else { return };
+        while let Ok(fd) = accept4(tombstone.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            let caller = crate::sys::accepted(fd);
+            // Who has left already needs no greeting.
+            let _ = send(caller.as_raw_fd(), GREETING, MsgFlags::MSG_NOSIGNAL);
+        }
+    }
+
+    /// Leaves the front empty, where nobody has it.
+    ///
+    /// # Errors
+    /// When the socket cannot be removed.
+    pub fn remove(&mut self) -> io::Result<()> {
+        self.tombstone = None;
+        self.clear()?;
+        remove(&self.socket)
+    }
+
+    /// What was left beside it by a supervisor that was killed.
+    fn clear(&self) -> io::Result<()> {
+        remove(&self.beside)
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{connect, recv};
+
+    use super::*;
+
+    fn knock(path: &Path) -> Vec<u8> {
+        let caller = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
+        connect(caller.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        let mut said = [0; 64];
+        let length = recv(caller.as_raw_fd(), &mut said, MsgFlags::empty()).unwrap();
+        said[..length].to_vec()
+    }
+
+    #[test]
+    fn the_front_is_the_daemons_socket_or_a_tombstone() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path(), "GPU-0");
+        fs::create_dir_all(place.pipe()).unwrap();
+        let mut front = Front::open(&place).unwrap();
+        assert!(front.link().is_err(), "there is no control daemon");
+        front.close().unwrap();
+        assert!(!front.is_open());
+        let control = place.front().join(CONTROL);
+        std::thread::scope(|scope| {
+            let said = scope.spawn(|| knock(&control));
+            while !said.is_finished() {
+                front.turn_away();
+            }
+            assert_eq!(said.join().unwrap(), GREETING);
+        });
+        for _daemon in 0..2 {
+            let _ = fs::remove_file(place.pipe().join(CONTROL));
+            fs::write(place.pipe().join(CONTROL), "").unwrap();
+            assert!(!front.is_open(), "it is that of the daemon before");
+            front.link().unwrap();
+            assert!(front.is_open());
+        }
+        let names = fs::read_dir(place.front()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), [CONTROL]);
+        front.remove().unwrap();
+        assert!(!control.exists() && place.front().exists());
+    }
+}

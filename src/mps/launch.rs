@@ -1,0 +1,98 @@
+//! Starts a control daemon, in a session and an environment of its own, and nothing of a caller's.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::log;
+use super::place::{LONGEST_PIPE_DIRECTORY, Place};
+use super::reason::Reason;
+use super::settings::Settings;
+use super::shared_memory;
+use crate::sys;
+
+/// NVIDIA's advice: with fewer, a server cannot serve as many clients as it may.
+const DESCRIPTORS: u64 = 16384;
+/// Where a driver root has libcuda, below it.
+const LIBRARIES: [&str; 5] = [
+    "usr/lib64",
+    "usr/lib/x86_64-linux-gnu/nvidia/current",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu/nvidia/current",
+    "usr/lib/aarch64-linux-gnu",
+];
+
+/// Starts it, with the option that has it serve several users at once, if any. It listens a little later.
+pub fn control_daemon(settings: &Settings, place: &Place, option: Option<&str>) -> Result<Child, Reason> {
+    let pipe = place.pipe();
+    if pipe.as_os_str().len() > LONGEST_PIPE_DIRECTORY {
+        return Err(Reason::failed(
+            format!("{} is longer than the {LONGEST_PIPE_DIRECTORY} bytes that MPS takes", pipe.display()),
+            "choose a shorter --state-dir",
+        ));
+    }
+    let failed = |error: io::Error| {
+        let daemon = settings.control.display();
+        Reason::failed(format!("{}: {daemon} cannot be started: {error}", settings.what), "as root it can be")
+    };
+    prepare(place).map_err(failed)?;
+    let shared_memory = shared_memory::mount(settings, place).map_err(failed)?;
+    let output = log::open(place).map_err(failed)?;
+    let mut command = command(settings, place, option, output).map_err(failed)?;
+    sys::detach(&mut command, DESCRIPTORS, shared_memory.as_deref()).map_err(failed)?;
+    command.spawn().map_err(failed)
+}
+
+/// The directories, and nothing of the last daemon in them. A new one that opens the last one's FIFO `log` hangs when it is
+/// ended; the file with the process id is written without being emptied.
+fn prepare(place: &Place) -> io::Result<()> {
+    let pipe = place.pipe();
+    for directory in [&pipe, &place.log()] {
+        match DirBuilder::new().mode(0o755).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => fs::set_permissions(directory, Permissions::from_mode(0o755))?,
+        }
+    }
+    for stale in ["log", "nvidia-cuda-mps-control.pid", "control", "control_privileged"] {
+        match fs::remove_file(pipe.join(stale)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn command(settings: &Settings, place: &Place, option: Option<&str>, output: File) -> io::Result<Command> {
+    let mut command = Command::new(&settings.control);
+    command
+        .arg("-f")
+        .args(option)
+        .env_clear()
+        .env("PATH", path(&settings.server))
+        .env("CUDA_VISIBLE_DEVICES", &settings.uuid)
+        .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        .env("CUDA_MPS_PIPE_DIRECTORY", place.pipe())
+        .env("CUDA_MPS_LOG_DIRECTORY", place.log())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stderr(output.try_clone()?)
+        .stdout(output);
+    if settings.driver_root != Path::new("/") {
+        command.env("LD_LIBRARY_PATH", library_path(&settings.driver_root));
+    }
+    Ok(command)
+}
+
+/// The daemon looks for the server there.
+fn path(server: &Path) -> String {
+    let directory = server.parent().unwrap_or(Path::new("/usr/bin"));
+    format!("{}:/usr/bin:/bin:/usr/sbin:/sbin", directory.display())
+}
+
+fn library_path(driver_root: &Path) -> String {
+    let directories = LIBRARIES.iter().map(|directory| driver_root.join(directory));
+    let there: Vec<PathBuf> = directories.filter(|directory| directory.is_dir()).collect();
+    there.iter().map(|directory| directory.display().to_string()).collect::<Vec<_>>().join(":")
+}

@@ -1,0 +1,169 @@
+//! What a keeper sees: the lock, processes, and what the control daemon says.
+
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use super::at_work::AtWork;
+use super::blocked;
+use super::control::{Control, Unanswered};
+use super::keeper::Keeper;
+use super::kept::Kept;
+use super::lock;
+use super::process::Process;
+use super::protocol::State;
+use super::reply::{self, ServerState};
+use super::settings::Settings;
+use super::step::{Answers, Daemon, Goal, Seen, Server};
+
+/// The lock that a control daemon holds as long as it lives.
+const LOCK: &str = "control_lock";
+/// As often all is read back of a server that serves.
+const READ_BACK: Duration = Duration::from_secs(60);
+/// One time without an answer is a busy machine.
+const SILENT: u32 = 2;
+
+impl Keeper {
+    /// Looks at everything.
+    pub(super) fn look(&mut self) -> Seen {
+        let mut daemon = self.look_for_daemon();
+        if self.server.as_mut().is_some_and(Process::has_ended) {
+            self.server = None;
+            self.read_back = None;
+        }
+        if daemon != Daemon::Running {
+            self.clients.clear();
+            // Whoever has the front finds somebody who turns him away.
+            let _ = self.front.close();
+        }
+        let is_asked =
+            daemon == Daemon::Running && self.course.ending.is_none() && self.course.goal == Goal::Run;
+        let mut answers = Answers::Silent;
+        if is_asked {
+            match self.ask() {
+                Ok(told) => answers = told,
+                Err(Unanswered::Nobody) => daemon = Daemon::Unlocked,
+                Err(error) => self.note_silence(&error),
+            }
+        }
+        if let Answers::Told { server, .. } = &answers {
+            self.silent = 0;
+            self.take_note(server.as_ref());
+        }
+        Seen { daemon, answers, is_open: self.front.is_open() }
+    }
+
+    fn look_for_daemon(&mut self) -> Daemon {
+        if self.daemon.as_mut().is_some_and(Process::has_ended) {
+            self.daemon = None;
+        }
+        // Who cannot look takes it that there is one.
+        let holder = lock::holder(&self.place.pipe().join(LOCK)).unwrap_or(Some(0));
+        match holder {
+            Some(pid) => {
+                if self.daemon.as_ref().map(|daemon| daemon.pid) != Some(pid)
+                    && let Ok(found) = Process::find(pid)
+                {
+                    info!("{}: process {pid} is its MPS control daemon", self.what());
+                    self.daemon = Some(found);
+                }
+                Daemon::Running
+            }
+            None if self.daemon.is_some() => Daemon::Unlocked,
+            None => {
+                let pipe = self.place.pipe();
+                let is_left = AtWork::all().iter().any(|process| process.is_server && process.is_of(&pipe));
+                if is_left { Daemon::Unlocked } else { Daemon::Gone }
+            }
+        }
+    }
+
+    fn ask(&mut self) -> Result<Answers, Unanswered> {
+        let (Some(control), Some(Kept { settings, .. })) = (self.control(), self.kept.clone()) else {
+            return Err(Unanswered::Silent);
+        };
+        let is_fresh = self.read_back.is_some_and(|then| then.elapsed() < READ_BACK);
+        if let Some(server) = self.server.as_ref().filter(|_| is_fresh && self.state == State::Ready) {
+            // Its limits were read back a short while ago, and nobody else may set them.
+            let server = quick(&control, server.pid)?;
+            return Ok(Answers::Told { defaults_hold: true, server: Some(server) });
+        }
+        let percentage = control.ask("get_default_active_thread_percentage")?;
+        let memory = control.ask("get_default_device_pinned_mem_limit 0")?;
+        let defaults_hold = hold(&settings, &percentage, &memory);
+        let servers = reply::pids(&control.ask("get_server_list")?);
+        // There is one, or the last one and the next.
+        let server = match servers.last().filter(|pid| Process::find(**pid).is_ok()) {
+            Some(pid) => Some(thorough(&control, *pid, &settings)?),
+            None => None,
+        };
+        if self.state == State::Ready {
+            self.reason = self.gpu.disturbance(&settings);
+        }
+        let is_good = server.as_ref().is_some_and(|server| server.limits_hold) && defaults_hold;
+        self.read_back = is_good.then(Instant::now);
+        Ok(Answers::Told { defaults_hold, server })
+    }
+
+    fn note_silence(&mut self, error: &Unanswered) {
+        self.silent += 1;
+        if self.silent < SILENT || self.state == State::Starting {
+            info!("{}: {error}", self.what());
+            return;
+        }
+        let server = self.server.as_ref().map(|server| server.pid);
+        if let Some(daemon) = &self.daemon {
+            self.reason = Some(blocked::reason(&self.what(), self.uuid(), daemon.pid, server));
+        }
+    }
+
+    /// Remembers the server and its clients.
+    fn take_note(&mut self, server: Option<&Server>) {
+        let Some(server) = server else {
+            self.clients.clear();
+            self.course.fault = None;
+            return;
+        };
+        self.clients.clone_from(&server.clients);
+        if self.course.server != Some(server.pid) {
+            info!("{}: process {} is its MPS server", self.what(), server.pid);
+            // Another user's comes in the place of the last one by itself, and takes its time as well.
+            self.course.server_asked = Some(Instant::now());
+        }
+        self.course.server = Some(server.pid);
+        if self.server.as_ref().map(|known| known.pid) != Some(server.pid) {
+            self.server = Process::find(server.pid).ok();
+        }
+        let is_in_fault = server.state == ServerState::Fault && server.clients.is_empty();
+        self.course.fault = is_in_fault.then(|| self.course.fault.unwrap_or_else(Instant::now));
+        if self.state == State::Blocked {
+            self.reason = None;
+        }
+    }
+}
+
+/// How a server is, of which everything else is known.
+fn quick(control: &Control, pid: i32) -> Result<Server, Unanswered> {
+    let state = reply::state(&control.ask(&format!("get_server_status {pid}"))?);
+    let clients = reply::pids(&control.ask(&format!("get_client_list {pid}"))?);
+    Ok(Server { pid, state: state.unwrap_or(ServerState::Active), limits_hold: true, clients })
+}
+
+fn thorough(control: &Control, pid: i32, settings: &Settings) -> Result<Server, Unanswered> {
+    let state = reply::state(&control.ask(&format!("get_server_status {pid}"))?);
+    let percentage = control.ask(&format!("get_active_thread_percentage {pid}"))?;
+    // Without a word of its state, one that knows its limits is one that serves: it has them from then on.
+    let unsaid = if percentage.trim().is_empty() { ServerState::Initializing } else { ServerState::Active };
+    let state = state.unwrap_or(unsaid);
+    if state == ServerState::Initializing {
+        return Ok(Server { pid, state, limits_hold: true, clients: Vec::new() });
+    }
+    let memory = control.ask(&format!("get_device_pinned_mem_limit {pid} 0"))?;
+    let clients = reply::pids(&control.ask(&format!("get_client_list {pid}"))?);
+    Ok(Server { pid, state, limits_hold: hold(settings, &percentage, &memory), clients })
+}
+
+fn hold(settings: &Settings, percentage: &str, memory: &str) -> bool {
+    reply::is_percentage(percentage, settings.active_thread_percentage)
+        && reply::is_memory(memory, settings.memory_mib)
+}
