@@ -12,6 +12,7 @@
 //! - `away`: a daemon that is started again, under load, with a full disk, or twice
 //! - `waiting`: who waits, as everybody sees it
 //! - `clock`: the wall clock is set
+//! - `mps`, `stand_in`: shares of MPS servers, and who stands in for their supervisors
 //! - `many`: a thousand leases
 //! - `figures`: what tests/bench-leases.sh prints
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
@@ -28,8 +29,10 @@ mod helper;
 mod hook;
 mod hostile;
 mod many;
+mod mps;
 mod race;
 mod random;
+mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
 mod users;
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         &users::TRIALS,
         &away::TRIALS,
         &waiting::TRIALS,
+        &mps::TRIALS,
         &many::TRIALS,
     ];
     let of_all =
