@@ -163,6 +163,8 @@ impl Keeper {
         }
         if self.state == State::Ready {
             self.has_served = true;
+            // Should somebody change them, they are set once more.
+            self.course.limits_set = false;
             self.gpu.leave();
             if self.ready_since.is_some_and(|since| now.saturating_duration_since(since) >= LASTING) {
                 self.failures = 0;
