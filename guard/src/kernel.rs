@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-use super::admitted::Admitted;
+use super::admitted::{Admitted, Connection};
 use super::judge::{PATIENCE_MS, Said, TYPE_BYTES, is_child, is_for_strangers, said};
 
 /// Room for the credentials that the kernel puts first, and for no descriptors (SCM_RIGHTS, unix(7)): it says MSG_CTRUNC
@@ -59,18 +59,18 @@ unsafe extern "C" fn recvmsg(
 }
 
 fn guarded(fd: libc::c_int, message: &mut libc::msghdr, flags: libc::c_int) -> libc::ssize_t {
-    let Some(cookie) = option::<u64>(fd, libc::SO_COOKIE) else { return refuse(fd, message) };
-    if !ADMITTED.holds(fd, cookie) && is_server(fd) {
-        ADMITTED.admit(fd, cookie);
+    let Some(connection) = connection(fd) else { return refuse(fd, message) };
+    if !ADMITTED.holds(fd, connection) && is_server(fd) {
+        ADMITTED.admit(fd, connection);
     }
-    if ADMITTED.holds(fd, cookie) {
+    if ADMITTED.holds(fd, connection) {
         // SAFETY: recvmsg's caller promised that the message is good.
         return unsafe { receive(fd, message, flags) };
     }
     match first_message(fd, message, flags) {
         Some((said, received)) if said == Said::Client || comes_a_client(fd) => {
             if said == Said::Client {
-                ADMITTED.admit(fd, cookie);
+                ADMITTED.admit(fd, connection);
             }
             received
         }
@@ -127,6 +127,14 @@ fn refuse(fd: libc::c_int, message: &mut libc::msghdr) -> libc::ssize_t {
         libc::shutdown(fd, libc::SHUT_RDWR);
     }
     0
+}
+
+fn connection(fd: libc::c_int) -> Option<Connection> {
+    let mut status = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the kernel writes one stat, for which there is room; all zeros is one too.
+    let (done, status) = unsafe { (libc::fstat(fd, status.as_mut_ptr()), status.assume_init()) };
+    let cookie = option::<u64>(fd, libc::SO_COOKIE)?;
+    (done == 0).then_some(Connection { cookie, inode: status.st_ino })
 }
 
 /// Whether whoever connected is the daemon's own server.
