@@ -154,6 +154,7 @@ mod tests {
                 boot_id: "b".into(),
                 cgroup: Some("/pod/web".into()),
                 uid: 0,
+                process_uid: Some(0),
                 id: "3f2a5d1c0b9e8f7a".into(),
                 bundle: "/run/web".into(),
                 engine: Some("podman".into()),
@@ -169,6 +170,7 @@ mod tests {
             }],
             remove: Vec::new(),
             denied_by: None,
+            mps: None,
         }
     }
 

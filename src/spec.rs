@@ -11,7 +11,7 @@ use cdi::{ContainerEdits, DeviceNode, Hook, HookName, Mount, Spec};
 use hooks::args::{CreateContainer, CreateRuntime, Library, Link, START_TIMEOUT};
 use hooks::lease::{DeviceName, LEASES};
 
-use crate::config::Priority;
+use crate::config::{Mode, Priority};
 use crate::discover::files::join_root;
 use crate::discover::host::{DriverFile, DriverFiles, DriverLibrary, DriverLink, Host, Purpose, SideClass};
 use crate::mps::place::IN_CONTAINER;
@@ -52,6 +52,8 @@ struct Work<'a> {
     draws: bool,
     /// Without a lease the container does not start.
     leased: bool,
+    /// It may be of a share of an MPS server.
+    mps: bool,
 }
 
 /// A spec and the file that it belongs into.
@@ -82,7 +84,7 @@ pub fn build(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> 
             let part = if is_first { Part::Main } else { Part::Beside { compute: !graphics, leased } };
             is_first = false;
             let purpose = if graphics { Purpose::Graphics } else { Purpose::Compute };
-            let common = common(purpose, leased, plan, host, paths)?;
+            let common = common(purpose, &entries, plan, host, paths)?;
             let spec = build_spec(class, &entries, common, plan, &host.driver_files, paths)?;
             built.push(Built { spec, part });
         }
@@ -106,6 +108,11 @@ impl Entry<'_> {
 
     fn is_leased(&self) -> bool {
         self.devices.iter().any(|device| device.leased)
+    }
+
+    /// Who asks for a pool may get such a share.
+    fn is_mps(&self) -> bool {
+        self.devices.iter().any(|device| device.mode == Mode::Mps)
     }
 }
 
@@ -145,7 +152,7 @@ fn side(plan: &Plan, host: &Host, paths: &Paths<'_>) -> Result<Vec<Built>> {
             ContainerEdits {
                 device_nodes: Vec::new(),
                 additional_gids: Vec::new(),
-                ..common(Purpose::Compute, false, plan, host, paths)?
+                ..common(Purpose::Compute, &[], plan, host, paths)?
             }
         } else {
             ContainerEdits {
@@ -289,7 +296,7 @@ fn mount(file: &DriverFile, options: &[&str], paths: &Paths<'_>) -> Result<Mount
 /// What every container with a device of one spec gets.
 fn common(
     purpose: Purpose,
-    leased: bool,
+    entries: &[&Entry<'_>],
     plan: &Plan,
     host: &Host,
     paths: &Paths<'_>,
@@ -309,7 +316,9 @@ fn common(
     let links: Vec<&DriverLink> = files.links.iter().filter(|link| wanted(link.purpose)).collect();
     let draws = purpose == Purpose::Graphics;
     let by_path = if draws { by_path(plan) } else { Vec::new() };
-    let work = Work { libraries, links, by_path, draws, leased };
+    let leased = entries.iter().any(|entry| entry.is_leased());
+    let mps = entries.iter().any(|entry| entry.is_mps());
+    let work = Work { libraries, links, by_path, draws, leased, mps };
     Ok(ContainerEdits {
         env: vec![VISIBLE_DEVICES.into()],
         device_nodes: nodes(&plan.control_nodes, paths)?,
@@ -349,6 +358,7 @@ fn create_container_hook(plan: &Plan, host: &Host, work: &Work<'_>, paths: &Path
         plan: paths.plan.map(Path::to_owned),
         application_profile: work.draws,
         leases: work.leased.then(|| paths.state.join(LEASES)),
+        mps: work.mps,
         libraries: work.libraries.iter().map(library).collect::<Result<_, _>>()?,
         links: links.collect::<Result<_, _>>()?,
         device_links: device_links.collect::<Result<_, _>>()?,

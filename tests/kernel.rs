@@ -329,6 +329,7 @@ fn request(pid: i32, start_time: u64) -> Request {
         id: "3f2a".to_owned(),
         bundle: "/run/containerd/io.containerd.runtime.v2.task/default/3f2a".into(),
         devices: Vec::new(),
+        user: 0,
         nodes: Vec::new(),
         unbound: None,
         labels: Labels::default(),

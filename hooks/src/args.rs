@@ -133,6 +133,9 @@ pub struct CreateContainer {
     /// The host's directory of leases, where this container must have one
     #[arg(long, value_name = "DIR", value_parser = host_path)]
     pub leases: Option<PathBuf>,
+    /// The lease may be of a share of an MPS server, whose directories are mounted then
+    #[arg(long)]
+    pub mps: bool,
 }
 
 /// A driver library that the spec mounts into the container.
@@ -178,11 +181,13 @@ impl CreateContainer {
         let driver = self.driver.iter().map(|version| format!("--driver={version}"));
         let cuda = self.cuda.iter().map(|version| format!("--cuda={version}"));
         let leases = self.leases.iter().map(|path| format!("--leases={}", path.display()));
+        let mps = self.mps.then(|| "--mps".to_owned());
         let profile = self.application_profile.then(|| "--application-profile".to_owned());
         std::iter::once("create-container".to_owned())
             .chain(generation)
             .chain(plan)
             .chain(leases)
+            .chain(mps)
             .chain(driver)
             .chain(cuda)
             .chain(profile)

@@ -128,6 +128,7 @@ pub fn request(
         id: container.id()?.to_owned(),
         bundle,
         devices: asked.devices,
+        user: asked.user,
         nodes: asked.nodes,
         unbound: asked.unbound,
         labels,

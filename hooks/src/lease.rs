@@ -67,6 +67,9 @@ pub struct Request {
     pub bundle: PathBuf,
     /// What is asked for, in the order of the configuration's hooks; a pool as often as it is named.
     pub devices: Vec<DeviceName>,
+    /// The user id of its first program, as the container counts users.
+    #[serde(default)]
+    pub user: u32,
     /// Paths in the container of the character devices that the bundle's configuration gives it.
     pub nodes: Vec<PathBuf>,
     /// Why a share would bind nothing in this container, if the configuration says so.
@@ -145,6 +148,9 @@ pub struct Lease {
     pub remove: Vec<PathBuf>,
     /// What denies those beside.
     pub denied_by: Option<DeniedBy>,
+    /// What it is given of an MPS server, if its device is a share of one.
+    #[serde(default)]
+    pub mps: Option<LeasedMps>,
 }
 
 /// A container, by what the kernel says of it. Id, engine and name are labels.
@@ -163,6 +169,9 @@ pub struct Container {
     pub cgroup: Option<PathBuf>,
     /// The user who started it: 0, or the owner of its outermost user namespace.
     pub uid: u32,
+    /// The user of its first program, as the daemon counts users; none if that has no number there.
+    #[serde(default)]
+    pub process_uid: Option<u32>,
     /// Id in the OCI state.
     pub id: String,
     /// Bundle in the OCI state.
@@ -185,6 +194,16 @@ pub struct LeasedDevice {
     pub is_share: bool,
     /// The pool it was taken from.
     pub pool: Option<String>,
+}
+
+/// Directories of the host's that are mounted into a container with a share of an MPS server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasedMps {
+    /// The one with the server's socket, at [`crate::mps::FRONT`] and read-only.
+    pub front: PathBuf,
+    /// A tmpfs that all containers of the device share, at [`crate::mps::SHARED_MEMORY`].
+    #[serde(default)]
+    pub shared_memory: Option<PathBuf>,
 }
 
 /// What keeps a container from devices of a pool that were not granted, beside that their nodes are gone.

@@ -2,6 +2,7 @@
 //! device nodes that the spec brought for the choice of a pool's devices, and that are not this container's, go from its
 //! own /dev. A start without a lease, or with a node that cannot be taken away, fails.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -9,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
+use nix::sys::stat::{Mode, SFlag, fstat, stat};
 use thiserror::Error;
 
 use crate::args::{Link, is_plain_path};
 use crate::create_container::destination;
-use crate::lease::{LEASE_LIMIT, Lease, VERSION};
+use crate::lease::{LEASE_LIMIT, Lease, LeasedMps, VERSION};
 use crate::rootfs::{self, Root};
 use crate::state::{self, Container};
 use crate::tree::Tree;
@@ -23,7 +24,7 @@ use crate::user_namespace::UserIds;
 /// This process's mount namespace, which is the container's (namespaces(7)).
 const NAMESPACE: &str = "/proc/self/ns/mnt";
 /// Mode bits by which others than the owner write.
-const OTHERS_WRITE: u32 = 0o022;
+pub(crate) const OTHERS_WRITE: u32 = 0o022;
 
 /// Why the container must not start.
 #[derive(Debug, Error)]
@@ -51,9 +52,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// It is not the daemon's.
-    #[error("{path:?} is no file of root's alone, as leases are")]
+    #[error("{path:?} is not root's alone, as what the daemon writes is")]
     Untrusted {
-        /// The lease or its directory, on the host.
+        /// The lease or a directory, on the host.
         path: PathBuf,
     },
     /// It is too long to be one.
@@ -82,6 +83,28 @@ pub enum Error {
         /// The path in the container.
         path: PathBuf,
     },
+    /// What lies beside an MPS server's socket would reach it past the limits.
+    #[error("there is more in {path:?} than the socket for containers: {name:?}")]
+    Front {
+        /// The directory on the host.
+        path: PathBuf,
+        /// What else is in it.
+        name: OsString,
+    },
+    /// What containers of an MPS server share is of a bounded size.
+    #[error("no file system of its own is mounted at {path:?}")]
+    SharedMemory {
+        /// The directory on the host.
+        path: PathBuf,
+    },
+    /// A directory of an MPS server cannot be mounted.
+    #[error("cannot mount the MPS server's directory at {path:?} in the container")]
+    Mount {
+        /// The directory in the container.
+        path: PathBuf,
+        /// Why.
+        source: rootfs::Error,
+    },
     /// A node stays.
     #[error("cannot take away {path:?}, which this container was not granted")]
     Node {
@@ -106,7 +129,13 @@ impl Error {
             Self::Node { source: rootfs::Error::ForeignMount { .. }, .. } => {
                 Some("start the container without a volume over /dev or in it")
             }
-            Self::Node { source, .. } => source.hint(),
+            Self::Mount { source: rootfs::Error::ForeignMount { .. }, .. } => Some(
+                "give the container a tmpfs at that very path: --tmpfs /tmp/nvidia-mps, or a volume of its own (emptyDir)",
+            ),
+            Self::Mount { source: rootfs::Error::Shared { .. }, .. } => Some(
+                "start the container without rshared volumes there, and without shared propagation of its root",
+            ),
+            Self::Node { source, .. } | Self::Mount { source, .. } => source.hint(),
             _ => None,
         }
     }
@@ -117,6 +146,8 @@ impl Error {
 pub struct Own {
     /// Nodes that are not this container's, by their paths in it.
     remove: Vec<PathBuf>,
+    /// Directories of the host's that are mounted in it.
+    pub mps: Option<LeasedMps>,
 }
 
 /// Whose a lease is.
@@ -155,17 +186,19 @@ fn parts(lease: &Tree) -> Option<(Owner<'_>, Own)> {
     let remove = lease.get("remove").list()?.iter();
     let remove = remove.map(|path| path.text().map(PathBuf::from)).collect::<Option<_>>()?;
     let is_known = lease.get("version").count() == Some(VERSION.into());
-    is_known.then_some((owner, Own { remove }))
+    is_known.then_some((owner, Own { remove, mps: mps(lease.get("mps"))? }))
+}
+
+fn mps(mps: &Tree) -> Option<Option<LeasedMps>> {
+    if *mps == Tree::Other {
+        return Some(None);
+    }
+    let front = mps.get("front").text()?.into();
+    Some(Some(LeasedMps { front, shared_memory: mps.get("shared_memory").text().map(PathBuf::from) }))
 }
 
 /// What stands in a file that is root's alone, in a directory that is.
 fn content(directory: &Path, path: &Path) -> Result<Vec<u8>, Error> {
-    let ids = UserIds::read();
-    let is_roots = |handle: &OwnedFd, of: &Path, kind: SFlag| {
-        let stat = fstat(handle).map_err(|errno| failed("fstat", of, errno))?;
-        let is_kept = ids.may_be_root(stat.st_uid) && stat.st_mode & OTHERS_WRITE == 0;
-        if is_kept && is(&stat, kind) { Ok(()) } else { Err(Error::Untrusted { path: of.to_owned() }) }
-    };
     let missing = |errno, call, of: &Path| match errno {
         Errno::ENOENT => Error::Missing { path: path.to_owned() },
         // A link.
@@ -174,11 +207,11 @@ fn content(directory: &Path, path: &Path) -> Result<Vec<u8>, Error> {
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let leases = open(directory, flags, Mode::empty()).map_err(|errno| missing(errno, "open", directory))?;
-    is_roots(&leases, directory, SFlag::S_IFDIR)?;
+    is_roots(&leases, directory, SFlag::S_IFDIR, OTHERS_WRITE)?;
     let name = path.file_name().unwrap_or_default();
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let file = openat(&leases, name, flags, Mode::empty()).map_err(|errno| missing(errno, "openat", path))?;
-    is_roots(&file, path, SFlag::S_IFREG)?;
+    is_roots(&file, path, SFlag::S_IFREG, OTHERS_WRITE)?;
     let mut bytes = Vec::new();
     let read = File::from(file).take(LEASE_LIMIT + 1).read_to_end(&mut bytes);
     read.map_err(|error| failed("read", path, Errno::from_raw(error.raw_os_error().unwrap_or_default())))?;
@@ -214,10 +247,14 @@ pub fn take_away(root: &Root, lease: &Own, links: &[Link]) -> Result<(), Error> 
     Ok(())
 }
 
-fn is(stat: &FileStat, kind: SFlag) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
+/// Refuses what is not root's, is of another kind, or has one of the mode bits `never`.
+pub(crate) fn is_roots(handle: &OwnedFd, of: &Path, kind: SFlag, never: u32) -> Result<(), Error> {
+    let stat = fstat(handle).map_err(|errno| failed("fstat", of, errno))?;
+    let is_kept = UserIds::read().may_be_root(stat.st_uid) && stat.st_mode & never == 0;
+    let is_it = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind;
+    if is_kept && is_it { Ok(()) } else { Err(Error::Untrusted { path: of.to_owned() }) }
 }
 
-fn failed(call: &'static str, path: &Path, source: Errno) -> Error {
+pub(crate) fn failed(call: &'static str, path: &Path, source: Errno) -> Error {
     Error::Call { call, path: path.to_owned(), source }
 }

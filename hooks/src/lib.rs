@@ -14,6 +14,7 @@
 //! - [`user_namespace`]: whose files are whose
 //! - [`rootfs`]: reading and writing below that root, and nowhere else
 //! - [`leased`]: the container's lease, and the nodes that are not its own taken away
+//! - [`mps`]: the directories of an MPS server, mounted where its clients look for them
 //! - [`device_files`]: the driver's libraries kept from making device nodes
 //! - [`ldcache`]: glibc's `ld.so.cache`, as pure functions on bytes
 //! - [`elf_note`]: for which drivers an image's own libcuda is made, as its ELF note says
@@ -28,6 +29,7 @@ pub mod elf_note;
 pub mod ldcache;
 pub mod lease;
 pub mod leased;
+pub mod mps;
 pub mod rootfs;
 pub mod stale;
 pub mod state;

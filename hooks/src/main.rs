@@ -19,7 +19,7 @@ use hooks::args::{Command, CreateContainer, CreateRuntime, Phase};
 use hooks::rootfs::Root;
 use hooks::state::{Container, asked_in_config};
 use hooks::user_namespace::UserIds;
-use hooks::{ancestry, create_container, create_runtime, device_files, leased, stale, state};
+use hooks::{ancestry, create_container, create_runtime, device_files, leased, mps, stale, state};
 
 const USAGE: u8 = 2;
 const STALE: u8 = 6;
@@ -89,6 +89,7 @@ fn create_container(request: &CreateContainer, id: &mut Option<String>) -> anyho
     process::keep(&[process::FOR_FILES, to_mount])?;
     if let Some(lease) = lease {
         leased::take_away(&root, &lease, &request.device_links)?;
+        lease.mps.iter().try_for_each(|directories| mps::mount(&root, directories))?;
     }
     if let Some(params) = params
         && let Err(error) = device_files::switch_off(&root, &params)

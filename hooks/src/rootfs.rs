@@ -5,6 +5,7 @@
 //! [`Error::ForeignMount`]. A name is always looked up in the handle of its directory, never by a path from outside.
 //! What NVIDIA's hooks taught: CVE-2024-0134, CVE-2025-23267 (links followed out of the root).
 
+mod bind;
 mod dev;
 mod mounts;
 mod proc;
@@ -25,7 +26,8 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 use thiserror::Error;
 
-use resolve::{Mounts, fd_path, find};
+use resolve::{Mounts, find};
+pub(crate) use resolve::{fd_path, mount_id};
 
 /// What went wrong below a container's root. Paths are those in the container.
 #[derive(Debug, Error)]
@@ -66,6 +68,12 @@ pub enum Error {
     #[error("{path:?} in the container is no device")]
     NotADevice {
         /// The path that was to be removed.
+        path: PathBuf,
+    },
+    /// What would be mounted there would show in other mount namespaces, the host's among them.
+    #[error("what is mounted at {path:?} in the container shows on the host")]
+    Shared {
+        /// The path in the container.
         path: PathBuf,
     },
     /// A file longer than its reader can have use for.

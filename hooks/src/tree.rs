@@ -9,7 +9,7 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAcces
 
 /// Names in the state and the configuration (OCI runtime specification), and in [`crate::lease`], that are kept with
 /// their values.
-const WANTED: [&str; 36] = [
+const WANTED: [&str; 41] = [
     "access",
     "ahead",
     "allow",
@@ -23,6 +23,7 @@ const WANTED: [&str; 36] = [
     "destination",
     "devices",
     "env",
+    "front",
     "hint",
     "hooks",
     "id",
@@ -32,6 +33,7 @@ const WANTED: [&str; 36] = [
     "minor",
     "mount_namespace",
     "mounts",
+    "mps",
     "name",
     "options",
     "path",
@@ -42,9 +44,12 @@ const WANTED: [&str; 36] = [
     "resources",
     "root",
     "seconds",
+    "shared_memory",
     "source",
     "status",
     "type",
+    "uid",
+    "user",
     "version",
 ];
 /// What begins the names of the annotations by which engines say what a container is called. Whoever starts a container

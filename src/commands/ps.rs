@@ -14,8 +14,9 @@ use crate::cli::{ListFormat, PsArgs};
 use crate::discover::{self, Roots};
 use crate::failure::{Failure, Status, printable, say};
 use crate::held;
+use crate::mps::protocol::State;
 use crate::nvml::processes::Session;
-use crate::ps::{self, Held, Row, table, waiting};
+use crate::ps::{self, Held, Mps, Row, table, waiting};
 use crate::publish;
 use crate::serve::refused::{Refusals, Refused};
 use crate::sys;
@@ -168,6 +169,21 @@ fn held_table(held: &Held, state_dir: &Path) -> Frame {
     Frame { text: text(lines), warnings: held.warnings.clone(), notes: notes(held, state_dir) }
 }
 
+/// What the state of an MPS server means for its containers.
+fn mps_note(uuid: &str, mps: &Mps) -> Option<String> {
+    let means = match mps.state {
+        State::Ready => return None,
+        State::Down => "CUDA fails with 805 in its containers until it runs again",
+        State::Starting => "CUDA fails with 805 in its containers until it is ready",
+        State::Fault => {
+            "a client's fault has ended the work of all, and it takes no new one until all have left"
+        }
+        State::Blocked => "nobody can connect",
+    };
+    let why = mps.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    Some(format!("the MPS server of {uuid}{why}: {means}; `divvy mps` shows more"))
+}
+
 fn notes(held: &Held, state_dir: &Path) -> Vec<String> {
     let mut notes = Vec::new();
     let any = |is_so: fn(&Row) -> bool| held.rows.iter().any(is_so);
@@ -185,6 +201,10 @@ fn notes(held: &Held, state_dir: &Path) -> Vec<String> {
                 .to_owned(),
         );
     }
+    let mut servers: Vec<_> =
+        held.rows.iter().filter_map(|row| Some((&row.uuid, row.mps.as_ref()?))).collect();
+    servers.dedup_by_key(|(uuid, _)| *uuid);
+    notes.extend(servers.into_iter().filter_map(|(uuid, mps)| mps_note(uuid, mps)));
     if any(|row| row.ended) && !held.daemon {
         notes.push(held::ENDED.to_owned());
     }

@@ -18,6 +18,8 @@ use crate::container::cgroup;
 use crate::container::process::Namespace;
 use crate::failure::{Failure, Status, printable};
 use crate::held;
+use crate::mps::client;
+use crate::mps::protocol::Answer;
 use crate::plan::kept::{Kept, KeptDevice};
 use crate::plan::{GPU_CLASS, Kind, VENDOR};
 use crate::ps;
@@ -52,6 +54,7 @@ pub fn run(args: &ReleaseArgs) -> Result<Status> {
         if !args.kill {
             return Err(refuse(&args.device, lease));
         }
+        end_work(lease, &state_dir);
         kill(&lease.container).map_err(|error| cannot_kill(lease, error))?;
     }
     wait(args, lease, &path, &state_dir)
@@ -184,6 +187,31 @@ fn is_plain(word: &str) -> bool {
     !word.is_empty() && !word.starts_with('-') && word.chars().all(is_plain)
 }
 
+/// Has its MPS server end its work first: a client that is killed in the middle of some may take all others along
+/// (nvidia-cuda-mps-control(1), `terminate_client`). Where that cannot be done it is killed all the same.
+fn end_work(lease: &Lease, state_dir: &Path) {
+    if lease.mps.is_none() {
+        return;
+    }
+    let known = client::known(state_dir);
+    let is_served =
+        |device: &&LeasedDevice| known.iter().any(|known| known.uuid == device.uuid && known.is_supervised);
+    let pids = processes(&lease.container).unwrap_or_default();
+    for device in lease.devices.iter().filter(is_served) {
+        if let Answer::Refused { message, .. } = client::terminate(state_dir, &device.uuid, &pids) {
+            let what = format!("its work is not ended before it is killed, which may harm others: {message}");
+            crate::failure::say("warning", what);
+        }
+    }
+}
+
+fn processes(container: &Container) -> io::Result<Vec<i32>> {
+    match &container.cgroup {
+        Some(own) => cgroup::members(own),
+        None => Ok(in_namespace(container)?.into_iter().map(|(pid, _)| pid).collect()),
+    }
+}
+
 /// All of its processes: by the cgroup that is its own, else by its mount namespace, which nothing outside of it is in.
 fn kill(container: &Container) -> io::Result<()> {
     match &container.cgroup {
@@ -193,6 +221,18 @@ fn kill(container: &Container) -> io::Result<()> {
 }
 
 fn kill_in_namespace(container: &Container) -> io::Result<()> {
+    for (_, pidfd) in in_namespace(container)? {
+        match sys::pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
+            // Its first process ends the others of its pid namespace.
+            Err(error) if error.raw_os_error() == Some(ESRCH) => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// None if its first process is gone.
+fn in_namespace(container: &Container) -> io::Result<Vec<(i32, OwnedFd)>> {
     let ids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     // A first process that went to another namespace has left the number of its old one to anybody. While this is open, the
     // number is the namespace's.
@@ -207,24 +247,13 @@ fn kill_in_namespace(container: &Container) -> io::Result<()> {
         pid == container.pid || namespace.as_ref().is_some_and(is_the_same)
     };
     // By descriptors, since an id may come to another process at any time.
-    let pidfds: Vec<OwnedFd> = ids
+    let found: Vec<(i32, OwnedFd)> = ids
         .filter(|pid| is_in(*pid))
         .filter_map(|pid| Some((pid, sys::pidfd_open(pid).ok()?)))
         .filter(|(pid, _)| is_in(*pid))
-        .map(|(_, pidfd)| pidfd)
         .collect();
     // Else its id, and the namespace's number, may have been another's when they were looked at.
-    if !held::has_first_process(container) {
-        return Ok(());
-    }
-    for pidfd in &pidfds {
-        match sys::pidfd_send_signal(pidfd.as_fd(), SIGKILL) {
-            // Its first process ends the others of its pid namespace.
-            Err(error) if error.raw_os_error() == Some(ESRCH) => {}
-            done => done?,
-        }
-    }
-    Ok(())
+    Ok(if held::has_first_process(container) { found } else { Vec::new() })
 }
 
 fn cannot_kill(lease: &Lease, error: io::Error) -> anyhow::Error {
@@ -290,6 +319,7 @@ mod tests {
             boot_id: String::new(),
             cgroup: None,
             uid: 0,
+            process_uid: Some(0),
             id: id.into(),
             bundle: format!("/run/containerd/io.containerd.runtime.v2.task/default/{id}").into(),
             engine: Some(engine.into()),

@@ -170,6 +170,7 @@ impl Daemon {
             let why: &dyn std::error::Error = why;
             info!(pid, why, "the container has no cgroup of its own");
         }
+        let process_uid = process::user_id(pid, request.user).map_err(unreadable("the user ids", pid))?;
         let names = names::find(request, peer.uid);
         let container = Container {
             mount_namespace: mounts.inode,
@@ -178,6 +179,7 @@ impl Daemon {
             boot_id: self.boot_id.clone(),
             cgroup: cgroup.ok(),
             uid,
+            process_uid,
             id: request.id.clone(),
             bundle: request.bundle.clone(),
             engine: names.engine,

@@ -343,6 +343,14 @@ pub fn is_empty(directory: &Path) -> io::Result<bool> {
     }
 }
 
+/// All processes of a container's cgroup, by ids that may be others' at any time.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn members(directory: &Path) -> io::Result<Vec<i32>> {
+    Ok(processes(directory, usize::MAX)?.into_iter().collect())
+}
+
 /// Sends SIGKILL to the processes of a cgroup and of those below it. On v2 from Linux 5.14 on none escapes; else one that
 /// is forked meanwhile does, so that whoever asks has to ask again until [`is_empty`].
 ///

@@ -133,6 +133,7 @@ mod tests {
             id: id.to_owned(),
             bundle: bundle.into(),
             devices: Vec::new(),
+            user: 0,
             nodes: Vec::new(),
             unbound: None,
             labels: Labels { annotations: annotations.collect(), hostname_file: hostname, podman_name: None },

@@ -47,6 +47,26 @@ pub fn text(pid: i32, file: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What a user id of a process's user namespace is in this process's (user_namespaces(7), "uid_map"); none if it is
+/// nothing there.
+///
+/// # Errors
+/// When the process is gone, or may not be looked into.
+pub fn user_id(pid: i32, inside: u32) -> io::Result<Option<u32>> {
+    Ok(mapped(&text(pid, "uid_map")?, inside))
+}
+
+/// A line has the first id inside, the first id here, and how many follow each other.
+fn mapped(map: &str, inside: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
+        let (first, here, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        let offset = inside.checked_sub(first).filter(|offset| *offset < count)?;
+        // The last number stands for none.
+        here.checked_add(offset).filter(|id| *id != u32::MAX)
+    })
+}
+
 /// One namespace: device and inode of its file in /proc/PID/ns (namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Namespace {
@@ -107,6 +127,28 @@ mod tests {
         for wrong in ["", "12 (sh", "12 (sh)", "12 (sh) S 7 9 9 0", "12 (sh) S x 9"] {
             assert_eq!(Stat::parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn users_of_a_namespace_are_counted_as_here() {
+        let nested = "         0       1000          1\n         1     100000      65536\n";
+        for (map, inside, here) in [
+            ("0 0 4294967295\n", 1000, Some(1000)),
+            ("0 0 4294967295\n", u32::MAX, None),
+            (nested, 0, Some(1000)),
+            (nested, 1, Some(100_000)),
+            (nested, 65536, Some(165_535)),
+            (nested, 65537, None),
+            // A namespace beside this one.
+            ("0 4294967295 1\n", 0, None),
+            ("0 4294967290 10\n", 8, None),
+            ("", 0, None),
+            ("0 x 1\n0 7\n", 0, None),
+        ] {
+            assert_eq!(mapped(map, inside), here, "{map} {inside}");
+        }
+        let own = nix::unistd::geteuid().as_raw();
+        assert!(user_id(i32::try_from(std::process::id()).unwrap(), own).is_ok());
     }
 
     #[test]

@@ -357,8 +357,9 @@ impl Keeper {
     /// Who has a share of the device, in words.
     pub fn holders(&self) -> Vec<String> {
         let (leases, _) = held::leases(&self.state_dir);
-        let has_share =
-            |lease: &&hooks::lease::Lease| lease.devices.iter().any(|leased| leased.uuid == self.uuid);
+        let has_share = |lease: &&hooks::lease::Lease| {
+            lease.mps.is_some() && lease.devices.iter().any(|leased| leased.uuid == self.uuid)
+        };
         leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container)).collect()
     }
 

@@ -7,7 +7,7 @@ pub const DIRECTORY: &str = "mps";
 /// The longest pipe directory, in bytes: with `/control_privileged` it has to fit into sun_path (unix(7)).
 pub const LONGEST_PIPE_DIRECTORY: usize = 88;
 /// Where containers find the front: MPS's default, which needs no environment.
-pub const IN_CONTAINER: &str = "/tmp/nvidia-mps";
+pub const IN_CONTAINER: &str = hooks::mps::FRONT;
 
 /// The directories of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]

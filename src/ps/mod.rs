@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Mode;
 use crate::held;
+use crate::mps::client::{self, Known};
+use crate::mps::protocol::State;
 use crate::nvml::processes::{Session, UsedDevice, UsedMemory};
 use crate::plan::kept::KeptDevice;
 use crate::plan::{Kind, Limits, VENDOR};
@@ -93,11 +95,34 @@ pub struct Row {
     pub ended: bool,
     /// The name means another device by now than the one that is held.
     pub moved: bool,
+    /// How the MPS server is that it is a share of; none where no supervisor says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mps: Option<Mps>,
     /// What keeps the container from devices of its pool that are not its own.
     pub denied_by: Option<DeniedBy>,
     /// Memory of the GPU or MIG device that all processes of the container use together: bytes. The same in each row of
     /// a container that has several parts of one device.
     pub used_bytes: UsedMemory,
+}
+
+/// An MPS server as its supervisor says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mps {
+    /// What is there of it.
+    pub state: State,
+    /// Why, where that does not say it all.
+    pub why: Option<String>,
+}
+
+impl Mps {
+    /// A supervisor that is gone says nothing: what its server is, nobody knows.
+    fn of(known: &Known) -> Self {
+        let status = known.status.as_ref().filter(|_| known.is_supervised);
+        match status {
+            Some(status) => Self { state: status.state, why: status.why.clone() },
+            None => Self { state: State::Down, why: Some("its supervisor does not run".into()) },
+        }
+    }
 }
 
 /// The plan, with what it says of GPUs besides.
@@ -159,6 +184,8 @@ pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
         }
     }
 
+    let known =
+        if leases.iter().any(|lease| lease.mps.is_some()) { client::known(state_dir) } else { Vec::new() };
     for lease in &leases {
         for leased in &lease.devices {
             let at = used.iter().position(|device| device.uuid == leased.uuid);
@@ -166,6 +193,8 @@ pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
             let mine = at.and_then(|at| of.remove(&(at, whose)));
             let device = at.map(|at| &used[at]);
             let mut row = leased_row(lease, leased, &planned, device);
+            let server = known.iter().find(|known| lease.mps.is_some() && known.uuid == leased.uuid);
+            row.mps = server.map(Mps::of);
             row.user = users.name(row.uid);
             row.used_bytes = match (mine, device.is_some_and(|device| device.processes.is_some())) {
                 (Some((memory, _)), _) => memory,
@@ -380,6 +409,7 @@ mod tests {
                 boot_id: String::new(),
                 cgroup: cgroup.map(Into::into),
                 uid: 1001,
+                process_uid: Some(0),
                 id: id.clone(),
                 bundle: "/b".into(),
                 engine: None,
@@ -390,6 +420,7 @@ mod tests {
             devices: Vec::new(),
             remove: Vec::new(),
             denied_by: None,
+            mps: None,
         };
         let cgroups = vec![format!("/sys/fs/cgroup/user.slice/libpod-{id}.scope").into()];
         let mut process = Process::default();

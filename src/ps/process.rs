@@ -116,6 +116,7 @@ mod tests {
             boot_id: String::new(),
             cgroup: cgroup.map(PathBuf::from),
             uid: 0,
+            process_uid: Some(0),
             id: "3f2a".into(),
             bundle: PathBuf::new(),
             engine: None,

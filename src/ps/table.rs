@@ -2,6 +2,7 @@
 
 use super::Row;
 use crate::commands::list;
+use crate::mps::protocol::State;
 use crate::plan::{GPU_CLASS, VENDOR};
 use crate::sys;
 use hooks::lease::DeniedBy;
@@ -75,11 +76,16 @@ pub fn short_id(id: &str) -> String {
 }
 
 fn marks(row: &Row) -> Vec<&'static str> {
+    let is_mps = |state| row.mps.as_ref().is_some_and(|mps| mps.state == state);
     let marks = [
         ("no lease", !row.lease),
         ("ending", row.ending),
         ("ended", row.ended),
         ("moved", row.moved),
+        ("mps down", is_mps(State::Down)),
+        ("mps starting", is_mps(State::Starting)),
+        ("mps fault", is_mps(State::Fault)),
+        ("mps blocked", is_mps(State::Blocked)),
         ("v1", row.denied_by == Some(DeniedBy::CgroupV1)),
     ];
     marks.into_iter().filter_map(|(mark, is_so)| is_so.then_some(mark)).collect()

@@ -1,5 +1,11 @@
 //! The daemon at work: what happens on the socket and to containers becomes events, one after the other, and what is
 //! decided about each is done before the next.
+//!
+//! - `answers`: what was decided, carried out and said
+//! - `mps`: grants that wait for an MPS server
+
+mod answers;
+mod mps;
 
 use std::collections::HashMap;
 use std::io;
@@ -9,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use hooks::lease::{Answer, Container, DeviceName, Lease, Request};
+use hooks::lease::{Answer, Container, Request};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 use tokio::io::unix::AsyncFd;
@@ -17,23 +23,25 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use answers::names;
+
 use super::board::{self, Board};
-use super::grant::{self, No};
-use super::leases::refusal::Refusal;
+use super::grant::No;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::message::{Asked, Message};
+use super::mps::{SELDOM, Servers};
 use super::plan_file::PlanFile;
 use super::refused::{Refusals, Refused};
 use super::store::Store;
 use super::{connection, watch};
 use crate::container::caller::{self, Facts};
 use crate::container::person::People;
-use crate::failure::printable;
-use crate::{publish, sys};
+use crate::sys;
+use crate::time_slices::Keeper;
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -49,6 +57,9 @@ pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result
     let mut daemon = Daemon::new(state_dir, store, kernel, board, to);
     daemon.read_plan();
     daemon.take_up()?;
+    daemon.servers.look();
+    let mut seldom = interval_at(Instant::now() + SELDOM, SELDOM);
+    seldom.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let socket = listener.socket.try_clone().and_then(UnixListener::from_std).context("cannot listen")?;
@@ -71,6 +82,10 @@ pub async fn serve(state_dir: &Path, store: Store, listener: Listener) -> Result
             },
             Some(message) = inbox.recv() => daemon.hear(message),
             () = at(daemon.began, deadline) => daemon.happens(Event::Time(daemon.began.elapsed())),
+            _ = seldom.tick() => {
+                daemon.read_plan();
+                daemon.servers.look();
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -110,6 +125,8 @@ struct Daemon {
     holders: HashMap<Key, Arc<AsyncFd<OwnedFd>>>,
     /// Tasks that wait for the ends of leases.
     watches: HashMap<Key, AbortHandle>,
+    servers: Servers,
+    time_slices: Keeper,
     refused: Refusals,
     board: Board,
     to: UnboundedSender<Message>,
@@ -148,12 +165,14 @@ impl Daemon {
         to: UnboundedSender<Message>,
     ) -> Self {
         Self {
-            leases: Leases::new(state_dir.join(publish::PLAN)),
+            leases: Leases::new(state_dir.to_owned()),
             plan: PlanFile::new(state_dir),
             connections: HashMap::new(),
             last_ticket: 0,
             holders: HashMap::new(),
             watches: HashMap::new(),
+            servers: Servers::new(state_dir, to.clone()),
+            time_slices: Keeper::start(state_dir),
             refused: Refusals::read(state_dir).unwrap_or_else(|error| {
                 warn!("earlier refusals are forgotten: {error:#}");
                 Refusals::default()
@@ -191,12 +210,21 @@ impl Daemon {
         self.watches.insert(key, task.abort_handle());
     }
 
+    fn no_longer_watch(&mut self, key: Key) {
+        self.holders.remove(&key);
+        if let Some(watch) = self.watches.remove(&key) {
+            watch.abort();
+        }
+    }
+
     fn read_plan(&mut self) {
         match self.plan.changed() {
             Ok(None) => {}
             Ok(Some(plan)) => {
                 info!(generation = plan.generation, devices = plan.devices.len(), "read the plan");
+                self.time_slices.has(&plan.time_slices);
                 self.happens(Event::Plan(Box::new(plan)));
+                self.servers.look();
             }
             Err(error) => error!("the plan before stays in force: the new one cannot be read: {error}"),
         }
@@ -240,6 +268,7 @@ impl Daemon {
             }
             Message::FirstProcessGone(key) => self.first_process_gone(key),
             Message::Gone(key) => self.happens(Event::Gone(key)),
+            Message::Mps(news) => self.hear_of_mps(news),
         }
     }
 
@@ -349,9 +378,9 @@ impl Daemon {
             Decision::Warn(what) => warn!("{what}"),
             Decision::End(lease) => {
                 let key = Key::of(&lease.container);
-                self.holders.remove(&key);
-                if let Some(watch) = self.watches.remove(&key) {
-                    watch.abort();
+                self.no_longer_watch(key);
+                if lease.mps.is_some() {
+                    self.servers.look();
                 }
                 info!(container = lease.container.id, devices = names(&lease), "ended a lease");
                 if let Err(error) = self.store.remove(&lease) {
@@ -365,110 +394,9 @@ impl Daemon {
         }
         None
     }
-
-    fn queues(&mut self, ticket: Ticket, seconds: u64, ahead: u32) {
-        if let Some(place) = self.leases.place_of(ticket) {
-            board::log_arrival(&place, seconds);
-        }
-        self.answer(ticket, Answer::Queued { seconds, ahead });
-        let to = self.to.clone();
-        if let Some(asker) = self.connections.get_mut(&ticket).and_then(|one| one.asker.as_mut()) {
-            let (key, pidfd) = (asker.key, Arc::clone(&asker.pidfd));
-            let waiting = tokio::spawn(async move {
-                watch::ended(&pidfd).await;
-                let _ = to.send(Message::FirstProcessGone(key));
-            });
-            asker.end = Some(waiting.abort_handle());
-        }
-    }
-
-    /// Writes the lease, has the cgroup deny what is not in it, and answers. For a container that has it already this
-    /// is the second time, and changes nothing.
-    fn grant(&mut self, ticket: Ticket, mut lease: Lease) -> Option<Key> {
-        let key = Key::of(&lease.container);
-        // Else it is one of this container's further hooks that asks, or the daemon is a new one.
-        let is_new = !self.holders.contains_key(&key);
-        if let Err(broken) = grant::make_good(&self.store, &self.plan, &mut lease) {
-            self.say_no(ticket, &lease.container, &lease.asked, broken);
-            if !is_new {
-                return None;
-            }
-            if let Err(error) = self.store.remove(&lease) {
-                error!(container = lease.container.id, "cannot remove the file of a lease: {error}");
-            }
-            return Some(key);
-        }
-        let container = &lease.container;
-        info!(
-            container = container.id,
-            engine = container.engine,
-            name = container.name,
-            uid = container.uid,
-            pid = container.pid,
-            devices = names(&lease),
-            "granted"
-        );
-        if is_new && let Some(pidfd) = self.asker(ticket).map(|asker| Arc::clone(&asker.pidfd)) {
-            self.holders.insert(key, Arc::clone(&pidfd));
-            self.watch(key, Some(pidfd), container.cgroup.clone());
-        }
-        let devices = lease.devices.iter().map(|device| device.name.clone()).collect();
-        self.answer(ticket, Answer::Granted { devices });
-        None
-    }
-
-    fn refuse(&mut self, ticket: Ticket, refusal: &Refusal) {
-        let wall = now();
-        let clock = |at| sys::local_time(at, wall);
-        let (message, hint, status) = (refusal.message(&clock), refusal.hint(), refusal.status());
-        self.say_no(ticket, &refusal.container, &refusal.asked, No { status, message, hint });
-    }
-
-    /// Answers and remembers.
-    fn say_no(&mut self, ticket: Ticket, container: &Container, asked: &[DeviceName], no: No) {
-        let No { status, message, hint } = no;
-        // It names other containers, and it was others who named these.
-        let (message, hint) = (printable(&message), hint.as_deref().map(printable));
-        self.answer(ticket, Answer::Refused { status, message: message.clone(), hint: hint.clone() });
-        let Container { id, engine, name, uid, .. } = container.clone();
-        let (at, asked) = (now(), asked.iter().map(ToString::to_string).collect());
-        self.remember(Refused { at, asked, id, engine, name, uid, status, message, hint });
-    }
-
-    fn remember(&mut self, refused: Refused) {
-        warn!(
-            container = refused.id,
-            engine = refused.engine,
-            name = refused.name,
-            uid = refused.uid,
-            asked = refused.asked.join(" "),
-            "refused: {}",
-            refused.message
-        );
-        self.refused.push(refused);
-        if let Err(error) = self.store.write_refused(&self.refused) {
-            error!("the refusal is not kept for `divvy ps --refused`: {error}");
-        }
-    }
-
-    fn asker(&self, ticket: Ticket) -> Option<&Asker> {
-        self.connections.get(&ticket)?.asker.as_ref()
-    }
-
-    /// Who is gone hears nothing.
-    fn answer(&self, ticket: Ticket, answer: Answer) {
-        if let Some(asker) = self.asker(ticket) {
-            let _ = asker.answers.send(answer);
-        }
-    }
 }
 
 /// Seconds since the epoch.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// `gpu=shared-0 gpu=shared-3`, for the log.
-fn names(lease: &Lease) -> String {
-    lease.devices.iter().map(|device| device.name.to_string()).collect::<Vec<_>>().join(" ")
 }

@@ -11,7 +11,7 @@ use super::store::Store;
 use crate::container::deny;
 
 /// A refusal in words.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct No {
     /// Exit status of the hook.
     pub status: u8,

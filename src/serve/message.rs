@@ -4,6 +4,7 @@ use hooks::lease::{Answer, Request};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::leases::{Key, Ticket};
+use super::mps;
 use crate::container::caller::{self, Peer};
 
 /// What reaches the one who decides.
@@ -17,6 +18,8 @@ pub enum Message {
     FirstProcessGone(Key),
     /// A container is gone.
     Gone(Key),
+    /// An answer of an MPS supervisor.
+    Mps(mps::News),
 }
 
 /// A request, and the way back.

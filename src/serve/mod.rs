@@ -8,6 +8,7 @@
 //! - `plan_file`: the plan that is in force
 //! - `leases`: who holds what, and why another does not; pure
 //! - `grant`: a grant carried out
+//! - `mps`: what supervisors of MPS servers are asked
 //! - `store`: leases as files
 //! - `refused`: the last refusals
 //! - `waiting`: who waits, as a file
@@ -22,6 +23,7 @@ mod grant;
 mod leases;
 mod listen;
 mod message;
+mod mps;
 mod plan_file;
 pub mod refused;
 mod store;

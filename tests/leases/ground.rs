@@ -88,6 +88,7 @@ impl Ground {
             id: container.id.clone(),
             bundle: self.path("bundles").join(&container.id),
             devices,
+            user: 0,
             nodes: nodes.into_iter().collect(),
             unbound: None,
             labels: Labels::default(),

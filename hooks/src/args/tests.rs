@@ -30,6 +30,7 @@ fn the_hook_reads_what_the_generator_writes() {
         cuda: Some("13.0".parse().unwrap()),
         generation: Some("00ff00ff00ff00ff".into()),
         plan: Some("/run/divvy/plan.json".into()),
+        mps: true,
         application_profile: true,
         leases: Some("/run/divvy/leases".into()),
     };
@@ -41,6 +42,7 @@ fn the_hook_reads_what_the_generator_writes() {
             "--generation=00ff00ff00ff00ff",
             "--plan=/run/divvy/plan.json",
             "--leases=/run/divvy/leases",
+            "--mps",
             "--driver=580.126.09",
             "--cuda=13.0",
             "--application-profile",

@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::fs::{Permissions, read_link, set_permissions};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -121,16 +121,20 @@ impl Root {
         let dev = Path::new(DEV);
         let foreign = || Error::ForeignMount { path: dev.to_owned() };
         let handle = self.find(dev, OFlag::O_DIRECTORY, Mounts::Cross)?;
-        let stat = fstat(&handle).map_err(|errno| failed("fstat", dev, errno))?;
-        let file_system = fstatfs(&handle).map_err(|errno| failed("fstatfs", dev, errno))?;
-        if file_system.filesystem_type() != TMPFS_MAGIC {
-            return Err(foreign());
-        }
-        let place = read_link(fd_path(&handle)).map_err(|error| failed("readlink", dev, errno_of(&error)))?;
-        let number = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
-        if !is_mounted_there_alone(&number, &place).map_err(|errno| failed("read", dev, errno))? {
+        if !is_own_tmpfs(&handle).map_err(|(call, errno)| failed(call, dev, errno))? {
             return Err(foreign());
         }
         Ok(Self { handle, owner: self.owner, last: RefCell::default() })
     }
+}
+
+/// Whether a directory is that of a tmpfs which is mounted there and nowhere else, as runtimes make them for a container.
+pub(super) fn is_own_tmpfs(handle: &OwnedFd) -> Result<bool, (&'static str, Errno)> {
+    let stat = fstat(handle).map_err(|errno| ("fstat", errno))?;
+    if fstatfs(handle).map_err(|errno| ("fstatfs", errno))?.filesystem_type() != TMPFS_MAGIC {
+        return Ok(false);
+    }
+    let place = read_link(fd_path(handle)).map_err(|error| ("readlink", errno_of(&error)))?;
+    let number = format!("{}:{}", major(stat.st_dev), minor(stat.st_dev));
+    is_mounted_there_alone(&number, &place).map_err(|errno| ("read", errno))
 }

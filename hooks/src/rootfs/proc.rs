@@ -19,7 +19,8 @@ use super::resolve::{Mounts, create, fd_path, find, mount_id};
 use super::{Change, Error, Root, errno_of, failed, kind};
 
 const PROC: &str = "/proc";
-const NOTHING_SPECIAL: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+pub(super) const NOTHING_SPECIAL: MsFlags =
+    MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 /// Room for one small file.
 const TMPFS: &str = "size=64k,nr_inodes=4,mode=755";
 
@@ -106,7 +107,7 @@ impl Drop for Scratch {
     }
 }
 
-fn bind(source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn bind(source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
     let (source, target) = (fd_path(source), fd_path(target));
     mount(Some(source.as_str()), target.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
 }

@@ -23,6 +23,8 @@ const VISIBLE: &str = "NVIDIA_VISIBLE_DEVICES=";
 pub struct Asked {
     /// The devices and pools of all of divvy's createRuntime hooks, in their order and as often as they are named.
     pub devices: Vec<DeviceName>,
+    /// The user id of the first program, in the container.
+    pub user: u32,
     /// Paths in the container of the driver's character devices, each once. One of a GPU under another name, or that may
     /// be made by its number, goes by the name that the driver gives it. Where no device cgroup holds, a GPU's node of the
     /// host's that is mounted at its own path is one of them.
@@ -65,6 +67,7 @@ pub fn asked_in_config(
     };
     Ok(Asked {
         devices: devices(created, program, own),
+        user: user(config.get("process")),
         nodes: nodes(linux.get("devices").items(), rules, opened),
         unbound,
         labels: Labels {
@@ -73,6 +76,12 @@ pub fn asked_in_config(
             hostname_file: mounts.iter().rev().find_map(hostname_file),
         },
     })
+}
+
+/// Root, where nothing is said (OCI runtime specification, "POSIX-platform User").
+fn user(process: &Tree) -> u32 {
+    let uid = process.get("user").get("uid").count();
+    uid.and_then(|uid| uid.try_into().ok()).unwrap_or_default()
 }
 
 fn devices(hooks: &[Tree], program: &str, own: &CreateRuntime) -> Vec<DeviceName> {

@@ -35,6 +35,8 @@ pub const READ: [&str; 5] = [
     "/lib/ld-musl-x86_64.so.1",
     "/dev/dri/card1",
 ];
+/// Directories that it makes to mount over.
+pub const MADE: [&str; 2] = ["/tmp/nvidia-mps", "/var/tmp/nvidia-mps"];
 /// What every attack's hook is told beside its library and links. HOST stands for the host's tree.
 const ARGUMENTS: &[&str] = &[
     "--device-link=../card1=/dev/dri/by-path/pci-0000:01:00.0-card",
@@ -193,7 +195,9 @@ impl Ground {
                 self.may_be_directory(name)
             } else {
                 // A file of the image's may have been moved.
-                WRITTEN.iter().any(|written| written.rsplit('/').next() == Some(name))
+                // What stands in the place of a directory is the attack's.
+                MADE.iter().any(|made| made.split('/').any(|part| part == name))
+                    || WRITTEN.iter().any(|written| written.rsplit('/').next() == Some(name))
                     || before.difference(&names).any(|old| old.ends_with(name))
             };
             assert!(known, "{}: {} is none of the hook's", self.attempt, path.display());
@@ -203,7 +207,7 @@ impl Ground {
     /// Directories are those of what the hook writes, and those that a link of the attack names.
     fn may_be_directory(&self, name: &str) -> bool {
         let host = self.host("/nowhere").display().to_string();
-        WRITTEN.iter().chain(&READ).any(|path| path.split('/').any(|part| part == name))
+        WRITTEN.iter().chain(&READ).chain(&MADE).any(|path| path.split('/').any(|part| part == name))
             || host.split('/').any(|part| part == name)
     }
 

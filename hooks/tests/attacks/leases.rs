@@ -179,7 +179,7 @@ pub fn nodes() -> Outcomes {
     outcomes
 }
 
-fn granted() -> Value {
+pub fn granted() -> Value {
     let lease = Lease {
         version: VERSION,
         container: Container {
@@ -189,6 +189,7 @@ fn granted() -> Value {
             boot_id: "b".into(),
             cgroup: None,
             uid: 0,
+            process_uid: Some(0),
             id: "c1".into(),
             bundle: "BUNDLE".into(),
             engine: None,
@@ -201,6 +202,7 @@ fn granted() -> Value {
             .map(Into::into)
             .into(),
         denied_by: None,
+        mps: None,
     };
     serde_json::to_value(&lease).unwrap()
 }
@@ -223,10 +225,12 @@ fn refused(script: &str) -> Outcomes {
 
 /// Lays out a container with a lease, has a script change that, and runs the hook twice and then another script, which
 /// fails where something is not as it must be.
-fn with(script: &str, lease: &str, after: &str) -> Outcomes {
+pub fn with(script: &str, lease: &str, after: &str) -> Outcomes {
     let ground = Ground::new(format!("{script} {lease}"));
     ground.bundle.file("/etc/victim", b"kept");
-    std::fs::create_dir_all(ground.bundle.path("/dev")).unwrap();
+    for directory in ["/dev", "/proc"] {
+        std::fs::create_dir_all(ground.bundle.path(directory)).unwrap();
+    }
     let bundle = ground.bundle.config().parent().unwrap().to_owned();
     let leases = ground.beside(MOVED).join("leases");
     ground.start_with(|| {
@@ -240,9 +244,9 @@ fn with(script: &str, lease: &str, after: &str) -> Outcomes {
         ));
         let hook = ground.hook();
         command.arg("sh").arg(hook.get_program()).args(hook.get_args());
-        command.arg(format!("--leases={}", leases.display()));
+        command.arg(format!("--leases={}", leases.display())).arg("--mps");
         command.env("ROOT", ground.bundle.path("")).env("LEASES", &leases);
-        command.env("LEASE", lease.replace("BUNDLE", bundle.to_str().unwrap()));
+        command.env("LEASE", lease.replace("BUNDLE", bundle.to_str().unwrap()).replace("MOVED", ground.beside(MOVED).to_str().unwrap()));
         command
     })
 }

@@ -13,6 +13,7 @@ mod images;
 mod leases;
 mod links;
 mod mounts;
+mod mps;
 #[allow(dead_code, reason = "other tests have other needs")]
 #[path = "../../../tests/support/needs.rs"]
 mod needs;
@@ -252,6 +253,18 @@ const ATTACKS: &[Attack] = &[
     device("links in the place of nodes to take away", LINKS, ONLY_DONE, leases::links),
     device("directories, files and volumes in their place", NONE, REFUSED, leases::nothing_to_take),
     device("nodes to take away from the host's `/dev`", NONE, REFUSED, leases::the_hosts_dev),
+    device("an MPS server's directory at `/tmp/nvidia-mps`", NONE, ONLY_DONE, mps::places),
+    device("links, files and mounts in its place", LINKS, ONLY_DONE, mps::in_the_way),
+    device(
+        "volumes at `/tmp` without such a directory, and what else is others'",
+        NONE,
+        REFUSED,
+        mps::volumes,
+    ),
+    device("mounts that would show on the host", NONE, REFUSED, mps::shared),
+    device("MPS directories that others than root may write, and what is none", NONE, REFUSED, mps::odd),
+    device("a tmpfs for `/dev/shm`", NONE, ONLY_DONE, mps::memory),
+    device("what is no tmpfs of root's for `/dev/shm`", NONE, REFUSED, mps::no_memory),
     attack("LD_PRELOAD, LD_AUDIT, LD_LIBRARY_PATH, GCONV_PATH", ENVIRONMENT, ONLY_DONE, caller::environment),
     attack("closed standard streams", NONE, &[DONE, (Replaced, EVERYWHERE)], caller::closed_streams),
     attack("paths with `..`, `.` or `//` in arguments", NONE, USAGE, caller::paths_that_are_not_plain),

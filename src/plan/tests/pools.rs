@@ -283,6 +283,7 @@ fn lease(devices: &[(&str, &str)]) -> Lease {
             boot_id: String::new(),
             cgroup: None,
             uid: 0,
+            process_uid: Some(0),
             id: "3f2a".into(),
             bundle: "/b".into(),
             engine: Some("podman".into()),
@@ -293,6 +294,7 @@ fn lease(devices: &[(&str, &str)]) -> Lease {
         devices: devices.iter().map(device).collect(),
         remove: Vec::new(),
         denied_by: None,
+        mps: None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use hooks::lease::{Container, Request};
 
+use crate::serve::leases::book::Barred;
 use crate::serve::leases::brought;
 use crate::serve::leases::choose;
 use crate::serve::leases::refusal::Reason;
@@ -26,13 +27,19 @@ pub fn admit(
         return Err(Reason::Nothing);
     }
     whole_and_share(stock, &wanted)?;
+    let mps = mps_alone(stock, &wanted)?;
     if let Some((node, index)) = brought::past_shares(stock, &wanted, &request.nodes) {
         let (gpu, is_cut) = (stock.device(index).gpu, stock.is_cut(index));
         return Err(Reason::PastShares { node: node.clone(), gpu, is_cut });
     }
+    if let Some(share) = mps
+        && let Some(node) = brought::beside(stock, &wanted, &request.nodes)
+    {
+        return Err(Reason::MpsBeside { share, node: node.clone() });
+    }
     per_container(stock, &wanted)?;
     may_hold(stock, &wanted, container, user)?;
-    if !choose::is_possible(stock, View::Unheld, &wanted) {
+    if !choose::is_possible(stock, View::Unheld, &Barred::default(), &wanted) {
         let pools = wanted.pools.iter().map(|(group, asked)| {
             let group = stock.group(*group);
             (group.pool.name.clone(), *asked, group.devices.len())
@@ -63,6 +70,25 @@ fn whole_and_share(stock: &Stock, wanted: &Wanted) -> Result<(), Reason> {
         }
     }
     Ok(())
+}
+
+/// The name of what may be a share of an MPS server. A process has one pipe directory (nvidia-cuda-mps-control(1)), and
+/// the server behind it one device.
+fn mps_alone(stock: &Stock, wanted: &Wanted) -> Result<Option<String>, Reason> {
+    let named = wanted.named.iter().map(|index| (stock.device(*index).name.clone(), stock.is_mps(*index)));
+    let pools = wanted.pools.iter().flat_map(|(group, asked)| {
+        let group = stock.group(*group);
+        let is_mps = group.devices.iter().any(|index| stock.is_mps(*index));
+        let asked = usize::try_from(*asked).unwrap_or(usize::MAX);
+        std::iter::repeat_n((group.pool.name.clone(), is_mps), asked)
+    });
+    let mut all: Vec<_> = named.chain(pools).collect();
+    let Some(place) = all.iter().position(|(_, is_mps)| *is_mps) else { return Ok(None) };
+    let (share, _) = all.remove(place);
+    if all.is_empty() {
+        return Ok(Some(share));
+    }
+    Err(Reason::MpsAlone { share, others: all.into_iter().map(|(name, _)| name).collect() })
 }
 
 fn per_container(stock: &Stock, wanted: &Wanted) -> Result<(), Reason> {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::serve::leases::book::Book;
+use hooks::lease::Container;
+
+use crate::plan::kept::KeptDevice;
+use crate::serve::leases::book::{Barred, Book};
 use crate::serve::leases::choose;
 use crate::serve::leases::queue::Waiter;
 use crate::serve::leases::refusal::{FreeIn, Full, Held, MOST_LISTED, Reason, Way};
@@ -40,7 +43,8 @@ pub fn attempt(
     before_it: &BTreeSet<GroupId>,
 ) -> Result<Vec<(GroupId, Index)>, Lack> {
     check(book, waiter, View::Now, before_it)?;
-    choose::choose(book.stock(), View::Now, &waiter.wanted).ok_or_else(|| all_pools(&waiter.wanted))
+    let barred = book.barred_to(&waiter.ask.container, View::Now);
+    choose::choose(book.stock(), View::Now, &barred, &waiter.wanted).ok_or_else(|| all_pools(&waiter.wanted))
 }
 
 /// Whether a request could be granted.
@@ -54,18 +58,24 @@ pub fn check(book: &Book, waiter: &Waiter, view: View, before_it: &BTreeSet<Grou
     if most.is_some_and(|most| held.saturating_add(wanted.count()) > most) {
         return Err(Lack::Cap);
     }
-    let taken: Vec<_> = wanted.named.iter().copied().filter(|index| !stock.is_free(*index, view)).collect();
+    let barred = book.barred_to(container, view);
+    let taken: Vec<_> =
+        wanted.named.iter().copied().filter(|index| !can_be_had(stock, *index, view, &barred)).collect();
     if !taken.is_empty() {
         return Err(Lack::Named(taken));
     }
     let lacks = |(group, count): &&(GroupId, u32)| {
-        before_it.contains(group) || choose::free_beside_named(stock, view, wanted, *group) < *count
+        before_it.contains(group) || choose::free_beside_named(stock, view, &barred, wanted, *group) < *count
     };
     let lacking: Vec<_> = wanted.pools.iter().filter(lacks).map(|(group, _)| *group).collect();
     if !lacking.is_empty() {
         return Err(Lack::Pools(lacking));
     }
-    if choose::is_possible(stock, view, wanted) { Ok(()) } else { Err(all_pools(wanted)) }
+    if choose::is_possible(stock, view, &barred, wanted) { Ok(()) } else { Err(all_pools(wanted)) }
+}
+
+fn can_be_had(stock: &Stock, index: Index, view: View, barred: &Barred) -> bool {
+    stock.is_free(index, view) && !barred.contains(&stock.device(index).uuid)
 }
 
 fn all_pools(wanted: &Wanted) -> Lack {
@@ -75,6 +85,7 @@ fn all_pools(wanted: &Wanted) -> Lack {
 /// The lack for a person. `waiting` is how many wait for a pool before it.
 pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupId) -> u32) -> Reason {
     let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
+    let barred = book.barred_to(container, View::Now);
     match lack {
         Lack::Cap => {
             let cap = stock.cap(container.uid, waiter.ask.user.as_deref());
@@ -87,9 +98,13 @@ pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupI
         Lack::Named(taken) => {
             let groups: BTreeSet<_> = taken.iter().filter_map(|index| stock.group_of(*index)).collect();
             Reason::Taken {
-                held: taken.iter().take(MOST_LISTED).filter_map(|index| held(book, *index)).collect(),
+                held: taken
+                    .iter()
+                    .take(MOST_LISTED)
+                    .filter_map(|index| held(book, *index, container))
+                    .collect(),
                 more: taken.len().saturating_sub(MOST_LISTED),
-                free: groups.into_iter().map(|group| free_in(stock, group)).collect(),
+                free: groups.into_iter().map(|group| free_in(stock, group, &barred)).collect(),
             }
         }
         Lack::Pools(groups) => {
@@ -97,7 +112,7 @@ pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupI
                 .pools
                 .iter()
                 .filter(|(group, _)| groups.contains(group))
-                .map(|(group, asked)| full(book, *group, *asked, waiting(*group)))
+                .map(|(group, asked)| full(book, container, (*group, *asked), waiting(*group)))
                 .collect();
             if full.iter().all(|full| full.free >= full.asked && full.waiting == 0) {
                 return Reason::NotTogether { pools: full.into_iter().map(|full| full.pool).collect() };
@@ -107,15 +122,17 @@ pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupI
     }
 }
 
-fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
+fn full(book: &Book, container: &Container, (group, asked): (GroupId, u32), waiting: u32) -> Full {
     let stock = book.stock();
+    let barred = book.barred_to(container, View::Now);
     let Group { pool, devices, .. } = stock.group(group);
     let mut taken: Vec<_> =
-        devices.iter().copied().filter(|index| !stock.is_free(*index, View::Now)).collect();
+        devices.iter().copied().filter(|index| !can_be_had(stock, *index, View::Now, &barred)).collect();
+    let free = devices.len() - taken.len();
     let mut by = Vec::<Held>::new();
     // A GPU that is held as a whole is in the way of many shares, and named once.
     while let Some(held) =
-        taken.first().filter(|_| by.len() < MOST_LISTED).and_then(|first| held(book, *first))
+        taken.first().filter(|_| by.len() < MOST_LISTED).and_then(|first| held(book, *first, container))
     {
         let first = taken.remove(0);
         if held.way != Way::Itself {
@@ -127,7 +144,7 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
         pool: pool.name.clone(),
         asked,
         devices: devices.len(),
-        free: stock.free_in(group, View::Now),
+        free: u32::try_from(free).unwrap_or(u32::MAX),
         can_queue: pool.wait_seconds > 0,
         waiting,
         held: by,
@@ -135,16 +152,23 @@ fn full(book: &Book, group: GroupId, asked: u32, waiting: u32) -> Full {
     }
 }
 
-fn held(book: &Book, index: Index) -> Option<Held> {
+fn held(book: &Book, index: Index, container: &Container) -> Option<Held> {
     let stock = book.stock();
-    let (leased, held) = book.holder_of(index)?;
+    let device = spoken(&stock.device(index).name, stock.is_share(index));
+    let Some((leased, held)) = book.holder_of(index) else {
+        let KeptDevice { uuid, gpu, share, .. } = stock.device(index);
+        let held = book.who_bars(uuid, container)?;
+        let whole = share.as_ref().map_or_else(|| format!("GPU {gpu}"), |share| spoken(&share.of, false));
+        let is_alike = held.lease.mps.is_some() == stock.mps(uuid).is_some();
+        let way = if is_alike { Way::OtherUser(whole) } else { Way::OtherMode(whole) };
+        return Some(Held { device, way, holder: held.holder() });
+    };
     let name = spoken(&leased.name.name, leased.is_share);
     let way = match (leased.is_share, stock.is_share(index)) {
         (true, false) => Way::Share(name),
         (false, true) => Way::Whole(name),
         _ => Way::Itself,
     };
-    let device = spoken(&stock.device(index).name, stock.is_share(index));
     Some(Held { device, way, holder: held.holder() })
 }
 
@@ -157,9 +181,9 @@ fn spoken(name: &str, is_share: bool) -> String {
     }
 }
 
-fn free_in(stock: &Stock, group: GroupId) -> FreeIn {
+fn free_in(stock: &Stock, group: GroupId, barred: &Barred) -> FreeIn {
     let Group { pool, devices, .. } = stock.group(group);
-    let free = devices.iter().filter(|index| stock.is_free(**index, View::Now));
+    let free = devices.iter().filter(|index| can_be_had(stock, **index, View::Now, barred));
     let devices = free.map(|index| stock.device(*index).name.clone()).collect();
     FreeIn { pool: pool.name.clone(), devices }
 }

@@ -1,10 +1,11 @@
 //! The leases there are, with what follows from them at hand: which devices they hold, how many each user has, whose
 //! mount namespace is whose.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use hooks::lease::{Lease, LeasedDevice};
+use hooks::lease::{Container, Lease, LeasedDevice};
 
+use crate::mps::settings::Settings;
 use crate::plan::kept::Kept;
 use crate::serve::leases::Key;
 use crate::serve::leases::refusal::Holder;
@@ -39,7 +40,36 @@ pub struct Book {
     stock: Stock,
     leases: BTreeMap<Key, Held>,
     by_uid: HashMap<u32, Count>,
+    /// Who is on each device, by its UUID.
+    parties: HashMap<String, BTreeMap<Party, Count>>,
     ending: usize,
+}
+
+/// UUIDs of devices that somebody cannot have a share of.
+pub type Barred = BTreeSet<String>;
+
+/// Those whose leases are alike for an MPS server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Party {
+    is_mps: bool,
+    /// The user of their programs, who may have no number here.
+    user: Option<u32>,
+}
+
+impl Party {
+    fn of(lease: &Lease) -> Self {
+        Self { is_mps: lease.mps.is_some(), user: lease.container.process_uid }
+    }
+
+    /// Whether they keep a container from a device that has this MPS server by the plan, or none. Without a number
+    /// nobody knows whose programs are the same user's.
+    fn bars(self, settings: Option<&Settings>, container: &Container) -> bool {
+        let is_other = self.user.is_none() || self.user != container.process_uid;
+        match settings {
+            Some(settings) => !self.is_mps || !settings.multi_user && is_other,
+            None => self.is_mps,
+        }
+    }
 }
 
 impl Book {
@@ -105,6 +135,15 @@ impl Book {
         let of_user = self.by_uid.entry(lease.container.uid).or_default();
         for device in &lease.devices {
             change.apply(of_user);
+            let parties = self.parties.entry(device.uuid.clone()).or_default();
+            let of_party = parties.entry(Party::of(lease)).or_default();
+            change.apply(of_party);
+            if of_party.of(View::Now) == 0 {
+                parties.remove(&Party::of(lease));
+            }
+            if parties.is_empty() {
+                self.parties.remove(&device.uuid);
+            }
             self.stock.change(device, change);
         }
         if of_user.of(View::Now) == 0 {
@@ -115,6 +154,30 @@ impl Book {
     /// How many devices the containers of a user hold.
     pub fn held_by(&self, uid: u32, view: View) -> u32 {
         self.by_uid.get(&uid).map_or(0, |count| count.of(view))
+    }
+
+    /// Devices that a container cannot have a share of because of what others have there.
+    pub fn barred_to(&self, container: &Container, view: View) -> Barred {
+        let is_barred = |(uuid, parties): &(&String, &BTreeMap<Party, Count>)| {
+            let settings = self.stock.mps(uuid);
+            let there = parties.iter().filter(|(_, count)| count.of(view) > 0);
+            there.into_iter().any(|(party, _)| party.bars(settings, container))
+        };
+        self.parties.iter().filter(is_barred).map(|(uuid, _)| uuid.clone()).collect()
+    }
+
+    /// Who keeps a container from the device with this UUID so.
+    pub fn who_bars(&self, uuid: &str, container: &Container) -> Option<&Held> {
+        let settings = self.stock.mps(uuid);
+        let is_on = |held: &&Held| held.lease.devices.iter().any(|device| device.uuid == uuid);
+        let bars = |held: &&Held| Party::of(&held.lease).bars(settings, container);
+        self.leases.values().filter(is_on).find(bars)
+    }
+
+    /// Whether a container but this one has something of the device with this UUID.
+    pub fn is_used_beside(&self, uuid: &str, key: Key) -> bool {
+        let is_on = |held: &Held| held.lease.devices.iter().any(|device| device.uuid == uuid);
+        self.leases.iter().any(|(other, held)| *other != key && is_on(held))
     }
 
     /// What keeps a device from others, and who has it.

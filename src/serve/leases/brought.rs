@@ -47,6 +47,18 @@ pub fn past_shares<'a>(stock: &Stock, wanted: &Wanted, has: &'a [PathBuf]) -> Op
     })
 }
 
+/// A GPU's or MIG device's node that nothing of what is asked for brings.
+pub fn beside<'a>(stock: &Stock, wanted: &Wanted, has: &'a [PathBuf]) -> Option<&'a PathBuf> {
+    let is_of_a_device = |node: &&PathBuf| stock.identified_by(node).is_some() || is_a_gpus(node);
+    has.iter().filter(|node| !is_brought(stock, wanted, node)).find(is_of_a_device)
+}
+
+/// /dev/nvidia`<minor>`, which GPUs have that the plan leaves out too.
+fn is_a_gpus(node: &Path) -> bool {
+    let minor = node.to_str().and_then(|node| node.strip_prefix("/dev/nvidia"));
+    minor.is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Devices without leases that the container has beside what it asks for.
 fn unleased<'a>(
     stock: &'a Stock,

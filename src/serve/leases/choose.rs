@@ -6,25 +6,27 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::plan::pools::Order;
+use crate::serve::leases::book::Barred;
 use crate::serve::leases::stock::{GroupId, Index, Stock, View, Wanted};
 
 /// Most combinations that are held in mind. A host has some GPUs whose shares and whole are both in pools, most of them
 /// alike; past this many a request is taken for one that cannot be met.
 const MOST_STATES: usize = 4096;
 
-/// Whether a request's pools have enough free devices, all at once, beside those that it names.
-pub fn is_possible(stock: &Stock, view: View, wanted: &Wanted) -> bool {
+/// Whether a request's pools have enough free devices, all at once, beside those that it names and on none that is
+/// `barred`.
+pub fn is_possible(stock: &Stock, view: View, barred: &Barred, wanted: &Wanted) -> bool {
     // A single pool is all shares or all whole, so its devices are not in each other's way.
     match wanted.pools.as_slice() {
         [] => true,
-        [(group, count)] => free_beside_named(stock, view, wanted, *group) >= *count,
-        _ => Choice::new(stock, view, wanted).is_possible(),
+        [(group, count)] => free_beside_named(stock, view, barred, wanted, *group) >= *count,
+        _ => Choice::new(stock, view, barred, wanted).is_possible(),
     }
 }
 
 /// Devices for a request's pools beside those that it names; none if they do not have enough.
-pub fn choose(stock: &Stock, view: View, wanted: &Wanted) -> Option<Vec<(GroupId, Index)>> {
-    let mut choice = Choice::new(stock, view, wanted);
+pub fn choose(stock: &Stock, view: View, barred: &Barred, wanted: &Wanted) -> Option<Vec<(GroupId, Index)>> {
+    let mut choice = Choice::new(stock, view, barred, wanted);
     choice.is_possible().then_some(())?;
     let mut on_gpus = stock.on_gpus().clone();
     for index in &wanted.named {
@@ -44,24 +46,26 @@ pub fn choose(stock: &Stock, view: View, wanted: &Wanted) -> Option<Vec<(GroupId
 }
 
 /// How many devices of a request's pool nobody has and none of its named devices excludes.
-pub fn free_beside_named(stock: &Stock, view: View, wanted: &Wanted, group: GroupId) -> u32 {
-    if wanted.named.is_empty() {
+pub fn free_beside_named(stock: &Stock, view: View, barred: &Barred, wanted: &Wanted, group: GroupId) -> u32 {
+    if wanted.named.is_empty() && barred.is_empty() {
         return stock.free_in(group, view);
     }
-    let free = free(stock, view, wanted, group).count();
+    let free = free(stock, view, barred, wanted, group).count();
     u32::try_from(free).unwrap_or(u32::MAX)
 }
 
 fn free<'a>(
     stock: &'a Stock,
     view: View,
+    barred: &'a Barred,
     wanted: &'a Wanted,
     group: GroupId,
 ) -> impl Iterator<Item = Index> + 'a {
     let is_beside =
         move |index: Index| !wanted.named.iter().any(|named| stock.exclude_each_other(*named, index));
     let devices = stock.group(group).devices.iter().copied();
-    devices.filter(move |index| stock.is_free(*index, view) && is_beside(*index))
+    let may_serve = move |index: Index| !barred.contains(&stock.device(index).uuid);
+    devices.filter(move |index| stock.is_free(*index, view) && is_beside(*index) && may_serve(*index))
 }
 
 #[derive(Clone)]
@@ -88,11 +92,11 @@ struct Offer {
 }
 
 impl<'a> Choice<'a> {
-    fn new(stock: &'a Stock, view: View, wanted: &'a Wanted) -> Self {
+    fn new(stock: &'a Stock, view: View, barred: &'a Barred, wanted: &'a Wanted) -> Self {
         let line = |(group, count): &(GroupId, u32)| Line {
             group: *group,
             count: usize::try_from(*count).unwrap_or(usize::MAX),
-            candidates: free(stock, view, wanted, *group).collect(),
+            candidates: free(stock, view, barred, wanted, *group).collect(),
         };
         Self { stock, lines: wanted.pools.iter().map(line).collect() }
     }

@@ -26,9 +26,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hooks::lease::{Container, DeviceName, Lease, Request, VERSION};
+use hooks::lease::{Container, DeviceName, Lease, LeasedMps, Request, VERSION};
 
+use crate::mps::place::Place as Mps;
+use crate::mps::settings::Settings;
 use crate::plan::kept::Kept;
+use crate::publish::PLAN;
 use admit::{admit, no_cgroup};
 use attempt::{Lack, attempt, check};
 use book::Book;
@@ -114,16 +117,16 @@ pub enum Decision {
 pub struct Leases {
     book: Book,
     waiters: Vec<Waiter>,
-    /// Where plans come from, to be named.
-    plan_file: PathBuf,
+    /// Where plans come from, and MPS servers have their directories.
+    state_dir: PathBuf,
     has_plan: bool,
     now: Duration,
 }
 
 impl Leases {
-    /// Without leases and plan, which would come from that file.
-    pub fn new(plan_file: PathBuf) -> Self {
-        Self { plan_file, ..Self::default() }
+    /// Without leases and plan, which would come from that directory.
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self { state_dir, ..Self::default() }
     }
 
     /// Takes note of what happened, and says what is to be done.
@@ -164,6 +167,27 @@ impl Leases {
     /// All leases.
     pub fn all(&self) -> impl Iterator<Item = &Lease> {
         self.book.all().map(|held| &held.lease)
+    }
+
+    /// What the MPS server of the device with this UUID shall be, if the plan in force shares it so.
+    pub fn mps(&self, uuid: &str) -> Option<&Settings> {
+        self.book.stock().mps(uuid)
+    }
+
+    /// What all of them shall be.
+    pub fn mps_settings(&self) -> impl Iterator<Item = &Settings> {
+        self.book.stock().mps_settings()
+    }
+
+    /// Leases of shares of the MPS server of the device with this UUID.
+    pub fn on_mps<'a>(&'a self, uuid: &'a str) -> impl Iterator<Item = &'a Lease> {
+        let is_on = move |lease: &&Lease| lease.devices.iter().any(|device| device.uuid == uuid);
+        self.all().filter(|lease| lease.mps.is_some()).filter(is_on)
+    }
+
+    /// Whether a container but this one has something of the device with this UUID.
+    pub fn is_used_beside(&self, uuid: &str, key: Key) -> bool {
+        self.book.is_used_beside(uuid, key)
     }
 
     /// Who queues for a pool, the first in turn first. Who waits for a container that is about to end does not.
@@ -256,7 +280,7 @@ impl Leases {
 
     fn admit(&self, ask: &Ask) -> Result<Wanted, Reason> {
         if !self.has_plan {
-            return Err(Reason::NoPlan { file: self.plan_file.clone() });
+            return Err(Reason::NoPlan { file: self.state_dir.join(PLAN) });
         }
         admit(self.book.stock(), &ask.request, &ask.container, ask.user.as_deref())
     }
@@ -343,11 +367,12 @@ impl Leases {
     /// How long a request waits at most, in seconds. Who waits for an end may come to queue for its pools after it, and
     /// hooks believe what they are told first.
     fn longest(&self, waiter: &Waiter) -> u64 {
-        let left = waiter.seconds_left(self.now);
+        let stock = self.book.stock();
+        let mps = if waiter.wanted.may_be_mps(stock) { queue::MPS_START } else { 0 };
+        let left = waiter.seconds_left(self.now).saturating_add(mps);
         if waiter.state == State::Queued {
             return left;
         }
-        let stock = self.book.stock();
         let waits = waiter.wanted.pools.iter().map(|(group, _)| stock.group(*group).pool.wait_seconds);
         left.saturating_add(waits.max().unwrap_or_default())
     }
@@ -400,10 +425,22 @@ impl Leases {
             devices: named.chain(picked).collect(),
             remove,
             denied_by: None,
+            mps: indices.iter().find_map(|index| self.mps_of(*index)),
         };
         let grant = |ticket: &Ticket| Decision::Grant(*ticket, Box::new(lease.clone()));
         decisions.extend(waiter.tickets.iter().map(grant));
         self.book.enter(waiter.key(), lease, ask.user.clone());
+    }
+
+    /// What a container gets of its share's MPS server.
+    fn mps_of(&self, index: Index) -> Option<LeasedMps> {
+        let stock = self.book.stock();
+        stock.is_mps(index).then(|| {
+            let uuid = &stock.device(index).uuid;
+            let place = Mps::new(&self.state_dir, uuid);
+            let shares_memory = stock.mps(uuid).is_some_and(|of| of.shared_memory_bytes.is_some());
+            LeasedMps { front: place.front(), shared_memory: shares_memory.then(|| place.shared_memory()) }
+        })
     }
 
     fn refuse(&self, waiter: &Waiter, reason: Reason, decisions: &mut Vec<Decision>) {

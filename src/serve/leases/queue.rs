@@ -10,6 +10,9 @@ use crate::serve::leases::{Ask, Key, Ticket};
 /// How long a start waits for containers to end whose first process is gone.
 pub const ENDING: Duration = Duration::from_secs(5);
 
+/// Seconds after which an MPS server's supervisor has said yes or no, or is given up.
+pub const MPS_START: u64 = 120;
+
 /// Why a request is not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

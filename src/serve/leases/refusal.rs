@@ -58,6 +58,10 @@ pub enum Way {
     Whole(String),
     /// A share of it is held.
     Share(String),
+    /// The MPS server of the device that it is a part of, `GPU 0`, serves the holder's user alone.
+    OtherUser(String),
+    /// A share is held of the device that it is a part of, `GPU 0`, from before that was shared in another mode.
+    OtherMode(String),
 }
 
 /// Devices of a pool that nobody has.
@@ -110,6 +114,20 @@ pub enum Reason {
         whole: String,
         /// Its share.
         share: String,
+    },
+    /// A share of an MPS server and something else.
+    MpsAlone {
+        /// The share, or the pool that has some.
+        share: String,
+        /// The rest of what is asked for.
+        others: Vec<String>,
+    },
+    /// A share of an MPS server in a container that has another GPU's node.
+    MpsBeside {
+        /// The share, or the pool that has some.
+        share: String,
+        /// The node in the container.
+        node: PathBuf,
     },
     /// The container has a node of a leased device that it did not ask for.
     PastShares {
@@ -223,7 +241,10 @@ impl Reason {
             | Reason::Full(_)
             | Reason::NotTogether { .. }
             | Reason::Waited { .. } => 3,
-            Reason::Unbound(_) | Reason::PastShares { .. } | Reason::NoCgroup { .. } => 5,
+            Reason::Unbound(_)
+            | Reason::PastShares { .. }
+            | Reason::MpsBeside { .. }
+            | Reason::NoCgroup { .. } => 5,
             Reason::Unknown(_) => 6,
             _ => 1,
         }
@@ -251,6 +272,14 @@ impl Reason {
             Reason::WholeAndShare { whole, share } => {
                 format!("{share} is a part of {whole}, and both are asked for")
             }
+            Reason::MpsAlone { share, others } => format!(
+                "{share} is a share of an MPS server, and {} asked for beside it: a process has one pipe directory",
+                is_or_are(others.iter())
+            ),
+            Reason::MpsBeside { share, node } => format!(
+                "the container has {} beside {share}, a share of an MPS server: a process has one pipe directory",
+                node.display()
+            ),
             Reason::PastShares { node, gpu, is_cut } => {
                 let past = if *is_cut { "its shares" } else { "its lease" };
                 format!(
@@ -319,6 +348,12 @@ impl Holder {
         let ending = if self.is_ending { ", ending" } else { "" };
         format!("{engine}container{name} ({id}, since {}, {user}{ending})", clock(self.since))
     }
+
+    fn process_user(&self) -> String {
+        self.container
+            .process_uid
+            .map_or("a user without a number here".to_owned(), |uid| format!("uid {uid}"))
+    }
 }
 
 impl Held {
@@ -331,6 +366,15 @@ impl Held {
             Way::Share(share) => {
                 format!("{device} cannot be had: {share}, a part of it, is held by {holder}")
             }
+            Way::OtherUser(whole) => {
+                let user = self.holder.process_user();
+                format!(
+                    "{device} cannot be had: the MPS server of {whole} serves one user at a time, now {user} of {holder}"
+                )
+            }
+            Way::OtherMode(whole) => format!(
+                "{device} cannot be had: {whole} is shared with MPS and without by turns, now as it is for {holder}"
+            ),
         }
     }
 
@@ -341,6 +385,13 @@ impl Held {
             Way::Itself => format!("{device} by {holder}"),
             Way::Whole(whole) => format!("{whole} as a whole by {holder}"),
             Way::Share(share) => format!("{share} of {device} by {holder}"),
+            Way::OtherUser(whole) => {
+                let user = self.holder.process_user();
+                format!("the MPS server of {whole}, which serves one user at a time, for {user} by {holder}")
+            }
+            Way::OtherMode(whole) => {
+                format!("{whole}, shared with MPS and without by turns, by {holder}")
+            }
         }
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use hooks::lease::{DeviceName, LeasedDevice};
 
+use crate::config::Mode;
+use crate::mps::settings::Settings;
 use crate::plan::kept::{Kept, KeptDevice};
 use crate::plan::pools::{Pool, UserCap};
 use crate::plan::{ALL, Kind};
@@ -97,6 +99,12 @@ impl Wanted {
         self.pools.iter().fold(named, |sum, (_, count)| sum.saturating_add(*count))
     }
 
+    /// Whether what it comes to may be a share of an MPS server.
+    pub fn may_be_mps(&self, stock: &Stock) -> bool {
+        let pools = self.pools.iter().flat_map(|(group, _)| &stock.group(*group).devices);
+        self.named.iter().chain(pools).any(|index| stock.is_mps(*index))
+    }
+
     /// How many devices of each pool, by whatever name.
     pub fn of_groups(&self, stock: &Stock) -> BTreeMap<GroupId, u32> {
         let mut counts: BTreeMap<_, _> = self.pools.iter().copied().collect();
@@ -112,6 +120,8 @@ impl Wanted {
 pub struct Stock {
     devices: Vec<KeptDevice>,
     users: Vec<UserCap>,
+    /// What MPS servers shall be, by the UUIDs of their devices.
+    mps: BTreeMap<String, Settings>,
     groups: Vec<Group>,
     names: HashMap<DeviceName, Index>,
     group_names: HashMap<DeviceName, GroupId>,
@@ -130,6 +140,7 @@ impl Stock {
             counts: vec![Count::default(); plan.devices.len()],
             group_of: vec![None; plan.devices.len()],
             users: plan.users,
+            mps: plan.mps.into_iter().map(|settings| (settings.uuid.clone(), settings)).collect(),
             ..Self::default()
         };
         for (index, device) in plan.devices.iter().enumerate() {
@@ -275,6 +286,21 @@ impl Stock {
     pub fn exclude_each_other(&self, a: Index, b: Index) -> bool {
         let same_unit = self.devices[a].uuid == self.devices[b].uuid;
         a == b || same_unit && !(self.is_share(a) && self.is_share(b))
+    }
+
+    /// Whether it is a share of an MPS server.
+    pub fn is_mps(&self, index: Index) -> bool {
+        self.is_share(index) && self.devices[index].mode == Mode::Mps
+    }
+
+    /// What the MPS server of the device with this UUID shall be; none if it is not shared in mode mps.
+    pub fn mps(&self, uuid: &str) -> Option<&Settings> {
+        self.mps.get(uuid)
+    }
+
+    /// All of them.
+    pub fn mps_settings(&self) -> impl Iterator<Item = &Settings> {
+        self.mps.values()
     }
 
     /// A pool.

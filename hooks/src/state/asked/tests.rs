@@ -249,3 +249,18 @@ fn the_host_names_file_is_the_hosts() {
     assert_eq!(file(&[mount("/etc/hostname", "hostname")]), None);
     assert_eq!(file(&[mount("/etc/hosts", docker)]), None);
 }
+
+#[test]
+fn the_first_programs_user_is_told() {
+    for (process, user) in [
+        (json!({ "user": { "uid": 1000, "gid": 7 } }), 1000),
+        (json!({ "user": { "uid": 4_294_967_294_u32 } }), 4_294_967_294),
+        (json!({ "user": { "uid": 0 } }), 0),
+        (json!({ "user": { "uid": -1 } }), 0),
+        (json!({ "user": {} }), 0),
+        (json!({ "user": "nobody" }), 0),
+        (json!(null), 0),
+    ] {
+        assert_eq!(asked(&json!({ "process": process })).user, user, "{process}");
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hooks::lease::Unbound;
 
-use super::{FreeIn, Full, Reason};
+use super::{FreeIn, Full, Held, Reason, Way};
 
 /// Where the configuration is, unless `generate --config` says otherwise: the daemon does not read it.
 const CONFIG: &str = "/etc/divvy/config.toml";
@@ -23,6 +23,8 @@ impl Reason {
             }
             Reason::Unbound(Unbound::NvidiaHook) => "start it without --gpus and NVIDIA_VISIBLE_DEVICES",
             Reason::WholeAndShare { .. } => "ask for one of the two",
+            Reason::MpsAlone { .. } => "ask for one share alone, and start another container for the rest",
+            Reason::MpsBeside { .. } => "leave that device out, or use another mode than mps",
             Reason::PastShares { .. } => "leave that device out, or ask for it by its name in `divvy list`",
             Reason::PerContainer { pool, asked, most } => return Some(per_container(pool, *asked, *most)),
             Reason::TooMany { .. } => "ask for fewer: `divvy list` shows what there is",
@@ -36,7 +38,7 @@ impl Reason {
                 "give the container a cgroup of its own, or ask for a device by its name"
             }
             Reason::AsksAnother { .. } => "start another container for them",
-            Reason::Taken { free, .. } => return Some(taken(free)),
+            Reason::Taken { held, free, .. } => return Some(taken(free) + several_users(held)),
             Reason::Full(pools) => return Some(full(pools)),
             Reason::NotTogether { .. } | Reason::Waited { .. } => WHO_HAS_WHAT,
             Reason::ContainerGone => return None,
@@ -69,10 +71,17 @@ fn taken(free: &[FreeIn]) -> String {
 
 fn full(pools: &[Full]) -> String {
     let tables: Vec<_> = pools.iter().filter(|full| !full.can_queue).map(|full| table(&full.pool)).collect();
+    let users = pools.iter().map(|full| several_users(&full.held)).max().unwrap_or_default();
     if tables.is_empty() {
-        return WHO_HAS_WHAT.into();
+        return format!("{WHO_HAS_WHAT}{users}");
     }
-    format!("{WHO_HAS_WHAT}; with `wait` in {} starts queue", tables.join(" and "))
+    format!("{WHO_HAS_WHAT}; with `wait` in {} starts queue{users}", tables.join(" and "))
+}
+
+/// What would let containers of different users share a GPU.
+fn several_users(held: &[Held]) -> &'static str {
+    let is_in_the_way = held.iter().any(|held| matches!(held.way, Way::OtherUser(_)));
+    if is_in_the_way { "; MPS of drivers from 555 on serves several users at once" } else { "" }
 }
 
 /// A pool's table in the configuration. A name with a dot would be two keys (TOML 1.0, "Keys").

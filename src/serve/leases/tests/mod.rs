@@ -21,10 +21,12 @@ use crate::plan::pools::UserCap;
 /// Noon of a day in 2026.
 const NOON: u64 = 1_780_000_000;
 
-/// A plan from words: `shared*4` for shares, `whole` for the GPU with exclusive, `open` for one without a lease, `1g`
+/// A plan from words: `shared*4` for shares, `shared*4:mps` for those of an MPS server and `shared*4:one` for those of one
+/// that serves one user at a time, `whole` for the GPU with exclusive, `open` for one without a lease, `1g`
 /// for an exclusive MIG device and `1g-open` for one without. Pools are as `generate` makes them.
 fn plan(text: &str) -> Kept {
     let (mut devices, mut pools, mut numbers) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let mut mps = BTreeMap::new();
     for (gpu, words) in text.split('|').enumerate() {
         let gpu_node = json!({"path": format!("/dev/nvidia{gpu}")});
         let mut mig = 0;
@@ -39,11 +41,17 @@ fn plan(text: &str) -> Kept {
             match word.split_once('*') {
                 Some((share, count)) => {
                     let number = numbers.entry(share).or_insert(0);
+                    let (count, server) = count.split_once(':').map_or((count, None), |(a, b)| (a, Some(b)));
+                    if let Some(server) = server {
+                        mps.insert(gpu, settings(gpu, server == "mps"));
+                    }
                     for _ in 0..count.parse().unwrap() {
                         let name = format!("{share}-{number}");
                         *number += 1;
                         pool(share, &name);
-                        devices.push(device(&name, format!("GPU-{gpu}"), "share", true));
+                        let mut share = device(&name, format!("GPU-{gpu}"), "share", true);
+                        share["mode"] = if server.is_some() { "mps" } else { "time-slice" }.into();
+                        devices.push(share);
                     }
                 }
                 None if word == "whole" || word == "open" => {
@@ -77,7 +85,17 @@ fn plan(text: &str) -> Kept {
             "per_container": per_container})
     });
     let pools = pools.collect::<Vec<_>>();
-    serde_json::from_value(json!({"generation": text, "devices": devices, "pools": pools})).unwrap()
+    let mps: Vec<_> = mps.into_values().collect();
+    serde_json::from_value(json!({"generation": text, "devices": devices, "pools": pools, "mps": mps}))
+        .unwrap()
+}
+
+fn settings(gpu: usize, multi_user: bool) -> serde_json::Value {
+    let uuid = format!("GPU-{gpu}");
+    json!({"uuid": uuid, "what": format!("GPU {gpu}"), "gpu_uuid": uuid, "is_mig": false,
+        "active_thread_percentage": 50, "memory_mib": 1024, "client_limit": 48, "multi_user": multi_user,
+        "at_boot": false, "shared_memory_bytes": null, "control": "/usr/bin/nvidia-cuda-mps-control",
+        "server": "/usr/sbin/nvidia-cuda-mps-server", "driver_root": "/", "driver_version": "550.163.01"})
 }
 
 trait With {
@@ -132,6 +150,7 @@ fn container(pid: i32, uid: u32) -> Container {
         boot_id: "boot".into(),
         cgroup: (uid == 0).then(|| format!("/system.slice/{pid}.scope").into()),
         uid,
+        process_uid: Some(0),
         id: format!("{pid:04}2b1c3d4e5f60718293a4b5c6d7e8f"),
         bundle: format!("/run/{pid}").into(),
         engine: Some("podman".into()),
@@ -162,6 +181,7 @@ fn ask(plan: &Kept, pid: i32, words: &[&str], now: u64) -> Ask {
             id: container.id.clone(),
             bundle: container.bundle.clone(),
             devices,
+            user: 0,
             nodes,
             unbound: None,
             labels: Labels::default(),
@@ -197,13 +217,13 @@ struct World {
 
 impl World {
     fn new(plan: Kept) -> Self {
-        let mut leases = Leases::new("/run/divvy/plan.json".into());
+        let mut leases = Leases::new("/run/divvy".into());
         assert_eq!(leases.handle(Event::Plan(Box::new(plan.clone()))), []);
         Self { plan, leases, now: 0 }
     }
 
     /// What is decided on a line of a history:
-    /// `ask PID[@UID][#TICKET] NAME...`, `first PID`, `gone PID`, `failed PID`, `left TICKET`, `at SECONDS`,
+    /// `ask PID[@UID][~PROCESS_UID][#TICKET] NAME...`, `first PID`, `gone PID`, `failed PID`, `left TICKET`, `at SECONDS`,
     /// `plan WORDS`, `restart`.
     fn does(&mut self, line: &str) -> Vec<String> {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -212,9 +232,11 @@ impl World {
             "ask" => {
                 let words: Vec<_> = rest.split_whitespace().collect();
                 let (who, ticket) = words[0].split_once('#').map_or((words[0], None), |(a, b)| (a, Some(b)));
+                let (who, process) = who.split_once('~').unwrap_or((who, "0"));
                 let (pid, uid) = who.split_once('@').unwrap_or((who, "0"));
                 let mut ask = ask(&self.plan, pid.parse().unwrap(), &words[1..], self.now);
                 ask.container = container(ask.container.pid, uid.parse().unwrap());
+                ask.container.process_uid = process.parse().ok();
                 ask.ticket = ticket.map_or(ask.ticket, |ticket| ticket.parse().unwrap());
                 Event::Asked(Box::new(ask))
             }

@@ -2,6 +2,8 @@
 //! a request can be met is found by trying every combination. It says what has to be decided, and takes the devices that
 //! were picked as they come, once it has seen that they may be.
 
+use std::path::Path;
+
 use hooks::lease::{DeviceName, LeasedDevice};
 
 use super::*;
@@ -14,6 +16,8 @@ pub struct Member {
     pub ask: Ask,
     pub tickets: Vec<u64>,
     pub devices: Vec<LeasedDevice>,
+    /// Of an MPS server, by the plan of the time.
+    pub is_mps: bool,
     pub is_ending: bool,
     pub queue: Option<Queue>,
 }
@@ -85,12 +89,38 @@ impl Model {
     }
 
     /// Every pick of one device for each pool that is not excluded by what is held.
-    fn can_pick(&self, pools: &[String], held: &[LeasedDevice]) -> bool {
+    fn can_pick(&self, pools: &[String], held: &[LeasedDevice], others: &[String]) -> bool {
         let Some((pool, rest)) = pools.split_first() else { return true };
         self.members(pool).into_iter().any(|device| {
             let is_free = !held.iter().any(|held| keeps(&self.plan, held, &device));
-            is_free && self.can_pick(rest, &[held, &[device]].concat())
+            let serves = !others.contains(&device.uuid);
+            is_free && serves && self.can_pick(rest, &[held, &[device]].concat(), others)
         })
+    }
+
+    /// A share of an MPS server, by its name.
+    fn is_mps(&self, device: &LeasedDevice) -> bool {
+        let is_it = |of: &&KeptDevice| of.kind == Kind::Share && of.name == device.name.name;
+        self.plan.devices.iter().find(is_it).is_some_and(|of| of.mode == crate::config::Mode::Mps)
+    }
+
+    fn may_be_mps(&self, ask: &Ask) -> bool {
+        let members = self.pools(ask).iter().flat_map(|pool| self.members(pool)).collect::<Vec<_>>();
+        self.named(ask).iter().chain(&members).any(|device| self.is_mps(device))
+    }
+
+    /// Devices that serve one user at a time, and that is another; and those that are shared in another mode by now.
+    fn of_others(&self, ask: &Ask, with_ending: bool) -> Vec<String> {
+        let user = ask.container.process_uid;
+        let there = self.holders.iter().filter(|holder| with_ending || !holder.is_ending);
+        let devices = there.flat_map(|holder| holder.devices.iter().map(move |device| (holder, device)));
+        let bars = |(holder, device): &(&Member, &LeasedDevice)| {
+            let server = self.plan.mps.iter().find(|server| server.uuid == device.uuid);
+            let is_other = user.is_none() || holder.ask.container.process_uid != user;
+            let is_of_one_user = server.is_some_and(|server| !server.multi_user);
+            server.is_some() != holder.is_mps || is_of_one_user && is_other
+        };
+        devices.filter(bars).map(|(_, device)| device.uuid.clone()).collect()
     }
 
     fn held(&self, with_ending: bool) -> Vec<LeasedDevice> {
@@ -138,14 +168,28 @@ impl Model {
             !named.iter().all(may) || !pools.iter().all(|pool| allowed.contains(pool))
         });
         let is_over = cap.and_then(|cap| cap.shares).is_some_and(|most| count > most as usize);
-        if count == 0 || named.iter().any(clashes) {
+        let is_mps = self.may_be_mps(ask);
+        if count == 0 || named.iter().any(clashes) || is_mps && count > 1 {
             return Some(1);
         }
-        if has_more {
+        if has_more || is_mps && self.has_another(ask) {
             return Some(5);
         }
-        let refused = too_many || is_denied || is_over || !self.can_pick(&pools, &named);
+        let refused = too_many || is_denied || is_over || !self.can_pick(&pools, &named, &[]);
         refused.then_some(1)
+    }
+
+    /// A GPU's or MIG device's node that nothing of what is asked for brings.
+    fn has_another(&self, ask: &Ask) -> bool {
+        let names: Vec<_> =
+            self.pools(ask).iter().flat_map(|pool| self.members(pool)).chain(self.named(ask)).collect();
+        let is_own = |device: &&KeptDevice| names.iter().any(|own| own.name.name == device.name);
+        let own: Vec<_> = self.plan.devices.iter().filter(is_own).flat_map(|device| &device.nodes).collect();
+        let beside = ask.request.nodes.iter().filter(|node| !own.iter().any(|own| own.path == **node));
+        let is_a_devices =
+            |node: &Path| self.plan.devices.iter().any(|of| of.nodes.last().unwrap().path == node);
+        let number = |node: &Path| node.to_str().unwrap().replace("/dev/nvidia", "").parse::<u32>().is_ok();
+        beside.into_iter().any(|node| is_a_devices(node) || number(node))
     }
 
     fn cap(&self, ask: &Ask) -> Option<&UserCap> {
@@ -157,7 +201,7 @@ impl Model {
     /// The pools that a request lacks, or none of them if something else is in the way; `Ok` if it can be granted.
     fn lacks(&self, ask: &Ask, with_ending: bool, before: &[String]) -> Result<(), Vec<String>> {
         let (named, pools) = (self.named(ask), self.pools(ask));
-        let held = self.held(with_ending);
+        let (held, others) = (self.held(with_ending), self.of_others(ask, with_ending));
         let mut of_uid = self.holders.iter().filter(|h| h.ask.container.uid == ask.container.uid);
         let has: usize =
             of_uid.by_ref().filter(|h| with_ending || !h.is_ending).map(|h| h.devices.len()).sum();
@@ -165,16 +209,17 @@ impl Model {
             .cap(ask)
             .and_then(|cap| cap.shares)
             .is_some_and(|most| has + named.len() + pools.len() > most as usize);
-        if is_over || named.iter().any(|a| held.iter().any(|b| keeps(&self.plan, b, a))) {
+        let is_kept = |a: &LeasedDevice| held.iter().any(|b| keeps(&self.plan, b, a));
+        if is_over || named.iter().any(|named| is_kept(named) || others.contains(&named.uuid)) {
             return Err(Vec::new());
         }
         let held = [held, named].concat();
         let alone = |pool: &String| pools.iter().filter(|of| *of == pool).cloned().collect::<Vec<_>>();
         let mut lacking: Vec<_> = pools
             .iter()
-            .filter(|pool| before.contains(pool) || !self.can_pick(&alone(pool), &held))
+            .filter(|pool| before.contains(pool) || !self.can_pick(&alone(pool), &held, &others))
             .collect();
-        if lacking.is_empty() && !self.can_pick(&pools, &held) {
+        if lacking.is_empty() && !self.can_pick(&pools, &held, &others) {
             lacking = pools.iter().collect();
         }
         if lacking.is_empty() { Ok(()) } else { Err(lacking.into_iter().cloned().collect()) }
@@ -272,6 +317,7 @@ impl Model {
                 ask: ask.clone(),
                 tickets: vec![ask.ticket],
                 devices: Vec::new(),
+                is_mps: false,
                 is_ending: false,
                 queue: None,
             });
@@ -283,7 +329,8 @@ impl Model {
         let queue = waiter.queue.unwrap();
         let pools = self.pools(&waiter.ask);
         let waits = pools.iter().filter_map(|pool| self.wait_of(std::slice::from_ref(pool)));
-        queue.until - self.now + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
+        let mps = if self.may_be_mps(&waiter.ask) { 120 } else { 0 };
+        queue.until - self.now + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
     }
 
     /// The pools that those in front of a place lack, each for itself.
@@ -312,6 +359,7 @@ impl Model {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");
                     self.check_pick(&waiter);
+                    waiter.is_mps = waiter.devices.iter().any(|device| self.is_mps(device));
                     self.waiters.remove(place);
                     self.holders.push(waiter);
                     place = 0;
@@ -374,11 +422,16 @@ impl Model {
             let is_this = |of: &LeasedDevice| of.name == device.name && of.uuid == device.uuid;
             assert!(self.members(pool).iter().any(is_this), "{device:?} is not of {pool}");
         }
-        self.check_order(waiter, &held);
+        let others = self.of_others(&waiter.ask, true);
+        assert!(
+            !devices.iter().any(|device| others.contains(&device.uuid)),
+            "{devices:?} serves another user"
+        );
+        self.check_order(waiter, &held, &others);
     }
 
     /// Of a single pick: no other free device of the pool lies on a GPU that its order prefers.
-    fn check_order(&self, waiter: &Member, held: &[LeasedDevice]) {
+    fn check_order(&self, waiter: &Member, held: &[LeasedDevice], others: &[String]) {
         let ([device], [pool]) = (&waiter.devices[..], &self.pools(&waiter.ask)[..]) else { return };
         let gpu = |device: &LeasedDevice| {
             self.plan.devices.iter().find(|of| of.uuid == device.uuid).map(|device| device.gpu)
@@ -386,7 +439,8 @@ impl Model {
         let leases = |on: &LeasedDevice| held.iter().filter(|held| gpu(held) == gpu(on)).count();
         let of = self.plan.pools.iter().find(|of| of.name == *pool).unwrap();
         let free = self.members(pool);
-        let free = free.iter().filter(|device| !held.iter().any(|held| keeps(&self.plan, held, device)));
+        let free = free.iter().filter(|device| !others.contains(&device.uuid));
+        let free = free.filter(|device| !held.iter().any(|held| keeps(&self.plan, held, device)));
         let best = match of.order {
             crate::plan::pools::Order::Spread => free.min_by_key(|device| leases(device)),
             crate::plan::pools::Order::Pack => free.rev().max_by_key(|device| leases(device)),

@@ -62,13 +62,22 @@ const REQUESTS: &[&[&str]] = &[
     &["2:1"],
     &["MIG-2-0", "mig-1g"],
     &["c"],
+    &["m"],
+    &["m", "b"],
+    &["m", "m"],
+    &["m-1"],
+    &["m-0", "0"],
 ];
 
 /// Plans that have much in common. In each a name may mean another device, be gone, or be of a pool that nobody waits for.
 fn plans() -> Vec<Kept> {
     let mut one_waits = plan("whole a*2 b*1 | whole a*1 b*1 | 1g 1g").any_number().wait(20);
     one_waits.pools[1].wait_seconds = 0;
+    let mut one_user = plan("a*2 | m*3:one | m*2:mps | m*1 | open | whole").any_number().wait(10);
+    one_user.pools.iter_mut().for_each(|pool| pool.wait_seconds *= u64::from(pool.name == "m"));
     vec![
+        one_user,
+        plan("m*3:one | 1g 1g | m*1:one | a*1").any_number(),
         plan("whole a*2 b*1 | whole a*2 b*1 | 1g 1g").any_number().wait(20),
         plan("whole a*1 | whole a*2 b*2 | 1g 1g").any_number(),
         one_waits.pack().cap("1001", Some(2), None),
@@ -87,7 +96,7 @@ struct Run {
 impl Run {
     fn new() -> Self {
         let mut run = Self {
-            leases: Leases::new("/run/divvy/plan.json".into()),
+            leases: Leases::new("/run/divvy".into()),
             model: Model::default(),
             incarnations: [0; CONTAINERS],
             last: [0; CONTAINERS],
@@ -108,6 +117,7 @@ impl Run {
         let mut ask = ask(&self.model.plan, key.pid, REQUESTS[request], self.model.now);
         ask.ticket = self.ticket;
         ask.container.uid = [0, 1001, 1002][container % 3];
+        ask.container.process_uid = [Some(0), Some(1001), Some(1001), None, Some(7)][container % 5];
         ask.container.start_time = key.start_time;
         ask.container.mount_namespace += 100 * key.start_time;
         Event::Asked(Box::new(ask))

@@ -239,11 +239,107 @@ fn what_is_wrong_with_the_request() {
     );
     assert_eq!(hint, "give the container a cgroup of its own, or ask for a device by its name");
     let last = ask(&two(), 1, &["shared"], 0);
-    let (message, hint) =
-        text(&Leases::new("/run/divvy/plan.json".into()).handle(Event::Asked(Box::new(last))));
+    let (message, hint) = text(&Leases::new("/run/divvy".into()).handle(Event::Asked(Box::new(last))));
     assert_eq!(message, "there is no plan in /run/divvy/plan.json: nobody knows which devices there are");
     assert_eq!(
         hint,
         "run `sudo divvy generate` (with --host, add --state-dir /run/divvy), then start the container again"
+    );
+}
+
+#[test]
+fn an_mps_share_alone() {
+    let mps = || plan("m*2:mps | whole | s*1 | open");
+    let last = ask(&mps(), 9, &["m-0", "s", "1"], 0);
+    let (message, hint) = refused(mps(), &[], last);
+    assert_eq!(
+        message,
+        "m-0 is a share of an MPS server, and 1, s are asked for beside it: a process has one pipe directory"
+    );
+    assert_eq!(hint, "ask for one share alone, and start another container for the rest");
+
+    for node in ["/dev/nvidia3", "/dev/nvidia9"] {
+        let mut last = ask(&mps(), 9, &["m"], 0);
+        last.request.nodes.push(node.into());
+        let (message, hint) = refused(mps(), &[], last);
+        assert_eq!(
+            message,
+            format!(
+                "the container has {node} beside m, a share of an MPS server: a process has one pipe directory"
+            )
+        );
+        assert_eq!(hint, "leave that device out, or use another mode than mps");
+    }
+    let mut last = ask(&mps(), 9, &["m"], 0);
+    last.request.nodes.extend(["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-modeset"].map(Into::into));
+    assert!(matches!(
+        World::new(mps()).leases.handle(Event::Asked(Box::new(last)))[..],
+        [Decision::Grant(..)]
+    ));
+}
+
+#[test]
+fn an_mps_server_that_serves_another_user() {
+    let one = || plan("m*3:one");
+    let of = |words: &[&str]| {
+        let mut last = ask(&one(), 9, words, 0);
+        last.container.process_uid = Some(1002);
+        refused(one(), &["at 2", "ask 1~1001 m-0"], last)
+    };
+    let (message, hint) = of(&["m-1"]);
+    assert_eq!(
+        message,
+        "m-1 cannot be had: the MPS server of GPU 0 serves one user at a time, now uid 1001 of \
+         podman container web1 (00012b1c3d4e, since 14:02, user root); nothing is free in pool m"
+    );
+    assert_eq!(
+        hint,
+        "`divvy ps` shows who has what; MPS of drivers from 555 on serves several users at once"
+    );
+    let (message, hint) = of(&["m"]);
+    assert_eq!(
+        message,
+        "all 3 devices of pool m are held: m-0 by podman container web1 (00012b1c3d4e, since 14:02, user root) and \
+         the MPS server of GPU 0, which serves one user at a time, for uid 1001 by podman container web1 \
+         (00012b1c3d4e, since 14:02, user root)"
+    );
+    assert_eq!(
+        hint,
+        "`divvy ps` shows who has what; with `wait` in [pool.m] starts queue; \
+         MPS of drivers from 555 on serves several users at once"
+    );
+    assert_eq!(
+        message_of_unknown(),
+        "m-1 cannot be had: the MPS server of GPU 0 serves one user at a time, now a user without a number here of \
+         podman container web1 (00012b1c3d4e, since 14:00, user root); nothing is free in pool m"
+    );
+}
+
+fn message_of_unknown() -> String {
+    message(plan("m*3:one"), &["ask 1~? m-0"], &["m-1"])
+}
+
+#[test]
+fn a_device_whose_mode_changed() {
+    let mut world = World::new(plan("s*3"));
+    world.does("ask 1 s");
+    world.does("plan s*3:mps");
+    let refused = |world: &mut World, words: &[&str]| {
+        let last = ask(&world.plan, 9, words, 0);
+        text(&world.leases.handle(Event::Asked(Box::new(last)))).0
+    };
+    let holder = "podman container web1 (00012b1c3d4e, since 14:00, user root)";
+    assert_eq!(
+        refused(&mut world, &["s-1"]),
+        format!(
+            "s-1 cannot be had: GPU 0 is shared with MPS and without by turns, now as it is for {holder}; \
+             nothing is free in pool s"
+        )
+    );
+    assert_eq!(
+        refused(&mut world, &["s"]),
+        format!(
+            "all 3 devices of pool s are held: s-0 by {holder} and GPU 0, shared with MPS and without by turns, by {holder}"
+        )
     );
 }
