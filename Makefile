@@ -10,7 +10,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## divvy and the static divvy-hook, into .build/bin
+build: ## divvy, the guard for MPS and the static divvy-hook, into .build/bin
 	@packaging/build.sh $(BIN) release
 
 .PHONY: install
@@ -19,6 +19,7 @@ install: ## copy them and the systemd units below /usr/local (after make build, 
 	@mkdir -p $(or $(PREFIX),/usr/local)/bin 2>/dev/null; [ -w $(or $(PREFIX),/usr/local)/bin ] || \
 	  { echo "error: cannot write to $(or $(PREFIX),/usr/local)/bin" >&2; echo "hint: sudo make install" >&2; exit 1; }
 	@install -D -m 755 -t $(or $(PREFIX),/usr/local)/bin $(BIN)/divvy $(BIN)/divvy-hook
+	@install -D -m 644 -t $(or $(PREFIX),/usr/local)/lib/divvy $(BIN)/libdivvy_mps_guard.so
 	@mkdir -p $(or $(PREFIX),/usr/local)/lib/systemd/system
 	@for unit in packaging/divvy*.service packaging/divvy.socket; do \
 	  sed 's:/usr/local/bin/:$(or $(PREFIX),/usr/local)/bin/:' $$unit >$(or $(PREFIX),/usr/local)/lib/systemd/system/$${unit##*/}; done
@@ -31,6 +32,14 @@ demo: ## GPUs in real Podman containers on a simulated host
 .PHONY: test
 test: ## every test; ends with "N passed, N failed, N skipped"
 	@tests/run.sh
+
+# sudo keeps no variables: those of the checks are handed over by name.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo env)
+GPU_VARIABLES = DIVVY_TEST_GPU=1 DIVVY_GPU=$(DIVVY_GPU) DIVVY_GPU_KEEP_MODE=$(DIVVY_GPU_KEEP_MODE)
+
+.PHONY: test-gpu
+test-gpu: ## MPS on a real GPU that nobody uses, as root (DIVVY_GPU=<index>); says first what it does to it
+	@cargo --config "target.'cfg(unix)'.runner = '$(AS_ROOT) $(GPU_VARIABLES)'" test --quiet --locked --test gpu
 
 .PHONY: check
 check: ## formatting, lints, dependency policy

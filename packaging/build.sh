@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# build.sh DIR PROFILE: builds divvy (PROFILE: dev or release) and divvy-hook (static, always optimised) into DIR.
+# build.sh DIR PROFILE: builds divvy and the guard for MPS (PROFILE: dev or release) and divvy-hook (static, always
+# optimised) into DIR.
 # The hook is built for musl where that target is installed or can be added: half the size, a quarter of the
 # start-up. Otherwise it is linked statically against glibc, which serves as well.
 set -euo pipefail
@@ -20,7 +21,7 @@ fi
 first=
 [ -d "$target/${profile/#dev/debug}/deps" ] || first=" (a few minutes the first time)"
 echo "building divvy and divvy-hook$first"
-cargo build --quiet --locked --profile "$profile" -p divvy
+cargo build --quiet --locked --profile "$profile" -p divvy -p divvy-mps-guard
 if has_musl; then
   cargo build --quiet --locked --profile hook -p divvy-hooks --bin divvy-hook --target "$musl"
   hook=$target/$musl/hook/divvy-hook
@@ -30,3 +31,4 @@ else
 fi
 mkdir -p "$out"
 install -m 755 "$target/${profile/#dev/debug}/divvy" "$hook" "$out"/
+install -m 644 "$target/${profile/#dev/debug}/libdivvy_mps_guard.so" "$out"/

@@ -46,6 +46,8 @@ pub struct Keeper {
     pub reason: Option<Reason>,
     /// Starts after a failure, one after the other.
     pub failures: u32,
+    /// All that there were.
+    pub failed: u32,
     /// Clients of the server, when it last told.
     pub clients: Vec<i32>,
     /// When to look again, if nothing happens before.
@@ -87,6 +89,7 @@ impl Keeper {
             state: State::Down,
             reason: None,
             failures: 0,
+            failed: 0,
             clients: Vec::new(),
             next_look: None,
             daemon: None,
@@ -240,6 +243,7 @@ impl Keeper {
     /// Keeps containers out, and ends what is there. It is started again after a while, if anybody may need it.
     fn fail(&mut self, reason: Reason) {
         self.failures += 1;
+        self.failed += 1;
         let pause = step::pause(self.failures);
         self.course.retry_at = Some(Instant::now() + pause);
         self.begin_end();

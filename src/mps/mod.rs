@@ -8,6 +8,7 @@
 //! - `supervisor`: it hears requests; `ensure`: what it answers; `reason`: why not
 //! - `keeper`: it keeps MPS; `look`: what it sees; `step`: what it does next
 //! - `programs`, `launch`, `shared_memory`: a control daemon is started; `process`: and watched; `log`: what it says
+//! - `guard`: what is preloaded into the control daemon, and whether that works
 //! - `control`, `reply`: what it is asked, and what it answers
 //! - `front`: what containers see of it
 //! - `gpu`, `foreign`, `at_work`, `compute_mode`: who else is on the device, and that nobody is
@@ -22,6 +23,8 @@ mod ensure;
 mod foreign;
 mod front;
 mod gpu;
+#[allow(dead_code, reason = "the supervisor is to call it")]
+pub mod guard;
 mod keeper;
 mod kept;
 mod launch;

@@ -24,7 +24,7 @@ for store in docker containerd containers; do
     mount --bind store/$store root/var/lib/$store
 done
 mount --bind store/home root/home
-for place in bin:divvy images:images; do
+for place in bin:divvy images:images mps:mps; do
     mkdir -p "root/${place#*:}"
     mount --bind "../../${place%:*}" "root/${place#*:}"
     mount -o remount,bind,ro "root/${place#*:}"

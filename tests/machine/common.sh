@@ -3,6 +3,7 @@
 #   $BUILD/trees/SUITE      a Debian tree with the engines in it, under every machine of that suite, never written to
 #   $BUILD/images/*.tar     root file systems for containers
 #   $BUILD/bin              divvy's own programs, seen in every machine as /divvy
+#   $BUILD/mps/VERSION      NVIDIA's MPS programs and libcuda of a driver, seen as /mps
 #   $BUILD/machines/NAME    one machine: its process, its cgroup, its file system and the engines' stores
 #
 # Nothing is written outside $BUILD, apart from the machine's cgroup.

@@ -30,7 +30,7 @@ esac
 mkdir -p "${machine%/*}"
 # Device nodes in a machine carry numbers that another driver may have on this host.
 chmod 700 "${machine%/*}"
-mkdir -p "$machine"/{root,upper,work} "$machine"/store/{docker,containerd,containers,home} "$BUILD"/{bin,images}
+mkdir -p "$machine"/{root,upper,work} "$machine"/store/{docker,containerd,containers,home} "$BUILD"/{bin,images,mps}
 [ "$(stat -f -c %T "$machine")" != overlayfs ] || die "$machine is on overlayfs, which holds no second overlay:" \
     "point DIVVY_BUILD at another file system"
 trap '"$HERE/down.sh" "$name"' EXIT

@@ -1,0 +1,28 @@
+//! The guard: preloaded into NVIDIA's MPS control daemon (nvidia-cuda-mps-control(1)), it lets nobody who comes over the
+//! socket `control` be heard as anything but a CUDA client. Containers have that socket, so that CUDA reaches MPS, and
+//! whoever has it may as well say that it is the command line of an administrator. Without the guard, root of a container
+//! without any capability is obeyed there, as tried with the programs of 535.261.03, 550.163.01 and 555.58.02:
+//!
+//! | command | root | another user |
+//! |---|---|---|
+//! | `set_active_thread_percentage SERVER 90` | obeyed | obeyed by 535 |
+//! | `set_device_pinned_mem_limit SERVER 0 80G` | obeyed | obeyed by 535 |
+//! | `terminate_client SERVER PID` | obeyed | obeyed by 535 |
+//! | `shutdown_server SERVER`, with `-f` too | obeyed | refused |
+//! | `start_server -uid N` | obeyed | refused |
+//! | `set_default_...`, `quit` | refused | refused |
+//! | `get_...`, `ps` | answered | answered |
+//!
+//! The daemon reads what it is told with recvmsg(2), which this library replaces. It sees what the daemon sees, in the
+//! same buffer, so the two cannot take it for different things; and of a client that is let in it sees nothing more,
+//! for the server serves it from then on. Everything else goes to the kernel as it was.
+//!
+//! - `judge`: who is heard, and what may be said till then
+//! - `admitted`: the connections that are
+//! - `kernel`: what is replaced in the daemon, and all system calls; all unsafe code
+//!
+//! It must never fail open: who or what it cannot find out is refused.
+
+mod admitted;
+mod judge;
+mod kernel;
