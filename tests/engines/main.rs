@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         {
             trials.push(on_engine(engine, name, *trial));
         }
-        for (name, trial) in mps::wiring::TRIALS {
+        for (name, trial) in mps::wiring::TRIALS.into_iter().chain(mps::recovery::TRIALS) {
             let name = format!("{}{}/{name}", ground::label(), engine.name);
             trials.push(Trial::ignorable_test(name, move || {
                 run(&[engine.need, Need::Mps], |ground| trial(ground, engine))

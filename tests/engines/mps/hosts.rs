@@ -32,6 +32,25 @@ pub const MULTI: Host = Host { name: "multi", prefix: "mps" };
 /// Its server serves one user at a time.
 pub const SINGLE: Host = Host { name: "single", prefix: "one" };
 
+/// A time slice, a MIG device with MPS, and names of whole MIG devices.
+const MORE_OF_MULTI: &str = "[[gpu]]
+match = [\"7\"]
+mode = \"time-slice\"
+name = \"turns\"
+replicas = 6
+[[gpu]]
+match = [\"0:0\"]
+mode = \"mps\"
+name = \"mps-mig\"
+replicas = 6
+";
+const MORE_OF_SINGLE: &str = "[[gpu]]
+match = [\"7\"]
+mode = \"mps\"
+name = \"taken\"
+replicas = 6
+";
+
 /// MPS on one device.
 #[derive(Debug)]
 pub struct Mps<'a> {
@@ -52,15 +71,8 @@ pub fn lay_out(ground: &Ground) -> Result<(), String> {
     if !built.is_ok_and(|status| status.success()) {
         return Err("mps-server does not build".into());
     }
-    MULTI.lay_out(ground, &multi, &MULTI.config("[[gpu]]\nmatch = [\"7\"]\nmode = \"time-slice\"\nname = \"turns\"\nreplicas = 6\n[[gpu]]\nmatch = [\"0:0\"]\nmode = \"mps\"\nname = \"mps-mig\"\nreplicas = 6\n"))?;
-    SINGLE.lay_out(
-        ground,
-        &single,
-        &format!(
-            "whole_names = \"no\"\n{}",
-            SINGLE.config("[[gpu]]\nmatch = [\"7\"]\nmode = \"mps\"\nname = \"taken\"\nreplicas = 6\n")
-        ),
-    )?;
+    MULTI.lay_out(ground, &multi, MORE_OF_MULTI)?;
+    SINGLE.lay_out(ground, &single, MORE_OF_SINGLE)?;
     ground.sh("setsid sleep infinity >/dev/null 2>&1 </dev/null & echo $! >/run/taken.pid").require()?;
     SINGLE.set_foreign(ground, TAKEN, true);
     Ok(())
@@ -82,21 +94,23 @@ fn versions() -> Result<[String; 2], String> {
 }
 
 impl Host {
+    /// A GPU of each engine's in two, and more.
     fn config(&self, more: &str) -> String {
-        let mut config = String::new();
+        let mut config = "whole_names = \"no\"\n".to_owned();
+        if self.name == MULTI.name {
+            config += "mig_strategy = \"mixed\"\n";
+        }
         for (at, engine) in ENGINES.iter().enumerate() {
+            let (gpu, name) = (gpu_of(at), self.share(engine, ""));
             let _ = write!(
                 config,
-                "[[gpu]]\nmatch = [\"{}\"]\nmode = \"mps\"\nname = \"{}-{}\"\nreplicas = 2\n",
-                gpu_of(at),
-                self.prefix,
-                engine.name
+                "[[gpu]]\nmatch = [\"{gpu}\"]\nmode = \"mps\"\nname = \"{name}\"\nreplicas = 2\n"
             );
         }
         config + more
     }
 
-    fn lay_out(&self, ground: &Ground, version: &str, config: &str) -> Result<(), String> {
+    fn lay_out(&self, ground: &Ground, version: &str, more: &str) -> Result<(), String> {
         let name = self.name;
         let exe = std::env::current_exe().map_err(|error| error.to_string())?;
         // target/debug/deps/engines-... -> target/debug
@@ -109,9 +123,10 @@ impl Host {
                 "set -e
                  . /run/mps-{name}.sh
                  cat >/etc/divvy/{name}.toml <<'T'
-{config}T
+{}T
                  live divvy --quiet generate --driver-root /drivers/{name} --dev-root / --state-dir /run/{name} \\
-                     --config /etc/divvy/{name}.toml --output /etc/cdi/{name}.json"
+                     --config /etc/divvy/{name}.toml --output /etc/cdi/{name}.json",
+                self.config(more)
             ))
             .require()?;
         self.serve(ground);
@@ -125,6 +140,15 @@ impl Host {
     pub fn serve(&self, ground: &Ground) {
         let name = self.name;
         ground.sh(&format!(". /run/mps-{name}.sh\nfacts\n{SERVE}\nserve {name}")).ok();
+    }
+
+    /// Kills its daemon, and starts another.
+    pub fn restart(&self, ground: &Ground) {
+        static ONE_AFTER_THE_OTHER: Mutex<()> = Mutex::new(());
+        let _alone = ONE_AFTER_THE_OTHER.lock().unwrap_or_else(PoisonError::into_inner);
+        let script = "pid=$(cat /run/$1.pid); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done";
+        ground.command("in.sh", &["sh", "-c", script, "sh", self.name]).ok();
+        self.serve(ground);
     }
 
     /// A container with one of the engine's two shares, or `pool`.

@@ -73,11 +73,9 @@ fn mps_in_exec(ground: &Ground, engine: &Engine) {
 /// Containers with a time slice or a whole device of the same host; and MPS on a MIG device.
 fn mps_not_for_others(ground: &Ground, engine: &Engine) {
     let script = "probe cuda; [ -e /tmp/nvidia-mps ] || echo no front";
-    let whole =
-        ground.sh("sed -n 's/.*\"uuid\": *\"\\(MIG-[^\"]*\\).*/\\1/p' /run/mps-multi.json | tail -n 1");
-    for device in ["turns", whole.ok()] {
-        let without = engine.container(ground, &[device]).sh(script);
-        assert_eq!(without.ok(), format!("{ALONE}\nno front"), "{device}");
+    for device in ["gpu=turns", "mig-1g.5gb=0:3"] {
+        let container = engine.container(ground, &[]).option(&format!("--device=nvidia.com/{device}"));
+        assert_eq!(container.sh(script).ok(), format!("{ALONE}\nno front"), "{device}");
     }
     let mig = engine.container(ground, &["mps-mig"]).sh("probe cuda; ls -A /tmp/nvidia-mps");
     assert_eq!(mig.ok(), format!("{MET_MPS}\ncontrol"));
@@ -88,14 +86,14 @@ fn mps_not_for_others(ground: &Ground, engine: &Engine) {
 /// The image `bare` names another directory and other limits, and so does the user.
 fn mps_variables_of_users(ground: &Ground, engine: &Engine) {
     let _alone = alone(engine);
-    let script = "probe cuda; echo $CUDA_MPS_PIPE_DIRECTORY ${CUDA_MPS_PINNED_DEVICE_MEM_LIMIT%%[0-9]*M}";
+    let script = "probe cuda; echo $CUDA_MPS_PIPE_DIRECTORY ${CUDA_MPS_PINNED_DEVICE_MEM_LIMIT%%=*}";
     let container = MULTI.container(ground, engine, "");
     let of_image = container.clone().image("bare");
     let of_user = container
         .option("--env=CUDA_MPS_PIPE_DIRECTORY=/nowhere")
         .option("--env=CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=junk");
     for container in [of_image, of_user] {
-        assert_eq!(container.sh(script).ok(), format!("{MET_MPS}\n/tmp/nvidia-mps 0="));
+        assert_eq!(container.sh(script).ok(), format!("{MET_MPS}\n/tmp/nvidia-mps 0"));
     }
 }
 
@@ -103,10 +101,12 @@ fn mps_variables_of_users(ground: &Ground, engine: &Engine) {
 /// container does not start.
 fn mps_volumes_of_users(ground: &Ground, engine: &Engine) {
     let _alone = alone(engine);
-    let (full, empty) = (format!("/srv/full-{}", engine.name), format!("/srv/empty-{}", engine.name));
+    let [full, empty, made] = ["full", "empty", "made"].map(|name| format!("/srv/{name}-{}", engine.name));
     ground
         .sh(&format!(
-            "mkdir -p {full}/nvidia-mps {empty}; echo mine >{full}/nvidia-mps/control; chmod -R a+rwX {full} {empty}"
+            "mkdir -p {full}/nvidia-mps {empty} {made}
+             echo mine >{full}/nvidia-mps/control
+             chmod -R a+rwX {full} {empty} {made}"
         ))
         .ok();
     let files = format!(
@@ -123,7 +123,7 @@ fn mps_volumes_of_users(ground: &Ground, engine: &Engine) {
     assert_eq!(run(&[&format!("--volume={full}:/tmp")]).ok(), wired);
     if engine.need != Need::Containerd {
         assert_eq!(run(&["--tmpfs=/tmp"]).ok(), wired);
-        assert_eq!(run(&[&format!("--volume={empty}:/tmp"), "--tmpfs=/tmp/nvidia-mps"]).ok(), wired);
+        assert_eq!(run(&[&format!("--volume={made}:/tmp"), "--tmpfs=/tmp/nvidia-mps"]).ok(), wired);
     }
     for volume in [empty.as_str(), "/tmp"] {
         let refused = run(&[&format!("--volume={volume}:/tmp")]);
