@@ -42,6 +42,17 @@ pub fn terminate(state_dir: &Path, uuid: &str, pids: &[i32]) -> Answer {
     ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Terminate { pids: pids.to_vec() })
 }
 
+/// Has supervisors look anew, so that what is known is of now. None is started for it.
+pub fn look_again(state_dir: &Path) {
+    for known in known(state_dir).into_iter().filter(|known| known.is_supervised) {
+        // It looks before it terminates nobody. Whoever may not ask knows less.
+        let _ = connect_and_ask(
+            &Place::new(state_dir, &known.uuid),
+            &Request { version: VERSION, what: What::Terminate { pids: Vec::new() } },
+        );
+    }
+}
+
 /// Has MPS end on the device, and the compute mode of before restored; `force`: whoever uses it.
 pub fn stop(state_dir: &Path, uuid: &str, force: bool) -> Answer {
     ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Stop { force })

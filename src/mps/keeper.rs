@@ -163,6 +163,8 @@ impl Keeper {
         }
         if self.state == State::Ready {
             self.has_served = true;
+            // Should somebody change them, they are set once more.
+            self.course.limits_set = false;
             self.gpu.leave();
             if self.ready_since.is_some_and(|since| now.saturating_duration_since(since) >= LASTING) {
                 self.failures = 0;
@@ -351,8 +353,9 @@ impl Keeper {
     /// Who has a share of the device, in words.
     pub fn holders(&self) -> Vec<String> {
         let (leases, _) = held::leases(&self.state_dir);
-        let has_share =
-            |lease: &&hooks::lease::Lease| lease.devices.iter().any(|leased| leased.uuid == self.uuid);
+        let has_share = |lease: &&hooks::lease::Lease| {
+            lease.mps.is_some() && lease.devices.iter().any(|leased| leased.uuid == self.uuid)
+        };
         leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container)).collect()
     }
 

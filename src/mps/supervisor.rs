@@ -241,10 +241,14 @@ impl Supervisor {
     fn terminate(&mut self, pids: &[i32]) -> Answer {
         self.keeper.read_back = None;
         self.keeper.go_on();
+        if let Err(error) = self.write_status() {
+            tracing::warn!("{}: {error:#}", self.keeper.what());
+        }
         let Some((control, server)) = self.keeper.control().zip(self.keeper.server.as_ref()) else {
             return Answer::Terminated { pids: Vec::new() };
         };
         let mut terminated = Vec::new();
+        // Those that are no clients, or none any more, have nothing to end.
         for pid in pids.iter().filter(|pid| self.keeper.clients.contains(pid)) {
             match control.ask(&format!("terminate_client {} {pid}", server.pid)) {
                 Ok(_) => terminated.push(*pid),

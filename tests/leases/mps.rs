@@ -36,6 +36,15 @@ pub fn settings(ground: &Ground, change: impl Fn(&mut Value)) -> Vec<Value> {
     plan["mps"].as_array().unwrap().clone()
 }
 
+/// The same plan with the same shares in time slices.
+pub fn without_mps(ground: &Ground) {
+    let plan = fs::read_to_string(ground.state().join("plan.json")).unwrap();
+    let mut plan: Value =
+        serde_json::from_str(&plan.replace("\"mode\":\"mps\"", "\"mode\":\"time-slice\"")).unwrap();
+    plan["mps"] = Value::Array(Vec::new());
+    write_plan(ground, &plan);
+}
+
 fn write_plan(ground: &Ground, plan: &Value) {
     let (path, new) = (ground.state().join("plan.json"), ground.state().join("plan.new"));
     fs::write(&new, plan.to_string()).unwrap();
@@ -228,11 +237,7 @@ fn no_more_in_the_plan() {
     let mut daemon = Daemon::start(&ground);
     let mut containers = Container::start_many(2);
     granted(ground.ask(&containers[0], &["gpu=mps-0"]));
-    let path = ground.state().join("plan.json");
-    let plan = fs::read_to_string(&path).unwrap().replace("\"mode\":\"mps\"", "\"mode\":\"time-slice\"");
-    let mut plan: Value = serde_json::from_str(&plan).unwrap();
-    plan["mps"] = Value::Array(Vec::new());
-    write_plan(&ground, &plan);
+    without_mps(&ground);
     // It reads the plan when somebody asks, if not before.
     assert_eq!(granted(ground.ask(&containers[1], &["gpu=mps"]))[0].name, "mps-2");
     let stops = |server: &StandIn| server.heard().iter().filter(|asked| asked["request"] == "stop").count();
