@@ -39,6 +39,7 @@ GPU_VARIABLES = DIVVY_TEST_GPU=1 DIVVY_GPU=$(DIVVY_GPU) DIVVY_GPU_KEEP_MODE=$(DI
 
 .PHONY: test-gpu
 test-gpu: ## MPS on a real GPU that nobody uses, as root (DIVVY_GPU=<index>); says first what it does to it
+	@cargo build --quiet --locked -p divvy -p divvy-mps-guard
 	@cargo --config "target.'cfg(unix)'.runner = '$(AS_ROOT) $(GPU_VARIABLES)'" test --quiet --locked --test gpu
 
 .PHONY: check

@@ -22,6 +22,8 @@ pub struct Ground {
     pub directory: PathBuf,
     /// Where the driver's libraries are found, if the environment says so.
     pub library_path: Option<String>,
+    /// There is no other device that a program could find instead.
+    pub is_alone: bool,
     /// The compute mode stays as it was found.
     pub keeps_mode: bool,
     sms: OnceLock<u64>,
@@ -47,7 +49,9 @@ impl Ground {
     pub fn new(nvml: Nvml, directory: &Path) -> Result<Self> {
         let gpu = Gpu::choose(&nvml, wanted_index()?)?;
         let programs = Programs::find().map_err(anyhow::Error::msg)?;
+        let is_alone = nvml.device_count()? == 1 && !gpu.is_mig;
         Ok(Self {
+            is_alone,
             nvml,
             gpu,
             programs,

@@ -114,9 +114,10 @@ fn announce(gpu: &Gpu, keeps_mode: bool) {
 }
 
 fn start(directory: &Path) -> Result<Child> {
-    // With a /dev/shm of their own, so that what MPS forgets there goes with them.
+    // With a /dev/shm of their own, so that what MPS forgets there goes with them; and so goes their directory, from which
+    // programs can be run, as they cannot from every /run.
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && exec \"$0\" \"$@\""]);
+    command.args(["--mount", "sh", "-c", "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && mount -t tmpfs -o mode=755 tmpfs \"$2\" && exec \"$0\" \"$@\""]);
     command
         .arg(std::env::current_exe()?)
         .arg(checks::ARGUMENT)

@@ -2,7 +2,8 @@
 //! an idle GPU; everywhere else one test that is ignored. One binary in three parts:
 //!
 //! - `guardian`: looks, asks nothing of the GPU itself, cleans up
-//! - `checks`: the questions, on a `ground`, written into a `report`; with control daemons of NVIDIA's (`daemon`)
+//! - `checks`: the questions, on a `ground`, written into a `report`; with control daemons of NVIDIA's (`daemon`), and
+//!   one of divvy's (`supervised`)
 //! - `client`: CUDA programs that do as they are told by a `program` in a check
 //!
 //! `cuda` has all unsafe code, and `gpu` all that changes the GPU's settings: its compute mode.
@@ -15,12 +16,20 @@ mod daemon;
 mod gpu;
 mod ground;
 mod guardian;
+#[path = "../../src/mps"]
+#[allow(dead_code, unused_imports, reason = "a part of it is used here")]
+mod mps {
+    pub mod place;
+    pub mod protocol;
+    pub mod settings;
+}
 #[path = "../support/needs.rs"]
 #[allow(dead_code, reason = "other tests have other needs")]
 mod needs;
 mod process;
 mod program;
 mod report;
+mod supervised;
 mod tombstone;
 
 use std::ffi::OsString;

@@ -131,6 +131,11 @@ impl Program {
         };
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
         command.envs(ground.library_path.iter().map(|path| ("LD_LIBRARY_PATH", path)));
+        if !ground.is_alone {
+            // One that misses MPS is not to land on somebody else's GPU. MPS takes a UUID too, but in a container there is
+            // none, so that it is left out where it can be.
+            command.env("CUDA_VISIBLE_DEVICES", &ground.gpu.uuid);
+        }
         command.envs(setup.pipe.iter().map(|pipe| ("CUDA_MPS_PIPE_DIRECTORY", pipe)));
         command.envs(setup.environment.iter().copied());
         if let Some(uid) = setup.uid {

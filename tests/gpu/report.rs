@@ -117,7 +117,7 @@ impl Report {
     pub fn print(&self, ground: &Ground) {
         let gpu = &ground.gpu;
         let kind = if gpu.is_mig { "its first MIG device" } else { "whole" };
-        let kept = if ground.keeps_mode { "kept" } else { "restored at the end" };
+        let kept = if ground.mode_is_fixed().is_some() { "kept" } else { "restored at the end" };
         let (major, minor) = gpu.capability;
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         println!("\n## MPS on a real GPU, divvy {}\n", env!("CARGO_PKG_VERSION"));

@@ -16,7 +16,7 @@ use crate::report::Rows;
 use crate::tombstone::Tombstone;
 
 /// As the hook does it, with `$1` for the front directory; and nothing of the host's /run, where the daemon's own is.
-const CONTAINER: &str = "mount -t tmpfs tmpfs /tmp; mkdir /tmp/nvidia-mps; mount --bind \"$1\" /tmp/nvidia-mps; \
+pub const CONTAINER: &str = "mount -t tmpfs tmpfs /tmp; mkdir /tmp/nvidia-mps; mount --bind \"$1\" /tmp/nvidia-mps; \
      mount -o remount,bind,ro,nosuid,nodev,noexec /tmp/nvidia-mps; \
      mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /run";
 
@@ -34,7 +34,7 @@ pub fn private_shm(ground: &Ground, rows: &mut Rows<'_>) -> Result<()> {
 /// 7: the front directory.
 pub fn front(ground: &Ground, rows: &mut Rows<'_>) -> Result<()> {
     let limit = ground.limit_mib();
-    let (daemon, _) = Daemon::with_limits(ground, "front", Some(limit), 100)?;
+    let (daemon, server) = Daemon::with_limits(ground, "front", Some(limit), 100)?;
     let front = ground.directory.join("front-seen");
     fs::create_dir(&front)?;
     let socket = front.join("control");
@@ -70,6 +70,11 @@ pub fn front(ground: &Ground, rows: &mut Rows<'_>) -> Result<()> {
         let answer = format!("{said:?}; {before} before, {after} after");
         rows.claim("can root in there change a limit?", command, answer, before == after);
     }
+    // divvy's guard stands before the next ones, not NVIDIA's daemon.
+    let asked = format!("set_device_pinned_mem_limit {server} 0 {}M", limit * 2);
+    let said = as_root_inside(ground, &front, &asked)?;
+    let after = daemon.ask(&format!("get_device_pinned_mem_limit {server} 0"))?;
+    rows.measured("and that of a running server, without divvy?", &asked, format!("{said:?}; {after} after"));
     let said = as_root_inside(ground, &front, "quit")?;
     let answers = daemon.ask("get_server_list").is_ok_and(|list| !list.is_empty());
     let state = if answers { "MPS runs on" } else { "MPS is gone" };
@@ -102,7 +107,7 @@ pub fn front(ground: &Ground, rows: &mut Rows<'_>) -> Result<()> {
 }
 
 /// What NVIDIA's own program says to root in such a container.
-fn as_root_inside(ground: &Ground, front: &Path, command: &str) -> Result<String> {
+pub fn as_root_inside(ground: &Ground, front: &Path, command: &str) -> Result<String> {
     let mut inside = Command::new("unshare");
     inside.args(["--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]);
     inside.arg(format!("set -e; {CONTAINER}; exec \"$0\"")).arg(&ground.programs.control).arg(front);

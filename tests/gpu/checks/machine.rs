@@ -21,10 +21,14 @@ pub fn driver(ground: &Ground, rows: &mut Rows<'_>) -> Result<()> {
     let programs = &ground.programs;
     let bytes = fs::read(&programs.control)?;
     let driver = &ground.gpu.driver;
-    let is_same = bytes.windows(driver.len()).any(|window| window == driver.as_bytes());
-    let asked = format!("{driver} in {}", programs.control.display());
-    let answer = if is_same { "of the driver's version" } else { "of another version, or it does not say" };
-    rows.claim("is MPS of the driver's version, as its bytes say?", &asked, answer, is_same);
+    let texts = bytes.split(|byte| *byte == 0).filter_map(|text| str::from_utf8(text).ok());
+    let versions: Vec<&str> = texts.filter(|text| is_version(text)).collect();
+    let asked = format!("texts in {}", programs.control.display());
+    let question = "is MPS of the driver's version, as its bytes say?";
+    match versions.join(" ") {
+        said if said.is_empty() => rows.measured(question, &asked, "they do not say"),
+        said => rows.claim(question, &asked, said, versions.contains(&driver.as_str())),
+    }
     let flag = programs.multi_user.unwrap_or("no");
     rows.measured("can one server serve several users?", "flags in its bytes", flag);
     for (question, program, arguments) in [
@@ -50,6 +54,12 @@ pub fn driver(ground: &Ground, rows: &mut Rows<'_>) -> Result<()> {
     let capacity = capacity.map_or_else(|error| error.to_string(), |text| text.trim().to_owned());
     rows.measured("does the kernel count device memory?", "/sys/fs/cgroup/dmem.capacity", capacity);
     Ok(())
+}
+
+/// `550.163.01`.
+fn is_version(text: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.split('.').all(digits) && text.split('.').count() >= 2 && text.find('.') == Some(3)
 }
 
 /// 13: a MIG device. All other checks run on it too, where the GPU is in MIG mode.

@@ -6,13 +6,14 @@ mod life;
 mod limits;
 mod machine;
 mod sharing;
+mod supervisor;
 
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -29,7 +30,7 @@ pub const ARGUMENT: &str = "gpu-checks";
 type Check = fn(&Ground, &mut Rows<'_>) -> Result<()>;
 
 /// Numbers are those of the plan that they come from, in the order of their cost.
-const CHECKS: [(&str, Check); 15] = [
+const CHECKS: [(&str, Check); 16] = [
     ("01_driver", machine::driver),
     ("02_malformed_limits", limits::malformed),
     ("03_limits_in_the_environment", limits::environment),
@@ -45,6 +46,7 @@ const CHECKS: [(&str, Check); 15] = [
     ("13_mig", machine::mig),
     ("14_client_count", sharing::client_count),
     ("15_equal_shares", sharing::equal_shares),
+    ("16_supervisor", supervisor::supervisor),
 ];
 
 /// Runs them, prints the table and the line that counts.
@@ -65,6 +67,10 @@ pub fn run(directory: &Path, arguments: &Arguments) -> Result<ExitCode> {
         std::process::exit(1);
     });
     ground.set_mode(ComputeMode::ExclusiveProcess)?;
+    let users = ground.gpu.users(&ground.nvml)?;
+    if !users.is_empty() {
+        bail!("somebody uses the GPU since: {}", users.join(", "));
+    }
     let report = Arc::new(Report::default());
     let trials = CHECKS.map(|(name, check)| {
         let (ground, report) = (Arc::clone(&ground), Arc::clone(&report));
