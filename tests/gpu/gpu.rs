@@ -86,6 +86,9 @@ impl Gpu {
                 (0..gpu.mig_device_count().unwrap_or(0)).filter_map(|i| gpu.mig_device_by_index(i).ok()),
             );
         }
+        if handles.iter().all(|handle| handle.running_compute_processes().is_err()) {
+            bail!("NVML does not tell who uses GPU {}", self.index);
+        }
         let mut pids = Vec::new();
         for handle in &handles {
             let lists = [

@@ -3,6 +3,7 @@
 //! else, so that nothing else can go wrong in it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -25,9 +26,14 @@ const DIRECTORY: &str = "/run/divvy-test-gpu";
 /// The longest run.
 const LIMIT: Duration = Duration::from_secs(8 * 60);
 
+/// Somebody asked for it.
+pub fn is_wanted() -> bool {
+    is_set("DIVVY_TEST_GPU")
+}
+
 /// Why nothing can be tried here, as far as that is no mistake.
 pub fn missing() -> Option<String> {
-    if !is_set("DIVVY_TEST_GPU") {
+    if !is_wanted() {
         return Some("asked for by make test-gpu: it changes the GPU's compute mode for a while".into());
     }
     if !nix::unistd::geteuid().is_root() {
@@ -41,6 +47,7 @@ pub fn run() -> Result<ExitCode> {
     let nvml = nvml().map_err(anyhow::Error::msg)?;
     let mut gpu = Gpu::choose(&nvml, wanted_index()?)?;
     fs::create_dir_all(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
+    fs::set_permissions(DIRECTORY, fs::Permissions::from_mode(0o755))?;
     let lock = File::create(Path::new(DIRECTORY).join("lock"))?;
     if lock.try_lock().is_err() {
         bail!("another run is at work: {DIRECTORY}/lock is held");
@@ -65,7 +72,7 @@ pub fn run() -> Result<ExitCode> {
     }
     remove_leftovers()?;
     let directory = tempfile::Builder::new().prefix("run-").tempdir_in(DIRECTORY)?;
-    fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
 
     let ended = start(directory.path()).and_then(|mut checks| wait(&mut checks, &signals));
     let cleaned = clean_up(&nvml, &gpu, (!keeps).then_some(&note));

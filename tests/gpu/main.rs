@@ -6,7 +6,7 @@
 //!   one of divvy's (`supervised`)
 //! - `client`: CUDA programs that do as they are told by a `program` in a check
 //!
-//! `cuda` has all unsafe code, and `gpu` all that changes the GPU's settings: its compute mode.
+//! `rehearsal` tests the guardian on every machine. `cuda` has all unsafe code, and `gpu` all that changes the GPU's settings: its compute mode.
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
 mod checks;
@@ -23,13 +23,13 @@ mod mps {
     pub mod protocol;
     pub mod settings;
 }
-#[path = "../support/needs.rs"]
-#[allow(dead_code, reason = "other tests have other needs")]
-mod needs;
 mod process;
 mod program;
+mod rehearsal;
 mod report;
 mod supervised;
+#[path = "../support/mod.rs"]
+mod support;
 mod tombstone;
 
 use std::ffi::OsString;
@@ -47,7 +47,9 @@ fn main() -> ExitCode {
             let directory = Path::new(word(2).unwrap_or_default());
             // Without the two words that are ours.
             let rest = arguments.iter().take(1).chain(arguments.iter().skip(3));
-            checks::run(directory, &Arguments::from_iter(rest))
+            let outcome = checks::run(directory, &Arguments::from_iter(rest));
+            process::leave_it_to_who_ends_all();
+            outcome
         }
         _ => {
             let arguments = Arguments::from_args();
@@ -65,11 +67,12 @@ fn main() -> ExitCode {
     })
 }
 
-/// One test, ignored with its reason as the other targets' are.
+/// One test, ignored with its reason as the other targets' are; and where nobody asked for a GPU, those of the guardian.
 fn skipped(arguments: &Arguments, reason: String) -> ExitCode {
-    let trial = Trial::ignorable_test("gpu", move || needs::skip("gpu", "gpu", &reason));
-    let conclusion = libtest_mimic::run(arguments, vec![trial]);
-    let (failed, skipped) = (conclusion.num_failed, conclusion.num_ignored);
-    println!("0 passed, {failed} failed, {skipped} skipped");
+    let trial = Trial::ignorable_test("gpu", move || support::needs::skip("gpu", "gpu", &reason));
+    let rehearsal = if guardian::is_wanted() { Vec::new() } else { rehearsal::trials() };
+    let conclusion = libtest_mimic::run(arguments, [trial].into_iter().chain(rehearsal).collect());
+    let (passed, failed, skipped) = (conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored);
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
     conclusion.exit_code()
 }
