@@ -229,7 +229,7 @@ fn the_commands_in_the_readme_parse() {
     for line in shown {
         let mut args: Vec<_> = line.split_whitespace().collect();
         // Of the machine that they run on: that they are understood is all that can be asked of any.
-        if ["ps", "release", "serve"].contains(&args[0]) {
+        if ["ps", "mps", "release", "serve"].contains(&args[0]) {
             args.iter_mut().for_each(|arg| *arg = arg.trim_matches(['[', ']']));
             args.push("--help");
         } else if args[0] != "completions" && !args.contains(&"--host") {
@@ -258,14 +258,20 @@ fn the_configuration_in_the_readme_is_one() {
     fs::write(dir.path().join("config.toml"), config).unwrap();
     let config = format!("--config={}", dir.path().join("config.toml").display());
     let (_, out, errors) = run(&mut divvy(&["generate", "--host=sim:mixed", &config, "--dry-run"]));
-    for decided in ["ci-0 to ci-1, notebook-0", "\nwhole: 3 devices\n", "leased, with graphics"] {
+    for decided in [
+        "ci-0 to ci-1, notebook-0",
+        "\nwhole: 2 devices\n",
+        "leased, with graphics",
+        "shared-3    mps, 1 of 4 on 0",
+    ] {
         assert!(out.contains(decided), "{decided}: {out}{errors}");
     }
 }
 
 #[test]
 fn help_is_there_for_every_verb() {
-    for verb in ["generate", "list", "share", "sim", "record", "ps", "release", "serve", "completions"] {
+    for verb in ["generate", "list", "share", "sim", "record", "ps", "mps", "release", "serve", "completions"]
+    {
         let (status, help, _) = run(&mut divvy(&[verb, "--help"]));
         assert_eq!(status, 0);
         assert!(help.contains("Usage: divvy"), "{help}");
