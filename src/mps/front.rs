@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use super::place::Place;
 
 /// The socket's name, in the front as in the pipe directory.
-const CONTROL: &str = "control";
+pub const CONTROL: &str = "control";
 /// The first that a control daemon says.
 const GREETING: &[u8] = b"OUTBHELL\0";
 

@@ -19,7 +19,7 @@ use super::protocol::State;
 use super::reason::Reason;
 use super::settings::Settings;
 use super::step::{self, Course, Force, Goal, Step};
-use super::{compute_mode, foreign, launch, log, programs, shared_memory};
+use super::{compute_mode, foreign, front, guard, launch, log, programs, shared_memory};
 use crate::held;
 
 /// Between two looks at what changes within milliseconds.
@@ -28,6 +28,8 @@ const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_secs(2);
 /// Between two looks at a server that serves. Its end and its daemon's are seen at once.
 const SELDOM: Duration = Duration::from_secs(10);
+/// The guard waits a second for who says nothing, and others may be before the one who tries it.
+const GUARD_LIMIT: Duration = Duration::from_secs(5);
 /// A start that held so long was none that failed.
 const LASTING: Duration = Duration::from_secs(60);
 
@@ -67,6 +69,8 @@ pub struct Keeper {
     state_dir: PathBuf,
     ready_since: Option<Instant>,
     has_served: bool,
+    /// Somebody asked since it last failed.
+    is_asked_for: bool,
     /// How hard the daemon was told to end.
     forced: Option<Force>,
 }
@@ -100,6 +104,7 @@ impl Keeper {
             state_dir: state_dir.to_owned(),
             ready_since: None,
             has_served: false,
+            is_asked_for: true,
             forced: None,
         })
     }
@@ -149,7 +154,18 @@ impl Keeper {
                         return true;
                     }
                 }
+                Step::TryGuard => {
+                    if let Err(reason) = self.try_guard() {
+                        if self.is_in_use() {
+                            self.reason = Some(reason);
+                            self.next_look = Some(now + LATER);
+                            return false;
+                        }
+                        self.fail(reason);
+                    }
+                }
                 Step::Fail(trouble) => self.fail(Reason::of(trouble, &self.what(), &self.uuid)),
+                Step::Launch if !self.is_asked_for && !self.is_needed() => self.leave_alone(),
                 Step::Launch | Step::SetLimits | Step::StartServer | Step::Open => {
                     if let Err(reason) = self.go_up(step, now) {
                         self.fail(reason);
@@ -227,6 +243,13 @@ impl Keeper {
         Ok(())
     }
 
+    /// A control daemon that was started by an older divvy, or by hand, may have none.
+    fn try_guard(&mut self) -> Result<(), Reason> {
+        let checked = guard::check(&self.place.pipe().join(front::CONTROL), GUARD_LIMIT);
+        self.course.is_guarded = checked.is_ok();
+        checked.map_err(|error| Reason::unguarded(&self.what(), &error))
+    }
+
     /// What it does with it is read back.
     pub(super) fn tell(&self, command: &str) {
         let Some(control) = self.control() else { return };
@@ -247,22 +270,33 @@ impl Keeper {
         let pause = step::pause(self.failures);
         self.course.retry_at = Some(Instant::now() + pause);
         self.begin_end();
-        let is_needed = self.has_served
-            || self.kept.as_ref().is_some_and(|kept| kept.settings.at_boot)
-            || !self.holders().is_empty();
-        match is_needed {
+        self.is_asked_for = false;
+        match self.is_needed() {
             true => warn!("{}; the next start is in {} seconds", reason.message, pause.as_secs()),
             false => {
                 warn!("{}", reason.message);
-                self.course.goal = Goal::Rest;
-                self.restore_mode();
+                self.leave_alone();
             }
         }
         self.reason = Some(reason);
     }
 
+    /// Whether somebody may miss MPS, who does not ask for it now.
+    fn is_needed(&self) -> bool {
+        self.has_served
+            || self.kept.as_ref().is_some_and(|kept| kept.settings.at_boot)
+            || !self.holders().is_empty()
+    }
+
+    /// It did not come to be, and nobody misses it: the GPU is as it was.
+    fn leave_alone(&mut self) {
+        self.course.goal = Goal::Rest;
+        self.restore_mode();
+    }
+
     /// Starts MPS, if it does not run.
     pub fn begin(&mut self) {
+        self.is_asked_for = true;
         self.course.goal = Goal::Run;
         self.course.retry_at = None;
         self.reason = None;

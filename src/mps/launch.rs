@@ -6,11 +6,11 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::log;
 use super::place::{LONGEST_PIPE_DIRECTORY, Place};
 use super::reason::Reason;
 use super::settings::Settings;
 use super::shared_memory;
+use super::{guard, log};
 use crate::sys;
 
 /// NVIDIA's advice: with fewer, a server cannot serve as many clients as it may.
@@ -26,6 +26,7 @@ const LIBRARIES: [&str; 5] = [
 
 /// Starts it, with the option that has it serve several users at once, if any. It listens a little later.
 pub fn control_daemon(settings: &Settings, place: &Place, option: Option<&str>) -> Result<Child, Reason> {
+    let guard = guard::find().map_err(|error| Reason::unguarded(&settings.what, &error))?;
     let pipe = place.pipe();
     if pipe.as_os_str().len() > LONGEST_PIPE_DIRECTORY {
         return Err(Reason::failed(
@@ -40,7 +41,7 @@ pub fn control_daemon(settings: &Settings, place: &Place, option: Option<&str>) 
     prepare(place).map_err(failed)?;
     let shared_memory = shared_memory::mount(settings, place).map_err(failed)?;
     let output = log::open(place).map_err(failed)?;
-    let mut command = command(settings, place, option, output).map_err(failed)?;
+    let mut command = command(settings, place, option, &guard, output).map_err(failed)?;
     sys::detach(&mut command, DESCRIPTORS, shared_memory.as_deref()).map_err(failed)?;
     command.spawn().map_err(failed)
 }
@@ -64,7 +65,13 @@ fn prepare(place: &Place) -> io::Result<()> {
     Ok(())
 }
 
-fn command(settings: &Settings, place: &Place, option: Option<&str>, output: File) -> io::Result<Command> {
+fn command(
+    settings: &Settings,
+    place: &Place,
+    option: Option<&str>,
+    guard: &Path,
+    output: File,
+) -> io::Result<Command> {
     let mut command = Command::new(&settings.control);
     command
         .arg("-f")
@@ -75,6 +82,7 @@ fn command(settings: &Settings, place: &Place, option: Option<&str>, output: Fil
         .env("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         .env("CUDA_MPS_PIPE_DIRECTORY", place.pipe())
         .env("CUDA_MPS_LOG_DIRECTORY", place.log())
+        .env("LD_PRELOAD", guard)
         .current_dir("/")
         .stdin(Stdio::null())
         .stderr(output.try_clone()?)

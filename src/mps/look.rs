@@ -97,7 +97,7 @@ impl Keeper {
             Some(pid) => Some(thorough(&control, *pid, &settings)?),
             None => None,
         };
-        if self.state == State::Ready {
+        if self.front.is_open() {
             self.reason = self.gpu.disturbance(&settings);
         }
         let is_good = server.as_ref().is_some_and(|server| server.limits_hold) && defaults_hold;
@@ -136,9 +136,6 @@ impl Keeper {
         }
         let is_in_fault = server.state == ServerState::Fault && server.clients.is_empty();
         self.course.fault = is_in_fault.then(|| self.course.fault.unwrap_or_else(Instant::now));
-        if self.state == State::Blocked {
-            self.reason = None;
-        }
     }
 }
 

@@ -23,8 +23,7 @@ mod ensure;
 mod foreign;
 mod front;
 mod gpu;
-#[allow(dead_code, reason = "the supervisor is to call it")]
-pub mod guard;
+mod guard;
 mod keeper;
 mod kept;
 mod launch;

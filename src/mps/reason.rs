@@ -1,5 +1,6 @@
 //! Why something is not done: in an answer, and in the status.
 
+use super::guard::Unguarded;
 use super::protocol::Answer;
 use super::step::{SERVER_LIMIT, Trouble};
 
@@ -49,6 +50,15 @@ impl Reason {
             Trouble::LastingFault => "the MPS server did not recover from a client's fault".to_owned(),
         };
         Self::failed(format!("{what}: {message}"), format!("its last words are in mps/{uuid}/log/mps.log"))
+    }
+}
+
+impl Reason {
+    /// A control daemon in which root of a container would be obeyed is not used.
+    pub fn unguarded(what: &str, error: &Unguarded) -> Self {
+        // What was found, and what it comes from.
+        let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+        Self::not_held(format!("{what}: {error}{source}"), error.hint())
     }
 }
 

@@ -87,6 +87,8 @@ pub struct Course {
     pub launched: Option<Instant>,
     /// Limits were set since.
     pub limits_set: bool,
+    /// The guard was seen at its work in this control daemon.
+    pub is_guarded: bool,
     /// When a server was asked for, or seen to start.
     pub server_asked: Option<Instant>,
     /// The last server that was seen.
@@ -142,6 +144,8 @@ pub enum Step {
     SetLimits,
     /// Have it start a server.
     StartServer,
+    /// See whether the guard does its work.
+    TryGuard,
     /// Let containers in.
     Open,
     /// Keep containers out, and begin again.
@@ -201,6 +205,9 @@ fn running(course: &Course, seen: &Seen, since: &impl Fn(Option<Instant>) -> Dur
         ServerState::Active if !defaults_hold(&seen.answers) => {
             let step = if course.limits_set { Step::Renew } else { Step::SetLimits };
             (State::Ready, step)
+        }
+        ServerState::Active if !course.is_guarded => {
+            (if seen.is_open { State::Ready } else { State::Starting }, Step::TryGuard)
         }
         ServerState::Active if !seen.is_open => (State::Starting, Step::Open),
         ServerState::Active => (State::Ready, Step::Wait),

@@ -1,11 +1,11 @@
 //! MPS as a container meets it: through the front alone, as any user, with NVIDIA's own program and library in its hands.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::ground::{Ground, PROHIBITED, control, kill_hard, wait_until};
+use crate::peer::Peer;
 use crate::support::mps::MpsFiles;
 use crate::support::run;
 
@@ -16,41 +16,50 @@ pub const WITH_COMPILER: [(&str, fn(&MpsFiles)); 1] =
     [("cuda_fails_where_mps_is_away", cuda_fails_where_mps_is_away)];
 
 /// What ends MPS, or changes what it holds.
-const ORDERS: &str = "set_default_active_thread_percentage 99\n\
+const ORDERS: &str = "get_server_list\n\
+    set_default_active_thread_percentage 99\n\
     set_default_device_pinned_mem_limit 0 79G\n\
     set_active_thread_percentage SERVER 99\n\
     set_device_pinned_mem_limit SERVER 0 79G\n\
+    terminate_client SERVER CLIENT\n\
+    start_server -uid 65534\n\
     shutdown_server SERVER -f\n\
     quit -t 0\n";
 
 fn nobody_rules_through_the_front(files: &MpsFiles) {
     let ground = Ground::ready(files);
     let (control_pid, server) = (ground.control_pid(), ground.server_pid());
-    let front = ground.state("front");
+    let victim = Peer::client(&ground.state("front"), 0);
+    let orders = ORDERS.replace("SERVER", &server.to_string()).replace("CLIENT", &victim.pid().to_string());
     for uid in [0, 65534] {
-        let ask = |commands: &str| {
+        for order in orders.lines() {
             let mut command = Command::new("setpriv");
-            // As root of a container: all capabilities, and namespaces of its own. It is root of the machine's users.
-            command.args([&format!("--reuid={uid}"), "--clear-groups", "unshare"]);
-            command.args(if uid == 0 { &["--mount", "--uts", "--ipc", "--net"][..] } else { &[][..] });
+            command.args([&format!("--reuid={uid}"), "--clear-groups"]);
             command.arg(ground.path("bin/nvidia-cuda-mps-control"));
-            if uid != 0 {
-                command = Command::new(ground.path("bin/nvidia-cuda-mps-control"));
-                command.uid(uid);
-            }
-            control(command.env("CUDA_MPS_PIPE_DIRECTORY", &front), commands)
-        };
-        for order in ORDERS.replace("SERVER", &server.to_string()).lines() {
-            let said = ask(&format!("{order}\n"));
-            assert!(said.contains("rivilege"), "{uid}: {order}: {said:?}");
+            let said =
+                control(command.env("CUDA_MPS_PIPE_DIRECTORY", ground.state("front")), &format!("{order}\n"));
+            assert!(said.contains("Cannot"), "{uid}: {order}: {said:?}");
         }
-        // What everybody may read, they read.
-        assert_eq!(ask("get_default_active_thread_percentage\n").trim(), "25.0");
     }
     ground.ensured();
     assert_eq!((ground.control_pid(), ground.server_pid()), (control_pid, server));
     let events = ground.received();
-    assert_eq!(events.len(), 1, "the server heard of none of it: {events:?}");
+    assert_eq!(events.len(), 2, "the server heard of the client, and of no order: {events:?}");
+    assert!(victim.leave());
+    // By the way that is in no container, all of it works.
+    let said = ground.control(&ground.state("pipe"), &format!("set_active_thread_percentage {server} 99\n"));
+    assert_eq!(said.trim(), "99.0");
+}
+
+/// The guard hangs up on them.
+fn who_says_nothing_holds_up_nobody(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let silent: Vec<Peer> = (0..3).map(|_| Peer::silent(&ground.state("front"))).collect();
+    wait_until("their end", || ground.ensure()["answer"] == "ready");
+    assert_eq!(ground.status()["state"], "ready");
+    for peer in silent {
+        assert!(!peer.leave());
+    }
 }
 
 fn cuda_fails_where_mps_is_away(files: &MpsFiles) {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::mps::MpsFiles;
-use crate::support::{divvy, facts, mock_nvml, run};
+use crate::support::{facts, mock_nvml, run};
 
 /// As long as anything is waited for that has to happen at all. Nothing passes or fails by being faster.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -62,7 +62,8 @@ impl Ground {
             fs::create_dir_all(ground.path(directory)).unwrap();
         }
         fs::copy(files.control(), ground.path("bin/nvidia-cuda-mps-control")).unwrap();
-        fs::copy(server(), ground.path("bin/nvidia-cuda-mps-server")).unwrap();
+        fs::copy(programs().join("nvidia-cuda-mps-server"), ground.path("bin/nvidia-cuda-mps-server"))
+            .unwrap();
         // A server runs as its client's user.
         for file in ["bin/received", "bin/behaviour"] {
             fs::write(ground.path(file), "").unwrap();
@@ -106,7 +107,8 @@ impl Ground {
 
     /// The built command, on this machine of ours.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = divvy(args);
+        let mut command = Command::new(programs().join("divvy"));
+        command.args(args).env_remove("LD_LIBRARY_PATH");
         command.arg("--state-dir").arg(self.path("state")).env("TZ", "UTC").env_remove("INVOCATION_ID");
         command.env("MOCK_NVML_FACTS", self.path("facts.json"));
         command.env("MOCK_NVML_PROCESSES", self.path("processes.json"));
@@ -285,15 +287,22 @@ fn library_dir() -> String {
     format!("driver/usr/lib/{}-linux-gnu", std::env::consts::ARCH)
 }
 
-/// The server that stands in, built on first use.
-fn server() -> &'static Path {
-    static SERVER: OnceLock<PathBuf> = OnceLock::new();
-    SERVER.get_or_init(|| {
+/// Where divvy lies with its guard, and the server that stands in, built on first use. A checkout may be anybody's, and
+/// only what is root's alone is run as root.
+pub fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--locked", "-p", "mps-server"]);
+        build.args(["build", "--quiet", "--locked", "-p", "mps-server", "-p", "divvy-mps-guard"]);
         let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-        assert!(status.success(), "mps-server does not build");
-        Path::new(env!("CARGO_BIN_EXE_divvy")).with_file_name("nvidia-cuda-mps-server")
+        assert!(status.success(), "the server or the guard does not build");
+        let directory = PathBuf::from("/tmp/divvy-mps-programs");
+        fs::create_dir(&directory).unwrap();
+        let built = Path::new(env!("CARGO_BIN_EXE_divvy"));
+        for name in ["divvy", "nvidia-cuda-mps-server", "libdivvy_mps_guard.so"] {
+            fs::copy(built.with_file_name(name), directory.join(name)).unwrap();
+        }
+        directory
     })
 }
 

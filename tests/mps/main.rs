@@ -1,6 +1,6 @@
 //! MPS on a device: the built `divvy mps supervise` with NVIDIA's own control daemons, of every version that
 //! tests/machine/mps.sh gives, and a server that stands in for NVIDIA's, which needs a GPU. It needs root, and runs in pid
-//! and mount namespaces of its own, so that nothing of it outlives it and it meets nobody else's MPS.
+//! and mount namespaces of its own, with a /tmp of its own, so that nothing of it outlives it and it meets nobody else's MPS.
 //!
 //! - `ground`: a driver, a state directory, a supervisor
 //! - `peer`: who connects to MPS
@@ -71,6 +71,8 @@ fn inside() -> ExitCode {
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
     let nothing: Option<&str> = None;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+    let tmpfs = (Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"));
+    mount(tmpfs.0, tmpfs.1, tmpfs.2, tmpfs.3, tmpfs.4).unwrap();
     // It is mounted by a process of the namespace that it shall show.
     let mut command = Command::new("sh");
     command.args(["-c", "mount -t proc proc /proc && exec \"$@\"", "sh"]);

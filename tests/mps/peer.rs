@@ -1,4 +1,5 @@
-//! Who connects to MPS: a client, in the words of NVIDIA's protocol, and one who says nothing.
+//! Who connects to MPS: a client, in the words of NVIDIA's protocol, one who goes on talking to the control daemon, and one
+//! who says nothing.
 
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -23,6 +24,11 @@ impl Peer {
     /// A client of the server, of a user.
     pub fn client(front: &Path, uid: u32) -> Self {
         Self::start(front, "client", uid)
+    }
+
+    /// A client that does not leave the control daemon alone when it has its server.
+    pub fn lingering(front: &Path) -> Self {
+        Self::start(front, "lingering", 0)
     }
 
     /// One that says nothing.
@@ -67,13 +73,11 @@ pub fn client(words: impl Iterator<Item = String>) -> ExitCode {
     let words: Vec<String> = words.collect();
     let [kind, path] = &words[..] else { return ExitCode::FAILURE };
     let greeted = greeted(Path::new(path)).unwrap();
-    let (_held, connection) = match kind.as_str() {
-        "client" => (None, served(greeted).unwrap()),
-        _ => {
-            let connection = greeted.as_raw_fd();
-            (Some(greeted), connection)
-        }
+    let connection = match kind.as_str() {
+        "silent" => greeted.as_raw_fd(),
+        _ => served(&greeted).unwrap(),
     };
+    let _held = (kind != "client").then_some(greeted);
     println!("connected");
     let _ = io::stdin().read(&mut [0]);
     let is_connected = recv(connection, &mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN);
@@ -97,9 +101,9 @@ pub fn is_turned_away(path: &Path) -> bool {
     recv(fd.as_raw_fd(), &mut [0], MsgFlags::empty()) == Ok(0)
 }
 
-/// A connection to the server, which the control daemon hands over, and serves nobody else until it is left alone. It is
+/// A connection to the server, which the control daemon hands over; it serves nobody else until it is left alone. It is
 /// open until this process ends.
-fn served(control: OwnedFd) -> io::Result<RawFd> {
+fn served(control: &OwnedFd) -> io::Result<RawFd> {
     const CLIENT: u32 = 2;
     introduce(control.as_raw_fd())?;
     send(control.as_raw_fd(), &CLIENT.to_ne_bytes(), MsgFlags::empty())?;

@@ -19,7 +19,7 @@ pub const TRIALS: [(&str, fn(&MpsFiles)); 9] = [
     ("both_are_killed", both_are_killed),
     ("it_ends_and_starts_300_times", it_ends_and_starts_300_times),
     ("a_fault_is_told_and_waited_for", a_fault_is_told_and_waited_for),
-    ("a_silent_peer_is_named", a_silent_peer_is_named),
+    ("who_blocks_the_daemon_is_named", who_blocks_the_daemon_is_named),
     ("a_server_that_does_not_answer_is_named", a_server_that_does_not_answer_is_named),
     ("limits_that_somebody_changed", limits_that_somebody_changed),
 ];
@@ -125,10 +125,10 @@ fn a_fault_is_told_and_waited_for(files: &MpsFiles) {
     assert_eq!(ground.status()["why"], json!(null));
 }
 
-fn a_silent_peer_is_named(files: &MpsFiles) {
+fn who_blocks_the_daemon_is_named(files: &MpsFiles) {
     let ground = Ground::ready(files);
     let (control, server) = (ground.control_pid(), ground.server_pid());
-    let peer = Peer::silent(&ground.state("front"));
+    let peer = Peer::lingering(&ground.state("front"));
     let named = format!("process {} (", peer.pid());
     ground.refused(&ground.ensure(), 3, &named);
     assert_eq!(ground.status()["state"], "blocked");

@@ -25,7 +25,7 @@ pub const TRIALS: [(&str, fn(&MpsFiles)); 8] = [
 fn what_the_server_is_given(files: &MpsFiles) {
     let mut ground = Ground::new(files);
     ground.supervise();
-    for (percentage, mib) in [(1, 1), (33, 1023), (100, 40_000)] {
+    for (percentage, mib) in [(1_u32, 1_u64), (33, 1023), (100, 40_000)] {
         let mut settings = ground.settings();
         settings["active_thread_percentage"] = json!(percentage);
         settings["memory_mib"] = json!(mib);
@@ -63,9 +63,12 @@ fn what_the_control_daemon_is_given(files: &MpsFiles) {
         "CUDA_MPS_PIPE_DIRECTORY",
         "CUDA_VISIBLE_DEVICES",
         "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
         "PATH",
     ];
     assert_eq!(names, expected);
+    let of_server = fs::read_to_string(format!("/proc/{}/environ", ground.server_pid())).unwrap();
+    assert!(!of_server.contains("LD_PRELOAD"), "{of_server}");
     assert_eq!(fs::read_link(of("cwd")).unwrap(), Path::new("/"));
     // proc_pid_stat(5), field 6: it leads a session of its own.
     let stat = fs::read_to_string(of("stat")).unwrap();
@@ -78,7 +81,9 @@ fn what_the_control_daemon_is_given(files: &MpsFiles) {
     assert_eq!(command_line.contains("multiuser-server"), files.is_multi_user(), "{command_line}");
     for fd in fs::read_dir(of("fd")).unwrap() {
         let target = fs::read_link(fd.unwrap().path()).unwrap().display().to_string();
-        let is_its_own = ["/dev/null", "socket:", "pipe:"].iter().any(|own| target.starts_with(own))
+        let is_its_own = ["/dev/null", "socket:", "pipe:", "anon_inode:[eventfd]"]
+            .iter()
+            .any(|own| target.starts_with(own))
             || target.starts_with(ground.state("").to_str().unwrap());
         assert!(is_its_own && !target.contains("supervisor"), "{target}");
     }
