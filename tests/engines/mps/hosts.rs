@@ -146,7 +146,8 @@ impl Host {
     pub fn restart(&self, ground: &Ground) {
         static ONE_AFTER_THE_OTHER: Mutex<()> = Mutex::new(());
         let _alone = ONE_AFTER_THE_OTHER.lock().unwrap_or_else(PoisonError::into_inner);
-        let script = "pid=$(cat /run/$1.pid); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done";
+        let script =
+            "pid=$(cat /run/$1.pid); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done";
         ground.command("in.sh", &["sh", "-c", script, "sh", self.name]).ok();
         self.serve(ground);
     }

@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
-use super::hosts::{MULTI, Mps, alone, gpu_of};
 use super::MET_MPS;
+use super::hosts::{MULTI, Mps, alone, gpu_of};
 use crate::engine::{ENGINES, Engine, EngineTrial, Held};
 use crate::ground::Ground;
 
