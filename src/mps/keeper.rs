@@ -19,7 +19,7 @@ use super::protocol::State;
 use super::reason::Reason;
 use super::settings::Settings;
 use super::step::{self, Course, Force, Goal, Step};
-use super::{compute_mode, foreign, launch, log, programs, shared_memory};
+use super::{compute_mode, foreign, guard, launch, log, programs, shared_memory};
 use crate::held;
 
 /// Between two looks at what changes within milliseconds.
@@ -28,6 +28,8 @@ const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_secs(2);
 /// Between two looks at a server that serves. Its end and its daemon's are seen at once.
 const SELDOM: Duration = Duration::from_secs(10);
+/// For the guard of a control daemon to show what it does, which takes half a second where nobody else is in the way.
+const GUARD_LIMIT: Duration = Duration::from_secs(5);
 /// A start that held so long was none that failed.
 const LASTING: Duration = Duration::from_secs(60);
 
@@ -219,6 +221,9 @@ impl Keeper {
                 self.course.server_asked = Some(now);
             }
             _ => {
+                let socket = self.place.pipe().join("control");
+                let is_guarded = guard::check(&socket, GUARD_LIMIT);
+                is_guarded.map_err(|error| Reason::not_guarded(&settings.what, &error))?;
                 self.gpu.admit_server(&settings)?;
                 self.front.link().map_err(failed)?;
                 self.reason = None;
