@@ -11,8 +11,9 @@ use crate::container::{Container, Made};
 use crate::daemon::Daemon;
 use crate::ground::{Ground, wait_until};
 use crate::stand_in::{Mood, StandIn};
+use crate::support::{divvy, run};
 
-pub const TRIALS: [(&str, fn()); 8] = [
+pub const TRIALS: [(&str, fn()); 10] = [
     ("a_share_is_granted_when_its_server_runs", granted_when_it_runs),
     ("a_server_that_does_not_run_refuses", refused_as_the_supervisor_says),
     ("a_daemon_killed_while_a_server_starts", daemon_killed_meanwhile),
@@ -21,6 +22,8 @@ pub const TRIALS: [(&str, fn()); 8] = [
     ("servers_that_start_with_the_daemon", at_boot),
     ("servers_that_the_plan_has_no_more", no_more_in_the_plan),
     ("two_hooks_of_one_container", two_hooks),
+    ("ps_shows_how_a_server_is", shown),
+    ("release_has_work_ended_before_it_kills", released),
 ];
 
 /// Two GPUs with MPS, and one in time slices.
@@ -34,6 +37,15 @@ pub fn settings(ground: &Ground, change: impl Fn(&mut Value)) -> Vec<Value> {
     plan["mps"].as_array_mut().unwrap().iter_mut().for_each(change);
     write_plan(ground, &plan);
     plan["mps"].as_array().unwrap().clone()
+}
+
+/// The same plan with the same shares in time slices.
+pub fn without_mps(ground: &Ground) {
+    let plan = fs::read_to_string(ground.state().join("plan.json")).unwrap();
+    let mut plan: Value =
+        serde_json::from_str(&plan.replace("\"mode\":\"mps\"", "\"mode\":\"time-slice\"")).unwrap();
+    plan["mps"] = Value::Array(Vec::new());
+    write_plan(ground, &plan);
 }
 
 fn write_plan(ground: &Ground, plan: &Value) {
@@ -228,13 +240,13 @@ fn no_more_in_the_plan() {
     let mut daemon = Daemon::start(&ground);
     let mut containers = Container::start_many(2);
     granted(ground.ask(&containers[0], &["gpu=mps-0"]));
-    let path = ground.state().join("plan.json");
-    let plan = fs::read_to_string(&path).unwrap().replace("\"mode\":\"mps\"", "\"mode\":\"time-slice\"");
-    let mut plan: Value = serde_json::from_str(&plan).unwrap();
-    plan["mps"] = Value::Array(Vec::new());
-    write_plan(&ground, &plan);
+    granted(ground.ask(&containers[1], &["gpu=mps-2"]));
+    containers[1].kill();
+    ground.wait_for_leases(1);
+    without_mps(&ground);
     // It reads the plan when somebody asks, if not before.
-    assert_eq!(granted(ground.ask(&containers[1], &["gpu=mps"]))[0].name, "mps-2");
+    let next = Container::start();
+    assert_eq!(granted(ground.ask(&next, &["gpu=mps"]))[0].name, "mps-2");
     let stops = |server: &StandIn| server.heard().iter().filter(|asked| asked["request"] == "stop").count();
     wait_until("the end of the one that nobody uses", || stops(&servers[1]) == 1);
     let (status, message) = refused(ground.ask(&containers[0], &["gpu=mps-0"]));
@@ -269,4 +281,62 @@ fn two_hooks() {
         ground.wait_for_leases(0);
     }
     assert!(servers[0].ensured().len() >= 2);
+}
+
+fn shown() {
+    let ground = Ground::new(MPS);
+    let servers = stand_ins(&ground);
+    let _daemon = Daemon::start(&ground);
+    let containers = Container::start_many(2);
+    granted(ground.ask(&containers[0], &["gpu=mps-0"]));
+    granted(ground.ask(&containers[1], &["gpu=slice"]));
+    let ps = |words: &[&str]| {
+        let (status, shown, errors) = run(divvy(&["ps", "--state-dir"]).arg(ground.state()).args(words));
+        assert_eq!(status, 0, "{errors}");
+        (shown, errors)
+    };
+    let row =
+        |shown: &str, device: &str| shown.lines().find(|line| line.starts_with(device)).unwrap().to_owned();
+    servers[0].says("ready", None);
+    let (shown, notes) = ps(&[]);
+    let ready = row(&shown, "mps-0");
+    assert!(ready.contains("  mps  ") && !ready.contains("mps ready"), "{shown}");
+    assert!(!notes.contains("MPS server"), "{notes}");
+    for (state, mark, words) in [
+        ("down", "mps down", "CUDA fails with 805"),
+        ("starting", "mps starting", "until it is ready"),
+        ("fault", "mps fault", "takes no new one until all have left"),
+        ("blocked", "mps blocked", "nobody can connect"),
+    ] {
+        servers[0].says(state, Some("process 4711 says nothing"));
+        let (shown, notes) = ps(&[]);
+        assert!(row(&shown, "mps-0").ends_with(mark), "{shown}");
+        assert!(!row(&shown, "slice-0").contains("mps"), "{shown}");
+        assert!(notes.contains("process 4711 says nothing") && notes.contains(words), "{notes}");
+        let shown: Value = serde_json::from_str(&ps(&["--format=json"]).0).unwrap();
+        assert_eq!(shown["rows"][0]["mps"]["state"], state);
+        assert_eq!(shown["rows"][1].get("mps"), None);
+    }
+}
+
+/// A client that is killed in the middle of its work may take others along.
+fn released() {
+    let ground = Ground::new(MPS);
+    let servers = stand_ins(&ground);
+    let _daemon = Daemon::start(&ground);
+    let containers = Container::start_many(2);
+    for (container, mood) in containers.iter().zip([Mood::Ready, Mood::Refuses(1, "it is blocked".into())]) {
+        servers[0].is(Mood::Ready);
+        granted(ground.ask(container, &["gpu=mps-0"]));
+        servers[0].is(mood.clone());
+        let mut release = divvy(&["release", "mps-0", "--kill", "--state-dir"]);
+        let (status, said, errors) = run(release.arg(ground.state()));
+        assert_eq!(status, 0, "{errors}");
+        assert!(said.starts_with("mps-0 is free: "), "{said}");
+        assert_eq!(errors.contains("it is blocked"), mood != Mood::Ready, "{errors}");
+        let heard = servers[0].heard();
+        let last = heard.last().unwrap();
+        assert_eq!((&last["request"], &last["pids"]), (&"terminate".into(), &vec![container.pid()].into()));
+        ground.wait_for_leases(0);
+    }
 }

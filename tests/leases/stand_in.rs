@@ -69,6 +69,13 @@ impl StandIn {
         self.shared.changed.notify_all();
     }
 
+    /// Writes how its server is, as everybody may read it.
+    pub fn says(&self, state: &str, why: Option<&str>) {
+        let status = json!({"version": 1, "state": state, "why": why, "hint": null, "control_pid": null,
+            "supervisor_pid": std::process::id(), "server_pid": null, "clients": [], "failures": 0, "since": 1});
+        fs::write(self.shared.front.with_file_name("status.json"), status.to_string()).unwrap();
+    }
+
     /// What it was asked so far.
     pub fn heard(&self) -> Vec<Value> {
         self.shared.heard.lock().unwrap().clone()
@@ -96,7 +103,13 @@ impl Shared {
         BufReader::new(stream).read_line(&mut line).unwrap();
         // A daemon that was killed says nothing.
         let Ok(request) = serde_json::from_str::<Value>(&line) else { return };
-        let stops = request["request"] == "stop";
+        let (stops, terminates) = (request["request"] == "stop", request["request"] == "terminate");
+        let pids = request["pids"].clone();
+        if request["request"] == "ensure" {
+            let mut kept = request["settings"].clone();
+            kept["uid"] = request["uid"].clone();
+            fs::write(self.front.with_file_name("settings.json"), kept.to_string()).unwrap();
+        }
         self.heard.lock().unwrap().push(request);
         let mood = self.mood.lock().unwrap();
         let mood = self.changed.wait_while(mood, |mood| *mood == Mood::Silent).unwrap();
@@ -105,6 +118,7 @@ impl Shared {
                 json!({"answer": "refused", "status": status, "message": message, "hint": "wait"})
             }
             _ if stops => json!({"answer": "stopped"}),
+            _ if terminates => json!({"answer": "terminated", "pids": pids}),
             _ => json!({"answer": "ready", "front": self.front, "shared_memory": null}),
         };
         let mut stream = stream;

@@ -134,10 +134,10 @@ impl Ground {
         pid
     }
 
-    /// Ends the supervisor as nobody can resist.
-    pub fn kill_supervisor(&mut self) {
+    /// Ends the supervisor, and returns when it is gone.
+    pub fn end_supervisor(&mut self, signal: Signal) {
         let mut child = self.children.pop().unwrap();
-        child.kill().unwrap();
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
         child.wait().unwrap();
     }
 

@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, PROHIBITED, kill_hard, wait_until};
@@ -114,8 +115,9 @@ fn the_mode_of_before_outlives_a_crash(files: &MpsFiles) {
     fs::write(ground.state("compute-mode.json"), record.to_string()).unwrap();
     ground.supervise();
     ground.ensured();
-    kill_hard(ground.pid("supervisor_pid").unwrap());
-    kill_hard(ground.control_pid());
+    let control = ground.control_pid();
+    ground.end_supervisor(Signal::SIGKILL);
+    kill_hard(control);
     ground.supervise();
     assert_eq!(ground.stop(true)["answer"], "stopped");
     assert_eq!(ground.mode(), DEFAULT);
@@ -200,7 +202,7 @@ fn shared_memory_is_a_file_system_of_its_own(files: &MpsFiles) {
         assert!(mount.contains(option), "{mount}");
     }
     // The next supervisor finds it there.
-    ground.kill_supervisor();
+    ground.end_supervisor(Signal::SIGKILL);
     ground.supervise();
     assert_eq!(ground.ensure_as(settings, 0, false)["shared_memory"], json!(ground.state("shm")));
     assert_eq!(ground.stop(false)["answer"], "stopped");

@@ -5,8 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, wait_until};
@@ -64,7 +63,7 @@ fn a_supervisor_is_killed_and_no_client_is_lost(files: &MpsFiles) {
     let client = Peer::client(&ground.state("front"), 0);
     let (control, server) = (ground.control_pid(), ground.server_pid());
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
-        kill(Pid::from_raw(ground.pid("supervisor_pid").unwrap()), signal).unwrap();
+        ground.end_supervisor(signal);
         let supervisor = ground.supervise();
         ground.ensured();
         wait_until("a status", || ground.pid("supervisor_pid") == Some(supervisor));
@@ -80,7 +79,7 @@ fn a_supervisor_is_killed_and_no_client_is_lost(files: &MpsFiles) {
 fn both_are_killed(files: &MpsFiles) {
     let mut ground = Ground::ready(files);
     let (control, server) = (ground.control_pid(), ground.server_pid());
-    kill_hard(ground.pid("supervisor_pid").unwrap());
+    ground.end_supervisor(Signal::SIGKILL);
     kill_hard(control);
     ground.supervise();
     ground.ensured();

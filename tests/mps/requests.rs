@@ -219,7 +219,7 @@ fn what_it_does_not_understand(files: &MpsFiles) {
         "{}\n",
         "[]\n",
         "{\"version\":2,\"request\":\"stop\",\"force\":true}\n",
-        &"x".repeat(300_000),
+        &"x".repeat(100_000),
     ] {
         let answer = connect(line);
         assert_eq!((&answer["answer"], &answer["status"]), (&json!("refused"), &json!(1)), "{answer}");

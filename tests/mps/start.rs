@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, is_alive, kill_hard, wait_until};
@@ -162,7 +163,7 @@ fn a_server_that_never_gets_ready(files: &MpsFiles) {
 fn one_is_started_by_whoever_needs_it(files: &MpsFiles) {
     let mut ground = Ground::ready(files);
     let control = ground.control_pid();
-    ground.kill_supervisor();
+    ground.end_supervisor(Signal::SIGKILL);
     assert!(is_alive(control));
     let listed = ground.run(&["mps"]);
     assert!(listed.1.contains("unknown") && listed.2.contains("its supervisor"), "{listed:?}");

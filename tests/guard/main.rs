@@ -1,0 +1,81 @@
+//! The guard in NVIDIA's own control daemons, of every version that tests/machine/mps.sh gives, against root and others who
+//! have the socket of containers; with a server that stands in for NVIDIA's, and with NVIDIA's own, which finds no GPU. It
+//! needs root, and runs in pid and mount namespaces of its own, so that nothing of it outlives it.
+//!
+//! - `ground`: a control daemon
+//! - `stranger`: a connection that says what it likes
+//! - `commands`: what nvidia-cuda-mps-control is heard with, and where
+//! - `clients`: CUDA, and servers
+//! - `attacks`: what a stranger can try, by what they say, send and leave open
+//! - `tried_out`: what the supervisor finds out; the module is compiled in, since no verb shows it by itself
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
+
+mod attacks;
+mod clients;
+mod commands;
+mod ground;
+#[path = "../../src/mps/guard.rs"]
+#[allow(dead_code, unused_imports, reason = "a part of it is used here")]
+mod guard;
+mod stranger;
+#[path = "../support/mod.rs"]
+mod support;
+mod tried_out;
+#[path = "../../src/trust.rs"]
+#[allow(dead_code, unused_imports, reason = "a part of it is used here")]
+mod trust;
+
+use std::process::{Command, ExitCode};
+
+use ground::Named;
+use libtest_mimic::{Arguments, Trial};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use support::mps::{self, MpsFiles};
+use support::needs::{Need, trial};
+
+/// Set in the process that is the first of its pid namespace.
+const INSIDE: &str = "DIVVY_GUARD_TESTS_INSIDE";
+const NEEDS: [Need; 3] = [Need::Root, Need::Mps, Need::Compiler];
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("as-passer-by") {
+        return stranger::pass_by();
+    }
+    if nix::unistd::geteuid().is_root() && std::env::var_os(INSIDE).is_none() {
+        return inside();
+    }
+    let all = mps::all();
+    let mut trials: Vec<Trial> = all.iter().flat_map(of_version).collect();
+    if all.is_empty() {
+        trials.push(trial("guard", &NEEDS, || ()));
+    }
+    for (name, test) in tried_out::WITHOUT_NVIDIAS {
+        trials.push(trial(name, &[], test));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn of_version(files: &MpsFiles) -> Vec<Trial> {
+    let of_all =
+        [commands::TRIALS.as_slice(), &clients::TRIALS, &attacks::TRIALS, &tried_out::TRIALS].concat();
+    let with = |(name, test): Named| {
+        let files = files.clone();
+        let name: &'static str = format!("{}/{name}", files.version).leak();
+        trial(name, &NEEDS, move || test(&files))
+    };
+    of_all.into_iter().map(with).collect()
+}
+
+/// Runs this program once more, as the first process of a pid namespace: when it ends, so does all that it started.
+fn inside() -> ExitCode {
+    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
+    let nothing: Option<&str> = None;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+    // It is mounted by a process of the namespace that it shall show.
+    let mut command = Command::new("sh");
+    command.args(["-c", "mount -t proc proc /proc && exec \"$@\"", "sh"]);
+    command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "1");
+    let status = command.status().unwrap();
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
