@@ -1,6 +1,6 @@
 //! The daemon under attack and under load: the built `divvy serve`, containers that are processes with a mount namespace
 //! and a cgroup of their own, and callers that speak the socket's protocol by themselves. All of it needs root, and runs
-//! in a mount namespace of its own, so that nothing of it is left on the machine.
+//! in pid and mount namespaces of its own, so that nothing of it is left on the machine and it meets nobody else's MPS.
 //!
 //! - `ground`: a state directory with a plan, and a /dev with nodes of GPUs
 //! - `daemon`, `container`, `client`: who takes part
@@ -40,10 +40,15 @@ mod support;
 mod users;
 mod waiting;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use support::needs::{Need, trial};
+
+/// Set in the process that is the first of its pid namespace.
+const INSIDE: &str = "DIVVY_LEASES_INSIDE";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -53,6 +58,9 @@ fn main() -> ExitCode {
         _ => {}
     }
     if nix::unistd::geteuid().is_root() {
+        if std::env::var_os(INSIDE).is_none() {
+            return inside();
+        }
         ground::enter_mount_namespace();
     }
     if std::env::args().nth(1).as_deref() == Some("figures") {
@@ -85,4 +93,17 @@ fn main() -> ExitCode {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Runs this program once more, as the first process of a pid namespace: when it ends, so does all that it started.
+fn inside() -> ExitCode {
+    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
+    let nothing: Option<&str> = None;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+    // It is mounted by a process of the namespace that it shall show.
+    let mut command = Command::new("sh");
+    command.args(["-c", "mount -t proc proc /proc && exec \"$@\"", "sh"]);
+    command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "1");
+    let status = command.status().unwrap();
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
