@@ -89,7 +89,8 @@ fn main() -> ExitCode {
         {
             trials.push(on_engine(engine, name, *trial));
         }
-        for (name, trial) in mps::wiring::TRIALS.into_iter().chain(mps::recovery::TRIALS) {
+        let abused = mps::abuse::TRIALS.into_iter().filter(|_| mps::abuse::is_tried_on(engine));
+        for (name, trial) in mps::wiring::TRIALS.into_iter().chain(mps::recovery::TRIALS).chain(abused) {
             let name = format!("{}{}/{name}", ground::label(), engine.name);
             trials.push(Trial::ignorable_test(name, move || {
                 run(&[engine.need, Need::Mps], |ground| trial(ground, engine))
