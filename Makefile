@@ -33,6 +33,15 @@ demo: ## GPUs in real Podman containers on a simulated host
 test: ## every test; ends with "N passed, N failed, N skipped"
 	@tests/run.sh
 
+# sudo keeps no variables: those of the checks are handed over by name.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo env)
+GPU_VARIABLES = DIVVY_TEST_GPU=1 DIVVY_GPU=$(DIVVY_GPU) DIVVY_GPU_KEEP_MODE=$(DIVVY_GPU_KEEP_MODE)
+
+.PHONY: test-gpu
+test-gpu: ## MPS on a real GPU that nobody uses, as root (DIVVY_GPU=<index>); says first what it does to it
+	@cargo build --quiet --locked -p divvy -p divvy-mps-guard
+	@cargo --config "target.'cfg(unix)'.runner = '$(AS_ROOT) $(GPU_VARIABLES)'" test --quiet --locked --test gpu
+
 .PHONY: check
 check: ## formatting, lints, dependency policy
 	cargo fmt --all --check

@@ -11,6 +11,7 @@
 //! - `mps`: NVIDIA's MPS, kept on each GPU that is shared by it
 //! - `held`: who has which device, read back
 //! - `ps`: and who uses it, put together for people
+//! - `time_slices`: how long turns are, as the driver is told
 //! - `trust`: who may change what root will run
 //! - `failure`: errors with hints, exit statuses
 //!
@@ -36,6 +37,7 @@ mod publish;
 mod serve;
 mod spec;
 mod sys;
+mod time_slices;
 mod trust;
 
 fn main() -> ExitCode {

@@ -31,6 +31,29 @@ fn dry_runs() {
     golden("mixed.dry-run", &out);
 }
 
+/// The driver has lengths for whole GPUs alone, which keeps no MIG device from being shared.
+#[test]
+fn turns_are_of_whole_gpus() {
+    let place = Place::with(format!("{FOUR}time_slice = \"short\"\n"));
+    let (status, _, errors) = place.generate(LAB);
+    assert_eq!(status, 0, "{errors}");
+    let said = "time_slice says nothing of MIG device 0:0: NVIDIA's driver has lengths for whole GPUs alone";
+    assert!(errors.contains(&format!("warning: DIR/config.toml:1:1: {said}")), "{errors}");
+    let plan = place.json("state/plan.json");
+    let gpus = plan["time_slices"].as_array().unwrap().iter();
+    let gpus: Vec<_> =
+        gpus.map(|one| (one["what"].as_str().unwrap(), one["length"].as_str().unwrap())).collect();
+    let whole = ["GPU 1", "GPU 2", "GPU 3", "GPU 4", "GPU 5", "GPU 6", "GPU 7"];
+    assert_eq!(gpus, whole.map(|gpu| (gpu, "short")));
+    let (status, list, errors) = place.run(&["list", LAB, "--format=json"]);
+    assert_eq!(status, 0, "{errors}");
+    let list: Value = serde_json::from_str(&list).unwrap();
+    for device in list["devices"].as_array().unwrap() {
+        let is_mig = device["uuid"].as_str().unwrap().starts_with("MIG-");
+        assert_eq!(device["time_slice"].as_str(), (!is_mig).then_some("short"), "{device}");
+    }
+}
+
 #[test]
 fn a_share_is_the_gpus_node_and_the_whole_has_no_name() {
     let place = Place::with(FOUR);

@@ -22,6 +22,7 @@ use crate::plan::{
 };
 use crate::publish;
 use crate::spec;
+use crate::time_slices::{self, kept::word};
 
 /// The JSON listing. Sizes are bytes.
 #[derive(Serialize)]
@@ -83,6 +84,8 @@ pub fn run(args: &ListArgs, quiet: bool) -> Result<Status> {
     // Who has what on another host is not known here.
     let here = args.machine.host.is_none().then_some(Path::new(publish::STATE_DIR));
     let state_dir = args.plan.state_dir.as_deref().or(here);
+    let unset = state_dir.map(|state_dir| time_slices::kept::problems(state_dir, &plan.time_slices));
+    plan.warnings.extend(unset.into_iter().flatten());
     let leases = state_dir.map(held::leases);
     let (leases, damaged) = leases.map_or((None, Vec::new()), |(leases, damaged)| (Some(leases), damaged));
     plan.warnings.extend(damaged);
@@ -315,10 +318,13 @@ pub fn mode_word(kind: Kind, mode: Mode) -> &'static str {
 }
 
 fn mode(device: &Device) -> String {
-    let mode = mode_word(device.kind, device.mode);
+    let mode = match device.time_slice {
+        Some(length) => format!("{} ({})", mode_word(device.kind, device.mode), word(length)),
+        None => mode_word(device.kind, device.mode).into(),
+    };
     match &device.share {
         Some(share) => format!("{mode}, 1 of {} on {}", share.count, share.of),
-        None => mode.into(),
+        None => mode,
     }
 }
 

@@ -248,7 +248,7 @@ fn prefix(table: &Table) -> &str {
 }
 
 /// Keys that are about shares.
-const OF_SHARES: [&str; 14] = [
+const OF_SHARES: [&str; 15] = [
     "mode",
     "name",
     "replicas",
@@ -259,6 +259,7 @@ const OF_SHARES: [&str; 14] = [
     "priority",
     "start",
     "shm",
+    "time_slice",
     "overcommit",
     "rename",
     "whole",
@@ -331,6 +332,9 @@ fn write_cut(table: &mut Table, cut: &Cut) {
     }
     for key in OF_MPS.iter().filter(|_| cut.mode != Mode::Mps) {
         table.remove(key);
+    }
+    if cut.mode != Mode::TimeSlice {
+        table.remove("time_slice");
     }
     // Of shares alone it says nothing, and is a mistake.
     if table.get("whole").and_then(Item::as_bool) != Some(true) {

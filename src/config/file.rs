@@ -19,7 +19,7 @@ use mps::Start;
 
 use super::{
     Config, MOST_ENTRIES, MOST_REPLICAS, MatchEntry, MigStrategy, Mistake, Mode, Place, Priority, Require,
-    Rule, ShareRule, WholeNames, line_starts, no_entry_twice,
+    Rule, ShareRule, TimeSlice, WholeNames, line_starts, no_entry_twice,
 };
 
 /// Name of shares that have none of their own.
@@ -59,6 +59,7 @@ struct RawGpu {
     priority: Option<Spanned<Priority>>,
     start: Option<Spanned<Start>>,
     shm: Option<Spanned<RawQuantity>>,
+    time_slice: Option<Spanned<TimeSlice>>,
     overcommit: Option<bool>,
     rename: Option<bool>,
     exclusive: Option<Spanned<bool>>,
@@ -248,6 +249,22 @@ impl Source<'_> {
             exclusive: is_set(&gpu.exclusive),
             whole: is_set(&gpu.whole),
             mps,
+            time_slice: self.time_slice(mode, gpu)?,
+        })
+    }
+
+    /// Turns are only taken where shares are in time slices.
+    fn time_slice(&self, mode: Mode, gpu: &RawGpu) -> Result<Option<TimeSlice>, Mistake> {
+        let Some(time_slice) = &gpu.time_slice else { return Ok(None) };
+        if mode == Mode::TimeSlice {
+            return Ok(Some(*time_slice.get_ref()));
+        }
+        Err(Mistake {
+            hint: Some("leave it out, or share the GPU with mode = \"time-slice\"".into()),
+            ..self.mistake(
+                time_slice,
+                "time_slice needs mode = \"time-slice\": it says how long the turns of shares are",
+            )
         })
     }
 

@@ -74,6 +74,8 @@ pub struct Rule {
     pub whole: bool,
     /// What is about MPS alone.
     pub mps: MpsRule,
+    /// How long the turns of a whole GPU's shares are; none: as they are.
+    pub time_slice: Option<TimeSlice>,
 }
 
 /// What a `[[gpu]]` table with mode mps says besides.
@@ -173,6 +175,22 @@ pub enum Priority {
     Normal,
     /// 1
     Low,
+}
+
+/// How long a GPU works for one process before another has its turn: lengths that the driver knows by name, from CUDA
+/// 11.1 on (`nvidia-smi compute-policy -h`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeSlice {
+    /// As the driver has it.
+    #[default]
+    Default,
+    /// For work that waits for little.
+    Short,
+    /// Between the two.
+    Medium,
+    /// For work that shall not be interrupted.
+    Long,
 }
 
 /// How a GPU or MIG device is given out.

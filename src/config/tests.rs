@@ -102,7 +102,7 @@ fn mistakes_name_line_column_and_what_is_allowed() {
         (
             "\n[[gpu]]\nmatch = [\"0\"]\nrepilcas = 4\n".into(),
             "c.toml:4:1: unknown key `repilcas`, expected one of `match`, `mode`, `name`, `replicas`, `memory`, `sm_percent`, \
-             `advisory`, `require`, `priority`, `start`, `shm`, `overcommit`, `rename`, `exclusive`, `whole`, `graphics`, `share`"
+             `advisory`, `require`, `priority`, `start`, `shm`, `time_slice`, `overcommit`, `rename`, `exclusive`, `whole`, `graphics`, `share`"
                 .into(),
         ),
         ("[[gpu]]\nmode = \"whole\"\n".into(), "c.toml:1:1: missing key `match`".into()),
@@ -185,6 +185,30 @@ fn mistakes_name_line_column_and_what_is_allowed() {
         ("# größe\nx".into(), "c.toml:2:2: key with no value, expected `=`".into()),
     ] {
         assert_eq!(parse(&text).map_err(|mistake| mistake.to_string()), Err(said), "{text}");
+    }
+}
+
+#[test]
+fn turns() {
+    assert_eq!(config(&rule("")).rules[0].time_slice, None);
+    for (word, length) in [
+        ("default", TimeSlice::Default),
+        ("short", TimeSlice::Short),
+        ("medium", TimeSlice::Medium),
+        ("long", TimeSlice::Long),
+    ] {
+        assert_eq!(config(&rule(&format!("time_slice = \"{word}\""))).rules[0].time_slice, Some(length));
+    }
+    const ALONE: &str = "time_slice needs mode = \"time-slice\": it says how long the turns of shares are";
+    for (text, said) in [
+        (mps("time_slice = \"short\""), format!("c.toml:4:14: {ALONE}")),
+        ("[[gpu]]\nmatch = [\"0\"]\ntime_slice = \"short\"\n".into(), format!("c.toml:3:14: {ALONE}")),
+        (
+            rule("time_slice = \"2ms\""),
+            "c.toml:4:14: unknown value `2ms`, expected one of `default`, `short`, `medium`, `long`".into(),
+        ),
+    ] {
+        assert_eq!(parse(&text).unwrap_err().to_string(), said, "{text}");
     }
 }
 

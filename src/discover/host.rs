@@ -34,6 +34,9 @@ pub struct Host {
     /// Programs of NVIDIA's Multi-Process Service.
     #[serde(skip)]
     pub mps: MpsPrograms,
+    /// nvidia-smi, links resolved, without the driver root; none where it is not installed.
+    #[serde(skip)]
+    pub nvidia_smi: Option<PathBuf>,
     /// Container engines that are installed.
     #[serde(skip)]
     pub engines: Vec<Engine>,

@@ -183,6 +183,7 @@ fn assemble(facts: facts::Facts, files: &dyn Files, engines: Vec<Engine>, output
         control_nodes: numbers.control_nodes(files),
         driver_files,
         mps: driver::mps_programs(files),
+        nvidia_smi: driver::program(files, "nvidia-smi"),
         side: side::read(files, &numbers),
         engines,
         others: others::read(files, output),

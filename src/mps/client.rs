@@ -21,6 +21,8 @@ use crate::publish::read_regular;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to answer: longer than the longest start of a server, with what may have to end before.
 const ANSWER_LIMIT: Duration = Duration::from_secs(90);
+/// How long one that was started may take until it has the lock.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Between two looks whether it listens.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -40,6 +42,17 @@ pub fn ensure(state_dir: &Path, settings: &Settings, uid: u32, is_idle: bool) ->
 /// passed over.
 pub fn terminate(state_dir: &Path, uuid: &str, pids: &[i32]) -> Answer {
     ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Terminate { pids: pids.to_vec() })
+}
+
+/// Has supervisors look anew, so that what is known is of now. None is started for it.
+pub fn look_again(state_dir: &Path) {
+    for known in known(state_dir).into_iter().filter(|known| known.is_supervised) {
+        // It looks before it terminates nobody. Whoever may not ask knows less.
+        let _ = connect_and_ask(
+            &Place::new(state_dir, &known.uuid),
+            &Request { version: VERSION, what: What::Terminate { pids: Vec::new() } },
+        );
+    }
 }
 
 /// Has MPS end on the device, and the compute mode of before restored; `force`: whoever uses it.
@@ -98,21 +111,22 @@ fn is_supervised(place: &Place, status: Option<&Status>) -> bool {
 /// Asks, and starts a supervisor if there is none.
 fn ask(state_dir: &Path, place: &Place, uuid: &str, what: What) -> Answer {
     let request = Request { version: VERSION, what };
-    let (mut began, mut started) = (Instant::now(), false);
+    let (mut began, mut started) = (Instant::now(), None::<Instant>);
     loop {
         match connect_and_ask(place, &request) {
             Ok(Some(answer)) => return answer,
             // It ended before it answered: the next one is asked.
-            Ok(None) => (began, started) = (Instant::now(), false),
+            Ok(None) => (began, started) = (Instant::now(), None),
             Err(error) if is_nobody_there(&error) => {}
             Err(error) => return failed(uuid, &error.to_string()),
         }
         match lock::holder(&place.lock()) {
-            Ok(None) if !started => {
+            // One that met the last one, about to end, has ended too.
+            Ok(None) if started.is_none_or(|then| then.elapsed() > AGAIN) => {
                 if let Err(error) = start::supervisor(state_dir, uuid) {
                     return failed(uuid, &error.to_string());
                 }
-                started = true;
+                started = Some(Instant::now());
             }
             Ok(_) => {}
             Err(error) => return failed(uuid, &error.to_string()),

@@ -19,7 +19,7 @@ use super::protocol::State;
 use super::reason::Reason;
 use super::settings::Settings;
 use super::step::{self, Course, Force, Goal, Step};
-use super::{compute_mode, foreign, launch, log, programs, shared_memory};
+use super::{compute_mode, foreign, guard, launch, log, programs, shared_memory};
 use crate::held;
 
 /// Between two looks at what changes within milliseconds.
@@ -28,6 +28,8 @@ const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_secs(2);
 /// Between two looks at a server that serves. Its end and its daemon's are seen at once.
 const SELDOM: Duration = Duration::from_secs(10);
+/// For the guard of a control daemon to show what it does, which takes half a second where nobody else is in the way.
+const GUARD_LIMIT: Duration = Duration::from_secs(5);
 /// A start that held so long was none that failed.
 const LASTING: Duration = Duration::from_secs(60);
 
@@ -46,6 +48,8 @@ pub struct Keeper {
     pub reason: Option<Reason>,
     /// Starts after a failure, one after the other.
     pub failures: u32,
+    /// All that there were.
+    pub failed: u32,
     /// Clients of the server, when it last told.
     pub clients: Vec<i32>,
     /// When to look again, if nothing happens before.
@@ -87,6 +91,7 @@ impl Keeper {
             state: State::Down,
             reason: None,
             failures: 0,
+            failed: 0,
             clients: Vec::new(),
             next_look: None,
             daemon: None,
@@ -163,6 +168,8 @@ impl Keeper {
         }
         if self.state == State::Ready {
             self.has_served = true;
+            // Should somebody change them, they are set once more.
+            self.course.limits_set = false;
             self.gpu.leave();
             if self.ready_since.is_some_and(|since| now.saturating_duration_since(since) >= LASTING) {
                 self.failures = 0;
@@ -214,6 +221,9 @@ impl Keeper {
                 self.course.server_asked = Some(now);
             }
             _ => {
+                let socket = self.place.pipe().join("control");
+                let is_guarded = guard::check(&socket, GUARD_LIMIT);
+                is_guarded.map_err(|error| Reason::not_guarded(&settings.what, &error))?;
                 self.gpu.admit_server(&settings)?;
                 self.front.link().map_err(failed)?;
                 self.reason = None;
@@ -238,6 +248,7 @@ impl Keeper {
     /// Keeps containers out, and ends what is there. It is started again after a while, if anybody may need it.
     fn fail(&mut self, reason: Reason) {
         self.failures += 1;
+        self.failed += 1;
         let pause = step::pause(self.failures);
         self.course.retry_at = Some(Instant::now() + pause);
         self.begin_end();
@@ -351,8 +362,9 @@ impl Keeper {
     /// Who has a share of the device, in words.
     pub fn holders(&self) -> Vec<String> {
         let (leases, _) = held::leases(&self.state_dir);
-        let has_share =
-            |lease: &&hooks::lease::Lease| lease.devices.iter().any(|leased| leased.uuid == self.uuid);
+        let has_share = |lease: &&hooks::lease::Lease| {
+            lease.mps.is_some() && lease.devices.iter().any(|leased| leased.uuid == self.uuid)
+        };
         leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container)).collect()
     }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::guard;
 use super::log;
 use super::place::{LONGEST_PIPE_DIRECTORY, Place};
 use super::reason::Reason;
@@ -37,10 +38,13 @@ pub fn control_daemon(settings: &Settings, place: &Place, option: Option<&str>) 
         let daemon = settings.control.display();
         Reason::failed(format!("{}: {daemon} cannot be started: {error}", settings.what), "as root it can be")
     };
+    let guard = guard::find().map_err(|error| Reason::not_guarded(&settings.what, &error))?;
     prepare(place).map_err(failed)?;
     let shared_memory = shared_memory::mount(settings, place).map_err(failed)?;
     let output = log::open(place).map_err(failed)?;
     let mut command = command(settings, place, option, output).map_err(failed)?;
+    // It leaves the environment again, before a server has it too.
+    command.env("LD_PRELOAD", guard);
     sys::detach(&mut command, DESCRIPTORS, shared_memory.as_deref()).map_err(failed)?;
     command.spawn().map_err(failed)
 }

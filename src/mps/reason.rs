@@ -1,5 +1,6 @@
 //! Why something is not done: in an answer, and in the status.
 
+use super::guard::Unguarded;
 use super::protocol::Answer;
 use super::step::{SERVER_LIMIT, Trouble};
 
@@ -28,6 +29,12 @@ impl Reason {
     /// A limit would not hold.
     pub fn not_held(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { status: 5, ..Self::failed(message, hint) }
+    }
+
+    /// Whoever has the front could lift the limits.
+    pub fn not_guarded(what: &str, error: &Unguarded) -> Self {
+        let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+        Self::not_held(format!("{what}: {error}{source}"), error.hint())
     }
 
     /// What became of MPS on a device (`GPU 0`).

@@ -35,11 +35,19 @@ const WAIT_LIMIT: Duration = Duration::from_secs(75);
 struct Supervisor {
     keeper: Keeper,
     listener: UnixListener,
-    /// Who waits for MPS, and since when.
-    waiting: Vec<(UnixStream, Wanted, Instant)>,
+    waiting: Vec<Waiting>,
     /// Who waits for its end.
     stopping: Vec<UnixStream>,
     written: Option<Status>,
+}
+
+/// Who waits for MPS.
+struct Waiting {
+    caller: UnixStream,
+    wanted: Wanted,
+    since: Instant,
+    /// Failures that were not of its making.
+    failures: u32,
 }
 
 /// Keeps the device with this UUID until MPS is ended on it. Returns at once if somebody does already.
@@ -114,8 +122,9 @@ impl Supervisor {
             if has_ended {
                 return self.leave();
             }
-            self.answer_waiting();
+            // Who is answered may look at once.
             self.write_status()?;
+            self.answer_waiting();
             self.wait()?;
             self.keeper.front.turn_away();
             while let Ok((caller, _)) = self.listener.accept() {
@@ -164,7 +173,8 @@ impl Supervisor {
                 let wanted = Wanted { kept: Kept { settings: *settings, uid }, is_idle };
                 // It is not answered by what was true a while ago.
                 self.keeper.read_back = None;
-                self.waiting.push((caller, wanted, Instant::now()));
+                let failures = self.keeper.failed;
+                self.waiting.push(Waiting { caller, wanted, since: Instant::now(), failures });
             }
             What::Terminate { pids } => answer(&caller, &self.terminate(&pids)),
             What::Stop { force } => self.stop(caller, force),
@@ -172,31 +182,22 @@ impl Supervisor {
     }
 
     fn answer_waiting(&mut self) {
-        for (caller, wanted, since) in std::mem::take(&mut self.waiting) {
-            let verdict = ensure::judge(&wanted, &self.present());
+        for waiting in std::mem::take(&mut self.waiting) {
+            let verdict = self.judge(&waiting);
             debug!("{}: {verdict:?}", self.keeper.what());
             match verdict {
                 Verdict::Ready => {
-                    self.keep(&wanted.kept);
-                    answer(&caller, &self.ready());
+                    self.keep(&waiting.wanted.kept);
+                    answer(&waiting.caller, &self.ready());
                     continue;
                 }
                 Verdict::Refuse(reason) => {
-                    answer(&caller, &reason.into());
-                    continue;
-                }
-                Verdict::Wait if since.elapsed() > WAIT_LIMIT => {
-                    let message = format!(
-                        "{}: MPS is not ready after {} seconds",
-                        self.keeper.what(),
-                        WAIT_LIMIT.as_secs()
-                    );
-                    answer(&caller, &Reason::not_now(message, "`divvy mps` shows its state").into());
+                    answer(&waiting.caller, &reason.into());
                     continue;
                 }
                 Verdict::Wait => {}
                 Verdict::Start | Verdict::Renew => {
-                    self.keep(&wanted.kept);
+                    self.keep(&waiting.wanted.kept);
                     if verdict == Verdict::Renew {
                         self.keeper.begin_anew()
                     } else {
@@ -205,7 +206,23 @@ impl Supervisor {
                     self.keeper.next_look = Some(Instant::now());
                 }
             }
-            self.waiting.push((caller, wanted, since));
+            self.waiting.push(waiting);
+        }
+    }
+
+    /// What it waited for may have come to nothing.
+    fn judge(&self, waiting: &Waiting) -> Verdict {
+        let keeper = &self.keeper;
+        if let Some(reason) = keeper.reason.as_ref().filter(|_| keeper.failed != waiting.failures) {
+            return Verdict::Refuse(reason.clone());
+        }
+        match ensure::judge(&waiting.wanted, &self.present()) {
+            Verdict::Wait if waiting.since.elapsed() > WAIT_LIMIT => {
+                let limit = WAIT_LIMIT.as_secs();
+                let message = format!("{}: MPS is not ready after {limit} seconds", keeper.what());
+                Verdict::Refuse(Reason::not_now(message, "`divvy mps` shows its state"))
+            }
+            verdict => verdict,
         }
     }
 
@@ -241,10 +258,14 @@ impl Supervisor {
     fn terminate(&mut self, pids: &[i32]) -> Answer {
         self.keeper.read_back = None;
         self.keeper.go_on();
+        if let Err(error) = self.write_status() {
+            tracing::warn!("{}: {error:#}", self.keeper.what());
+        }
         let Some((control, server)) = self.keeper.control().zip(self.keeper.server.as_ref()) else {
             return Answer::Terminated { pids: Vec::new() };
         };
         let mut terminated = Vec::new();
+        // Those that are no clients, or none any more, have nothing to end.
         for pid in pids.iter().filter(|pid| self.keeper.clients.contains(pid)) {
             match control.ask(&format!("terminate_client {} {pid}", server.pid)) {
                 Ok(_) => terminated.push(*pid),
@@ -277,9 +298,9 @@ impl Supervisor {
         }
         info!("{what}: ending MPS");
         self.stopping.push(caller);
-        for (caller, ..) in self.waiting.drain(..) {
+        for waiting in self.waiting.drain(..) {
             let reason = Reason::not_now(format!("{what}: MPS is being ended"), "start the container again");
-            answer(&caller, &reason.into());
+            answer(&waiting.caller, &reason.into());
         }
         self.keeper.begin_end_for_good();
         self.keeper.next_look = Some(Instant::now());

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::config::Mode;
 use crate::discover::host::Host;
 use crate::mps::settings::Settings;
+use crate::time_slices::Wanted;
 
 use super::pools::{Pool, UserCap};
 use super::{Device, Plan};
@@ -83,6 +84,7 @@ struct PlanFile<'a> {
     pools: &'a [Pool],
     users: &'a [UserCap],
     mps: &'a [Settings],
+    time_slices: &'a [Wanted],
 }
 
 /// The part of the file that is read back.
@@ -145,6 +147,7 @@ pub fn to_json(
         pools: &plan.pools,
         users: &plan.users,
         mps: &plan.mps,
+        time_slices: &plan.time_slices,
     };
     Ok(serde_json::to_string_pretty(&file)? + "\n")
 }

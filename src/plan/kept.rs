@@ -9,6 +9,7 @@ use super::pools::{Pool, UserCap};
 use super::{Kind, Limits, Share};
 use crate::config::Mode;
 use crate::mps::settings::Settings;
+use crate::time_slices::Wanted;
 
 /// The part of plan.json that matters while containers run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Kept {
     /// MPS control daemons, one for each device that is shared in mode mps.
     #[serde(default)]
     pub mps: Vec<Settings>,
+    /// How long the driver is to let GPUs work for one process.
+    #[serde(default)]
+    pub time_slices: Vec<Wanted>,
 }
 
 /// A device of the plan.

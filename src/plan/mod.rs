@@ -7,6 +7,7 @@
 //! - `numbers`: which number each share gets, and keeps
 //! - `shares`: a device cut into shares: sums and limits
 //! - `mps`: the same where an MPS server holds them
+//! - `time_slices`: how long their turns are, where there is none
 //! - `side`: devices beside the GPUs
 //! - `names`: names that others write too
 //! - `moved`: names that mean another device than before
@@ -23,15 +24,17 @@ mod numbers;
 pub mod pools;
 mod shares;
 mod side;
+mod time_slices;
 mod unit;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, MigStrategy, Mode};
+use crate::config::{Config, MigStrategy, Mode, TimeSlice};
 use crate::discover::host::{ComputeMode, Gpu, Host, MigMode, Placement};
 use crate::mps::settings::Settings;
+use crate::time_slices::Wanted;
 use earlier::{Earlier, KnownUnit};
 pub use mps::MpsShare;
 use numbers::Order;
@@ -64,6 +67,8 @@ pub struct Plan {
     pub users: Vec<UserCap>,
     /// MPS control daemons, one for each device that is shared in mode mps.
     pub mps: Vec<Settings>,
+    /// How long the driver is to let GPUs work for one process.
+    pub time_slices: Vec<Wanted>,
     /// How long a container's start waits for the daemon, in seconds; none: the hook's default.
     pub start_timeout: Option<u32>,
     /// What every container with a device gets besides.
@@ -113,6 +118,9 @@ pub struct Device {
     /// What a share is a part of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<Share>,
+    /// How long its turns are, where the configuration says so of the GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_slice: Option<TimeSlice>,
     /// What a share brings its container in mode mps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mps: Option<MpsShare>,

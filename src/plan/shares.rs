@@ -8,7 +8,7 @@ use crate::discover::host::ComputeMode;
 
 use super::nodes::LeftOut;
 use super::unit::Unit;
-use super::{Cutting, Device, Kind, MpsShare, Plan, Share, mps, numbers};
+use super::{Cutting, Device, Kind, MpsShare, Plan, Share, mps, numbers, time_slices};
 
 /// What holds the memory and SMs of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +88,7 @@ pub fn cut(
         Mode::Whole | Mode::TimeSlice => in_turns(whole, rule)?,
     };
     warn_of_compute_mode(whole, rule.mode, plan);
+    let time_slice = time_slices::plan(unit, rule, cutting, plan);
     let count = rule.shares.iter().map(|share| share.replicas).sum();
     let mut devices = Vec::new();
     for (share, allowance) in rule.shares.iter().zip(&allowances) {
@@ -105,6 +106,7 @@ pub fn cut(
             leased: true,
             pool: Some(share.name.clone()),
             share: Some(Share { of: whole.name.clone(), name: share.name.clone(), count }),
+            time_slice,
             mps: allowance.mps,
             ..whole.clone()
         }));

@@ -91,6 +91,7 @@ impl<'a> Unit<'a> {
             sms: gpu.sms,
             limits: Limits::default(),
             share: None,
+            time_slice: None,
             mps: None,
             mig: None,
             nodes: Vec::new(),

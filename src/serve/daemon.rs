@@ -41,6 +41,7 @@ use super::{connection, watch};
 use crate::container::caller::{self, Facts};
 use crate::container::person::People;
 use crate::sys;
+use crate::time_slices::Keeper;
 
 /// Connections of one user at a time, root excepted.
 const MOST_OF_USER: usize = 32;
@@ -125,6 +126,7 @@ struct Daemon {
     /// Tasks that wait for the ends of leases.
     watches: HashMap<Key, AbortHandle>,
     servers: Servers,
+    time_slices: Keeper,
     refused: Refusals,
     board: Board,
     to: UnboundedSender<Message>,
@@ -170,6 +172,7 @@ impl Daemon {
             holders: HashMap::new(),
             watches: HashMap::new(),
             servers: Servers::new(state_dir, to.clone()),
+            time_slices: Keeper::start(state_dir),
             refused: Refusals::read(state_dir).unwrap_or_else(|error| {
                 warn!("earlier refusals are forgotten: {error:#}");
                 Refusals::default()
@@ -219,6 +222,7 @@ impl Daemon {
             Ok(None) => {}
             Ok(Some(plan)) => {
                 info!(generation = plan.generation, devices = plan.devices.len(), "read the plan");
+                self.time_slices.has(&plan.time_slices);
                 self.happens(Event::Plan(Box::new(plan)));
                 self.servers.look();
             }

@@ -216,7 +216,8 @@ fn next(planned: Option<&Settings>, known: Option<&Known>, holder: Option<&Lease
     let kept = known.and_then(|known| known.settings.as_ref());
     let is_dead = known.is_some_and(|known| !known.is_supervised);
     let settings = match (planned, holder) {
-        (None, None) => return known.map(|_| Next::End),
+        // One that was told nothing yet, or is about to leave, needs no end.
+        (None, None) => return kept.map(|_| Next::End),
         (_, Some(_)) if is_dead => kept.or(planned)?,
         (Some(planned), None) if is_dead || planned.at_boot && kept != Some(planned) => planned,
         _ => return None,
@@ -292,6 +293,7 @@ mod tests {
             // Whoever had a share has it still, and then it ends.
             (None, known(&boot, true), held, None),
             (None, known(&boot, false), held, run(&boot, false)),
+            (None, new.clone(), None, None),
             (None, known(&boot, true), None, Some(Next::End)),
             (None, known(&boot, false), None, Some(Next::End)),
             (Some(&first_use), None, None, None),

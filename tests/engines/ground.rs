@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::layout;
+use crate::mps::hosts;
 
 /// The newest engines that Debian has (Docker 28, Podman 5.8, containerd 2.1). `DIVVY_SUITE=trixie` takes those of its
 /// stable release (Docker 26, Podman 5.4, containerd 1.7).
@@ -17,7 +18,7 @@ const DEFAULT_SUITE: &str = "sid";
 /// `DIVVY_CGROUP=v1` gives the machine the older hierarchies, where the host has them.
 const DEFAULT_CGROUP: &str = "v2";
 /// The machine's name.
-const NAME: &str = "engines";
+pub const NAME: &str = "engines";
 
 /// What a trial may need. The words are those of `DIVVY_REQUIRE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub enum Need {
     Mock,
     /// The trees of tests/machine/bundles.sh.
     Bundles,
+    /// NVIDIA's MPS programs and libcuda, which tests/machine/mps.sh unpacks.
+    Mps,
 }
 
 impl Need {
@@ -60,6 +63,7 @@ impl Need {
             Self::Containerd => "containerd",
             Self::Mock => "mock",
             Self::Bundles => "bundles",
+            Self::Mps => "mps",
         }
     }
 
@@ -189,6 +193,7 @@ fn start(ground: &mut Ground) -> Result<(), Unmet> {
         (Need::Podman, import_images(ground, "in.sh", "podman")),
         (Need::Rootless, import_images(ground, "as-user.sh", "podman")),
         (Need::Containerd, start_containerd()),
+        (Need::Mps, hosts::lay_out(ground)),
     ] {
         if let Err(why) = made {
             ground.unmet.push(Unmet { need, why });
@@ -395,7 +400,7 @@ impl Output {
     }
 }
 
-fn run_script(name: &str, args: &[&str]) -> Result<(), String> {
+pub fn run_script(name: &str, args: &[&str]) -> Result<(), String> {
     Output::of(Command::new(script(name)).args(args)).require()
 }
 

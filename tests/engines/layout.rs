@@ -150,6 +150,7 @@ fn generate(name: &str, host: &str, output: &str, options: &str, config: &str) -
 pub fn lay_out(ground: &Ground) -> Result<(), String> {
     let mut script = "set -e
          install /divvy/divvy /divvy/divvy-hook /usr/bin/
+         install -D --mode=644 -t /usr/lib/divvy /divvy/libdivvy_mps_guard.so
          divvy --quiet sim a100-lab /sim
          cp -a /sim/usr/. /usr/
          cp -a /sim/lib/. /lib/

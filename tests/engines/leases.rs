@@ -49,7 +49,7 @@ pub fn assert_refused(ground: &Ground, engine: &Engine, output: &Output, (status
         let entry = if engine.rootful { "in.sh" } else { "as-user.sh" };
         let refused = ground.command(
             entry,
-            &["sh", "-c", "for name in divvy shares engines away mig; do divvy ps --refused --state-dir /run/$name; done"],
+            &["sh", "-c", "for name in divvy shares engines away mig multi single; do divvy ps --refused --state-dir /run/$name; done"],
         );
         assert!(refused.ok().contains(why), "{why:?} in {refused:?}");
     }

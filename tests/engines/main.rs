@@ -7,6 +7,7 @@
 //! - `containers`: what a container gets and does not get; one function a trial, run on every engine
 //! - `graphics`: what draws
 //! - `leases`, `denial`, `daemon`: devices that belong to one container at a time
+//! - `mps`: devices that several containers have at the same time, through NVIDIA's own control daemon
 //! - `honours`, `table`: what each engine honours of a spec, as docs/engines.md has it
 //! - `hostile`: images and options that aim at the host
 //! - `environment`: an image whose environment aims at hooks
@@ -44,6 +45,7 @@ mod hostile;
 mod layout;
 mod leases;
 mod machine;
+mod mps;
 mod quadlet;
 mod race;
 mod readme;
@@ -86,6 +88,12 @@ fn main() -> ExitCode {
             containers::TRIALS.iter().chain(&graphics::TRIALS).chain(&hostile::TRIALS).chain(of_leases)
         {
             trials.push(on_engine(engine, name, *trial));
+        }
+        for (name, trial) in mps::wiring::TRIALS.into_iter().chain(mps::recovery::TRIALS) {
+            let name = format!("{}{}/{name}", ground::label(), engine.name);
+            trials.push(Trial::ignorable_test(name, move || {
+                run(&[engine.need, Need::Mps], |ground| trial(ground, engine))
+            }));
         }
         trials.push(on_engine(engine, "image_environment", environment::image_environment));
         trials.push(on_engine(engine, "honours", honours::honours));

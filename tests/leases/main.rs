@@ -12,6 +12,8 @@
 //! - `away`: a daemon that is started again, under load, with a full disk, or twice
 //! - `waiting`: who waits, as everybody sees it
 //! - `clock`: the wall clock is set
+//! - `mps`, `stand_in`: shares of MPS servers, and who stands in for their supervisors
+//! - `supervised`: the same with NVIDIA's own control daemon
 //! - `many`: a thousand leases
 //! - `figures`: what tests/bench-leases.sh prints
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
@@ -28,8 +30,11 @@ mod helper;
 mod hook;
 mod hostile;
 mod many;
+mod mps;
 mod race;
 mod random;
+mod stand_in;
+mod supervised;
 #[path = "../support/mod.rs"]
 mod support;
 mod users;
@@ -61,6 +66,7 @@ fn main() -> ExitCode {
         &users::TRIALS,
         &away::TRIALS,
         &waiting::TRIALS,
+        &mps::TRIALS,
         &many::TRIALS,
     ];
     let of_all =
@@ -71,6 +77,9 @@ fn main() -> ExitCode {
     }
     for (name, test) in users::WITH_SUBUID {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Subuid], test));
+    }
+    for (name, test) in supervised::TRIALS {
+        trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Mps], test));
     }
     for (name, test) in race::WITH_HOOKS {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));

@@ -1,4 +1,4 @@
-//! 200 askers for 32 shares, by pool and by name at once, while daemon, callers and containers are killed.
+//! 200 askers for 32 shares, in time slices or of MPS servers, by pool and by name at once, while daemon, callers and containers are killed.
 //!
 //! What holds after each round, whatever died but containers: 32 leases on disk, each of a container that runs and of a
 //! device of its own; whoever was told that it has a share has that lease; whoever was told that it has none has none.
@@ -20,9 +20,11 @@ use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::ground::{Ground, SHARES, wait_until};
 use crate::hook::Bundle;
+use crate::mps;
 use crate::random::Random;
 
-pub const TRIALS: [(&str, fn()); 1] = [("fifty_rounds", fifty_rounds)];
+pub const TRIALS: [(&str, fn()); 2] =
+    [("fifty_rounds", fifty_rounds), ("twelve_rounds_for_shares_of_mps_servers", twelve_rounds_of_mps)];
 
 /// With the real hook, a process for each caller.
 pub const WITH_HOOKS: [(&str, fn()); 1] = [("hooks_race", hooks_race)];
@@ -45,6 +47,9 @@ enum Kind {
 impl Kind {
     const ROUNDS: [(Self, usize); 5] =
         [(Self::Nobody, 10), (Self::Daemon, 15), (Self::Callers, 8), (Self::Containers, 8), (Self::All, 9)];
+    /// Of shares of MPS servers, which are granted later.
+    const OF_MPS: [(Self, usize); 5] =
+        [(Self::Nobody, 1), (Self::Daemon, 4), (Self::Callers, 2), (Self::Containers, 2), (Self::All, 3)];
 
     fn kills(self, other: Self) -> bool {
         self == other || self == Self::All
@@ -106,14 +111,28 @@ impl Drop for Which {
 }
 
 fn fifty_rounds() {
+    rounds(&[Ground::new(SHARES), Ground::new(SHARES)], Kind::ROUNDS);
+}
+
+/// With a supervisor for each of the eight GPUs, whom a daemon that was killed has to ask anew.
+fn twelve_rounds_of_mps() {
+    let config = SHARES.replace("time-slice", "mps");
+    let grounds = [Ground::new(&config), Ground::new(&config)];
+    let servers = grounds.each_ref().map(mps::stand_ins);
+    rounds(&grounds, Kind::OF_MPS);
+    for server in servers.iter().flatten() {
+        assert!(server.ensured().len() > 4, "{:?}", server.ensured());
+    }
+}
+
+fn rounds(grounds: &[Ground; 2], kinds: [(Kind, usize); 5]) {
     let first = std::env::var("DIVVY_SEED").ok().and_then(|seed| seed.parse().ok());
-    let grounds = [Ground::new(SHARES), Ground::new(SHARES)];
     // One makes its socket anew each time it starts, the other's stays while it is away.
     let mut daemons = [Daemon::start(&grounds[0]), Daemon::start_on_held_socket(&grounds[1])];
     let mut containers = Container::start_many(ASKERS);
     let idle = daemons.each_ref().map(Daemon::descriptors);
     let mut tallies: BTreeMap<Kind, Tally> = BTreeMap::new();
-    let kinds = Kind::ROUNDS.into_iter().flat_map(|(kind, rounds)| std::iter::repeat_n(kind, rounds));
+    let kinds = kinds.into_iter().flat_map(|(kind, rounds)| std::iter::repeat_n(kind, rounds));
     for (number, kind) in kinds.enumerate() {
         let seed = first.unwrap_or(SEED + number as u64);
         let _which = Which(number, kind, seed);

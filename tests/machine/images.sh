@@ -1,7 +1,7 @@
 #!/bin/bash
 # images.sh: makes the containers' root file systems, as plain tars that `docker import` and `podman import` take.
 #   glibc   a small Debian with a dynamic loader, its cache as ldconfig made it, and ldconfig itself
-#   bare    the same without the loader's cache and configuration
+#   bare    the same without the loader's cache and configuration, and with an environment that leads CUDA from MPS
 #   bb      one static busybox: no loader, no cache, no libraries
 #   hostile-cache, hostile-etc   bare, where /etc/ld.so.cache or /etc itself is a link that leads elsewhere
 #   poc     busybox with glibc's loader, and the library and environment of CVE-2025-23266 (poc.c)
@@ -80,6 +80,7 @@ printf '%s\n' 'ENV LD_PRELOAD=/proc/self/cwd/poc.so' 'ENV LD_LIBRARY_PATH=/proc/
 
 rm -rf root/etc/ld.so.cache root/etc/ld.so.conf root/etc/ld.so.conf.d
 pack root bare
+printf '%s\n' 'ENV CUDA_MPS_PIPE_DIRECTORY=/nowhere' 'ENV CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=junk' >out/bare.changes
 
 # Links that a hook must not follow out of the container. Inside it each leads somewhere, so that engines take the
 # image; the test looks at the same paths on the machine.

@@ -144,15 +144,20 @@ pub fn trial(name: &'static str, needs: &'static [Need], test: impl FnOnce() + S
     Trial::ignorable_test(name, move || {
         for need in needs {
             let Some(reason) = need.missing() else { continue };
-            if required(need.word()) {
-                return Err(Failed::from(format!("{reason}, and DIVVY_REQUIRE demands it")));
-            }
-            note(name, reason);
-            return Ok(Completion::ignored_with(reason));
+            return skip(name, need.word(), reason);
         }
         test();
         Ok(Completion::Completed)
     })
+}
+
+/// What a test answers that cannot run here; `word` is what DIVVY_REQUIRE calls what is missing.
+pub fn skip(name: &str, word: &str, reason: &str) -> Result<Completion, Failed> {
+    if required(word) {
+        return Err(Failed::from(format!("{reason}, and DIVVY_REQUIRE demands it")));
+    }
+    note(name, reason);
+    Ok(Completion::ignored_with(reason))
 }
 
 fn required(word: &str) -> bool {

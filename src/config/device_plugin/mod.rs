@@ -173,6 +173,7 @@ impl Reader<'_> {
             exclusive: false,
             whole: false,
             mps: MpsRule::default(),
+            time_slice: None,
         })
     }
 

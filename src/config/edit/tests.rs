@@ -157,6 +157,9 @@ fn from_mps_and_back() {
         format!("{text}start = \"boot\" # early\nshm = \"1GiB\"\npriority = \"low\"\nrequire = \"mps\"\n");
     let again = share("c.toml", &more, "0", &all, Some(&mps)).unwrap();
     assert_eq!(again, more);
+    let turns = "[[gpu]]\nmatch = [\"0\"]\nmode = \"time-slice\"\nreplicas = 2\ntime_slice = \"long\"\n";
+    assert_eq!(share("c.toml", turns, "0", &all, Some(&mps)).unwrap(), text);
+    assert_eq!(share("c.toml", turns, "0", &all, Some(&cut(2))).unwrap(), turns);
     let in_turns = share("c.toml", &more, "0", &all, Some(&cut(2))).unwrap();
     assert_eq!(
         in_turns,

@@ -111,9 +111,13 @@ pub fn files(files: &dyn Files, version: &str) -> DriverFiles {
 
 /// The programs that run MPS: one package of Debian's, and a part of the driver elsewhere.
 pub fn mps_programs(files: &dyn Files) -> MpsPrograms {
-    let find =
-        |name| data::PROGRAM_DIRS.iter().find_map(|dir| files.driver_file(&Path::new(dir).join(name)).ok());
+    let find = |name| program(files, name);
     MpsPrograms { control: find("nvidia-cuda-mps-control"), server: find("nvidia-cuda-mps-server") }
+}
+
+/// A program of the driver's for this machine itself, links resolved.
+pub fn program(files: &dyn Files, name: &str) -> Option<PathBuf> {
+    data::PROGRAM_DIRS.iter().find_map(|dir| files.driver_file(&Path::new(dir).join(name)).ok())
 }
 
 /// Directories that may hold driver libraries: where the loader's cache finds any, then the usual ones, then

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use hooks::lease::Container;
 
+use crate::plan::kept::KeptDevice;
 use crate::serve::leases::book::{Barred, Book};
 use crate::serve::leases::choose;
 use crate::serve::leases::queue::Waiter;
@@ -155,9 +156,11 @@ fn held(book: &Book, index: Index, container: &Container) -> Option<Held> {
     let stock = book.stock();
     let device = spoken(&stock.device(index).name, stock.is_share(index));
     let Some((leased, held)) = book.holder_of(index) else {
-        let uuid = &stock.device(index).uuid;
-        let (held, settings) = (book.other_user_on(uuid, container)?, stock.mps(uuid)?);
-        let way = Way::OtherUser(settings.what.clone());
+        let KeptDevice { uuid, gpu, share, .. } = stock.device(index);
+        let held = book.who_bars(uuid, container)?;
+        let whole = share.as_ref().map_or_else(|| format!("GPU {gpu}"), |share| spoken(&share.of, false));
+        let is_alike = held.lease.mps.is_some() == stock.mps(uuid).is_some();
+        let way = if is_alike { Way::OtherUser(whole) } else { Way::OtherMode(whole) };
         return Some(Held { device, way, holder: held.holder() });
     };
     let name = spoken(&leased.name.name, leased.is_share);

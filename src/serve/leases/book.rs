@@ -40,13 +40,37 @@ pub struct Book {
     stock: Stock,
     leases: BTreeMap<Key, Held>,
     by_uid: HashMap<u32, Count>,
-    /// Users whose programs are on each device, by its UUID. One without a number here is one of them.
-    users_on: HashMap<String, BTreeMap<Option<u32>, Count>>,
+    /// Who is on each device, by its UUID.
+    parties: HashMap<String, BTreeMap<Party, Count>>,
     ending: usize,
 }
 
-/// UUIDs of devices whose MPS server serves one user at a time, and that is another than somebody's.
+/// UUIDs of devices that somebody cannot have a share of.
 pub type Barred = BTreeSet<String>;
+
+/// Those whose leases are alike for an MPS server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Party {
+    is_mps: bool,
+    /// The user of their programs, who may have no number here.
+    user: Option<u32>,
+}
+
+impl Party {
+    fn of(lease: &Lease) -> Self {
+        Self { is_mps: lease.mps.is_some(), user: lease.container.process_uid }
+    }
+
+    /// Whether they keep a container from a device that has this MPS server by the plan, or none. Without a number
+    /// nobody knows whose programs are the same user's.
+    fn bars(self, settings: Option<&Settings>, container: &Container) -> bool {
+        let is_other = self.user.is_none() || self.user != container.process_uid;
+        match settings {
+            Some(settings) => !self.is_mps || !settings.multi_user && is_other,
+            None => self.is_mps,
+        }
+    }
+}
 
 impl Book {
     /// Puts a plan in force. What is held stays held.
@@ -111,14 +135,14 @@ impl Book {
         let of_user = self.by_uid.entry(lease.container.uid).or_default();
         for device in &lease.devices {
             change.apply(of_user);
-            let users = self.users_on.entry(device.uuid.clone()).or_default();
-            let of_process = users.entry(lease.container.process_uid).or_default();
-            change.apply(of_process);
-            if of_process.of(View::Now) == 0 {
-                users.remove(&lease.container.process_uid);
+            let parties = self.parties.entry(device.uuid.clone()).or_default();
+            let of_party = parties.entry(Party::of(lease)).or_default();
+            change.apply(of_party);
+            if of_party.of(View::Now) == 0 {
+                parties.remove(&Party::of(lease));
             }
-            if users.is_empty() {
-                self.users_on.remove(&device.uuid);
+            if parties.is_empty() {
+                self.parties.remove(&device.uuid);
             }
             self.stock.change(device, change);
         }
@@ -132,23 +156,22 @@ impl Book {
         self.by_uid.get(&uid).map_or(0, |count| count.of(view))
     }
 
-    /// Devices that a container cannot have a share of because of its user.
+    /// Devices that a container cannot have a share of because of what others have there.
     pub fn barred_to(&self, container: &Container, view: View) -> Barred {
-        let of_one_user = self.stock.mps_settings().filter(|settings| !settings.multi_user);
-        let is_barred = |settings: &&Settings| {
-            let users = self.users_on.get(&settings.uuid).into_iter().flatten();
-            users
-                .filter(|(_, count)| count.of(view) > 0)
-                .any(|(user, _)| is_another(*user, container.process_uid))
+        let is_barred = |(uuid, parties): &(&String, &BTreeMap<Party, Count>)| {
+            let settings = self.stock.mps(uuid);
+            let there = parties.iter().filter(|(_, count)| count.of(view) > 0);
+            there.into_iter().any(|(party, _)| party.bars(settings, container))
         };
-        of_one_user.filter(is_barred).map(|settings| settings.uuid.clone()).collect()
+        self.parties.iter().filter(is_barred).map(|(uuid, _)| uuid.clone()).collect()
     }
 
-    /// Who keeps a container from the device with this UUID because of its user.
-    pub fn other_user_on(&self, uuid: &str, container: &Container) -> Option<&Held> {
+    /// Who keeps a container from the device with this UUID so.
+    pub fn who_bars(&self, uuid: &str, container: &Container) -> Option<&Held> {
+        let settings = self.stock.mps(uuid);
         let is_on = |held: &&Held| held.lease.devices.iter().any(|device| device.uuid == uuid);
-        let is_other = |held: &&Held| is_another(held.lease.container.process_uid, container.process_uid);
-        self.leases.values().filter(is_on).find(is_other)
+        let bars = |held: &&Held| Party::of(&held.lease).bars(settings, container);
+        self.leases.values().filter(is_on).find(bars)
     }
 
     /// Whether a container but this one has something of the device with this UUID.
@@ -175,9 +198,4 @@ impl Book {
         };
         self.leases.values().find(|held| excludes(held))
     }
-}
-
-/// Whether two programs are of different users. Nobody knows whose one without a number is.
-fn is_another(one: Option<u32>, other: Option<u32>) -> bool {
-    one.is_none() || one != other
 }

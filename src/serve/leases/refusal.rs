@@ -60,6 +60,8 @@ pub enum Way {
     Share(String),
     /// The MPS server of the device that it is a part of, `GPU 0`, serves the holder's user alone.
     OtherUser(String),
+    /// A share is held of the device that it is a part of, `GPU 0`, from before that was shared in another mode.
+    OtherMode(String),
 }
 
 /// Devices of a pool that nobody has.
@@ -370,6 +372,9 @@ impl Held {
                     "{device} cannot be had: the MPS server of {whole} serves one user at a time, now {user} of {holder}"
                 )
             }
+            Way::OtherMode(whole) => format!(
+                "{device} cannot be had: {whole} is shared with MPS and without by turns, now as it is for {holder}"
+            ),
         }
     }
 
@@ -383,6 +388,9 @@ impl Held {
             Way::OtherUser(whole) => {
                 let user = self.holder.process_user();
                 format!("the MPS server of {whole}, which serves one user at a time, for {user} by {holder}")
+            }
+            Way::OtherMode(whole) => {
+                format!("{whole}, shared with MPS and without by turns, by {holder}")
             }
         }
     }

@@ -548,13 +548,31 @@ fn a_user_without_a_number_is_nobody_else() {
 #[test]
 fn who_is_on_a_device_counts_whatever_the_plan_was() {
     history(
-        plan("s*3"),
-        "ask 1~1001 s -> 1 has s-0
+        plan("m*3:mps"),
+        "ask 1~1001 m -> 1 has m-0
          plan m*3:one | m*3:one ->
          ask 2~1002 m -> 2 has m-3
          ask 3~1001 m-4 -> 3 refused 3
          gone 1 -> 1 ends
          ask 3~1001 m -> 3 has m-0",
+    );
+}
+
+#[test]
+fn a_device_has_an_mps_server_or_none() {
+    history(
+        plan("s*3"),
+        "ask 1 s -> 1 has s-0
+         plan s*3:mps | s*3:mps ->
+         ask 2 s-1 -> 2 refused 3
+         ask 2 s -> 2 has s-3
+         gone 1 -> 1 ends
+         ask 3 s-1 -> 3 has s-1
+         plan s*3 | s*3 ->
+         ask 4 s-2 -> 4 refused 3
+         ask 4 s -> 4 refused 3
+         gone 3 -> 3 ends
+         ask 4 s -> 4 has s-0",
     );
 }
 

@@ -16,6 +16,8 @@ pub struct Member {
     pub ask: Ask,
     pub tickets: Vec<u64>,
     pub devices: Vec<LeasedDevice>,
+    /// Of an MPS server, by the plan of the time.
+    pub is_mps: bool,
     pub is_ending: bool,
     pub queue: Option<Queue>,
 }
@@ -107,15 +109,18 @@ impl Model {
         self.named(ask).iter().chain(&members).any(|device| self.is_mps(device))
     }
 
-    /// Devices that serve one user at a time, and that is another.
+    /// Devices that serve one user at a time, and that is another; and those that are shared in another mode by now.
     fn of_others(&self, ask: &Ask, with_ending: bool) -> Vec<String> {
         let user = ask.container.process_uid;
         let there = self.holders.iter().filter(|holder| with_ending || !holder.is_ending);
-        let others = there.filter(|holder| user.is_none() || holder.ask.container.process_uid != user);
-        let uuids: Vec<_> =
-            others.flat_map(|other| other.devices.iter().map(|device| &device.uuid)).collect();
-        let one_user = self.plan.mps.iter().filter(|server| !server.multi_user);
-        one_user.map(|server| server.uuid.clone()).filter(|uuid| uuids.contains(&uuid)).collect()
+        let devices = there.flat_map(|holder| holder.devices.iter().map(move |device| (holder, device)));
+        let bars = |(holder, device): &(&Member, &LeasedDevice)| {
+            let server = self.plan.mps.iter().find(|server| server.uuid == device.uuid);
+            let is_other = user.is_none() || holder.ask.container.process_uid != user;
+            let is_of_one_user = server.is_some_and(|server| !server.multi_user);
+            server.is_some() != holder.is_mps || is_of_one_user && is_other
+        };
+        devices.filter(bars).map(|(_, device)| device.uuid.clone()).collect()
     }
 
     fn held(&self, with_ending: bool) -> Vec<LeasedDevice> {
@@ -312,6 +317,7 @@ impl Model {
                 ask: ask.clone(),
                 tickets: vec![ask.ticket],
                 devices: Vec::new(),
+                is_mps: false,
                 is_ending: false,
                 queue: None,
             });
@@ -353,6 +359,7 @@ impl Model {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");
                     self.check_pick(&waiter);
+                    waiter.is_mps = waiter.devices.iter().any(|device| self.is_mps(device));
                     self.waiters.remove(place);
                     self.holders.push(waiter);
                     place = 0;

@@ -318,3 +318,28 @@ fn an_mps_server_that_serves_another_user() {
 fn message_of_unknown() -> String {
     message(plan("m*3:one"), &["ask 1~? m-0"], &["m-1"])
 }
+
+#[test]
+fn a_device_whose_mode_changed() {
+    let mut world = World::new(plan("s*3"));
+    world.does("ask 1 s");
+    world.does("plan s*3:mps");
+    let refused = |world: &mut World, words: &[&str]| {
+        let last = ask(&world.plan, 9, words, 0);
+        text(&world.leases.handle(Event::Asked(Box::new(last)))).0
+    };
+    let holder = "podman container web1 (00012b1c3d4e, since 14:00, user root)";
+    assert_eq!(
+        refused(&mut world, &["s-1"]),
+        format!(
+            "s-1 cannot be had: GPU 0 is shared with MPS and without by turns, now as it is for {holder}; \
+             nothing is free in pool s"
+        )
+    );
+    assert_eq!(
+        refused(&mut world, &["s"]),
+        format!(
+            "all 3 devices of pool s are held: s-0 by {holder} and GPU 0, shared with MPS and without by turns, by {holder}"
+        )
+    );
+}

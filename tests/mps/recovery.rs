@@ -1,0 +1,171 @@
+//! What ends unasked comes back, and what is there is taken up: no client is lost to a supervisor.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, wait_until};
+use crate::peer::{Peer, is_turned_away};
+use crate::support::mps::{self, MpsFiles};
+
+pub const TRIALS: [(&str, fn(&MpsFiles)); 9] = [
+    ("the_control_daemon_is_killed", the_control_daemon_is_killed),
+    ("the_server_is_killed", the_server_is_killed),
+    ("a_supervisor_is_killed_and_no_client_is_lost", a_supervisor_is_killed_and_no_client_is_lost),
+    ("both_are_killed", both_are_killed),
+    ("it_ends_and_starts_300_times", it_ends_and_starts_300_times),
+    ("a_fault_is_told_and_waited_for", a_fault_is_told_and_waited_for),
+    ("a_silent_peer_is_named", a_silent_peer_is_named),
+    ("a_server_that_does_not_answer_is_named", a_server_that_does_not_answer_is_named),
+    ("limits_that_somebody_changed", limits_that_somebody_changed),
+];
+
+fn the_control_daemon_is_killed(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    // As a container has it: the directory, whatever becomes of what is in it.
+    let front = File::open(ground.state("front")).unwrap();
+    let seen = PathBuf::from(format!("/proc/self/fd/{}/control", front.as_raw_fd()));
+    let before = fs::metadata(&seen).unwrap().ino();
+    let control = ground.control_pid();
+    kill_hard(control);
+    wait_until("a tombstone", || fs::metadata(&seen).is_ok_and(|found| found.ino() != before));
+    assert!(is_turned_away(&ground.state("front/control")));
+    wait_until("another control daemon", || ground.pid("control_pid").is_some_and(|pid| pid != control));
+    ground.wait_for("ready");
+    assert!(ground.is_open());
+    assert_eq!(fs::metadata(&seen).unwrap().ino(), fs::metadata(ground.state("pipe/control")).unwrap().ino());
+    assert_eq!(ground.mode(), EXCLUSIVE_PROCESS);
+    assert_eq!(ground.status()["failures"], 1);
+    assert_eq!(ground.received().iter().filter(|event| event["event"] == "ready").count(), 2);
+}
+
+fn the_server_is_killed(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let (control, server) = (ground.control_pid(), ground.server_pid());
+    // It stays down until it is looked at.
+    ground.behave("slow");
+    kill_hard(server);
+    wait_until("a closed GPU", || ground.mode() == PROHIBITED);
+    assert!(is_turned_away(&ground.state("front/control")));
+    ground.wait_for("ready");
+    assert!(!is_alive(control), "it is started from the beginning");
+    assert_ne!(ground.server_pid(), server);
+    assert_eq!(ground.mode(), EXCLUSIVE_PROCESS);
+    ground.ensured();
+}
+
+fn a_supervisor_is_killed_and_no_client_is_lost(files: &MpsFiles) {
+    let mut ground = Ground::ready(files);
+    let client = Peer::client(&ground.state("front"), 0);
+    let (control, server) = (ground.control_pid(), ground.server_pid());
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        ground.end_supervisor(signal);
+        let supervisor = ground.supervise();
+        ground.ensured();
+        wait_until("a status", || ground.pid("supervisor_pid") == Some(supervisor));
+        assert_eq!((ground.control_pid(), ground.server_pid()), (control, server));
+        assert_eq!(ground.status()["clients"], json!([client.pid()]));
+        assert!(ground.is_open());
+    }
+    assert!(client.leave());
+    let events = ground.received();
+    assert!(events.iter().all(|event| event["event"] != "alone"), "{events:?}");
+}
+
+fn both_are_killed(files: &MpsFiles) {
+    let mut ground = Ground::ready(files);
+    let (control, server) = (ground.control_pid(), ground.server_pid());
+    ground.end_supervisor(Signal::SIGKILL);
+    kill_hard(control);
+    ground.supervise();
+    ground.ensured();
+    assert_ne!(ground.control_pid(), control);
+    wait_until("the end of the old server", || !is_alive(server));
+    assert_eq!(ground.mode(), EXCLUSIVE_PROCESS);
+    assert_eq!(ground.stop(false)["answer"], "stopped");
+    assert_eq!(ground.mode(), 0, "the mode of before outlived all of them");
+}
+
+/// 300 times for all versions together. Each time the daemon is told to quit, and the next one may not meet what it leaves.
+fn it_ends_and_starts_300_times(files: &MpsFiles) {
+    let mut ground = Ground::new(files);
+    ground.supervise();
+    let times = 300_usize.div_ceil(mps::all().len());
+    for time in 1..=times {
+        let mut settings = ground.settings();
+        settings["active_thread_percentage"] = json!(1 + time % 100);
+        let answer = ground.ensure_as(settings, 0, true);
+        assert_eq!(answer["answer"], "ready", "the {time}th time: {answer} {}", ground.log());
+    }
+    let events = ground.received();
+    let of = |event: &str| events.iter().filter(|received| received["event"] == event).count();
+    assert_eq!((of("ready"), of("end")), (times, times - 1), "{}", ground.log());
+    assert_eq!(ground.status()["failures"], 0);
+}
+
+fn a_fault_is_told_and_waited_for(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    if ground.control(&ground.state("pipe"), "get_server_status 1\n").contains("Unknown command") {
+        // 535 has no word for it.
+        return;
+    }
+    let client = Peer::client(&ground.state("front"), 0);
+    ground.behave("fault");
+    ground.refused(&ground.ensure(), 3, &format!("process {}", client.pid()));
+    assert_eq!(ground.status()["state"], "fault");
+    let server = ground.server_pid();
+    ground.behave("");
+    assert!(client.leave());
+    ground.wait_for("ready");
+    assert_eq!(ground.server_pid(), server, "it recovered by itself");
+    assert_eq!(ground.status()["why"], json!(null));
+}
+
+fn a_silent_peer_is_named(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let (control, server) = (ground.control_pid(), ground.server_pid());
+    let peer = Peer::silent(&ground.state("front"));
+    let named = format!("process {} (", peer.pid());
+    ground.refused(&ground.ensure(), 3, &named);
+    assert_eq!(ground.status()["state"], "blocked");
+    let (status, table, errors) = ground.run(&["mps"]);
+    assert_eq!(status, 0);
+    assert!(table.contains("blocked") && errors.contains(&named), "{table} {errors}");
+    assert!(errors.contains(&format!("hint: end it: kill {}", peer.pid())), "{errors}");
+    assert!(peer.leave());
+    ground.wait_for("ready");
+    assert_eq!((ground.control_pid(), ground.server_pid()), (control, server));
+}
+
+fn a_server_that_does_not_answer_is_named(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    ground.behave("silent");
+    ground.refused(&ground.ensure(), 3, &format!("the MPS server, process {}", ground.server_pid()));
+    assert_eq!(ground.status()["state"], "blocked");
+    let control = ground.control_pid();
+    ground.behave("");
+    ground.wait_for("ready");
+    assert_eq!(ground.control_pid(), control);
+}
+
+fn limits_that_somebody_changed(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let client = Peer::client(&ground.state("front"), 0);
+    let server = ground.server_pid();
+    ground.control(&ground.state("pipe"), &format!("set_active_thread_percentage {server} 90\n"));
+    ground.refused(&ground.ensure(), 5, "has other limits");
+    assert_eq!(ground.server_pid(), server, "its client's work is not lost for it");
+    assert!(client.leave());
+    wait_until("another server", || ground.pid("server_pid").is_some_and(|pid| pid != server));
+    ground.ensured();
+    // Those of servers to come are set again, which harms nobody.
+    let server = ground.server_pid();
+    ground.control(&ground.state("pipe"), "set_default_active_thread_percentage 90\n");
+    ground.ensured();
+    let read_back = ground.control(&ground.state("pipe"), "get_default_active_thread_percentage\n");
+    assert_eq!((read_back.trim(), ground.server_pid()), ("25.0", server));
+}
