@@ -25,8 +25,7 @@ fn root_in_front_is_obeyed_without_the_guard(files: &MpsFiles) {
     assert_eq!(daemon.answer_in_front(0, "get_default_active_thread_percentage"), "100.0");
     assert_eq!(daemon.answer_in_front(0, &format!("set_active_thread_percentage {server} 90")), "90.0");
     daemon.answer_in_front(0, &format!("set_device_pinned_mem_limit {server} 0 80G"));
-    let orders = orders(&daemon);
-    assert!(orders.iter().any(|order| order["memory"] == 80_u64 << 30), "{orders:?}");
+    wait("the server is told", || orders(&daemon).iter().any(|order| order["memory"] == 80_u64 << 30));
     daemon.answer_in_front(0, &format!("shutdown_server {server} -f"));
     wait("the server has ended", || daemon.server() != Some(server));
 }
@@ -59,6 +58,8 @@ fn nobody_in_front_is_obeyed_or_answered(files: &MpsFiles) {
             assert!(is_own, "user {uid}, {command}: {answer}");
         }
     }
+    // Its answer comes after all that the server was told before.
+    assert_eq!(daemon.answer(&format!("get_active_thread_percentage {server}")), "100.0");
     assert_eq!(orders(&daemon), before);
     assert_eq!(daemon.answer("get_default_active_thread_percentage"), "100.0");
     assert_eq!(daemon.answer("get_default_device_pinned_mem_limit 0"), "");
