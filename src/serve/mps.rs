@@ -222,7 +222,9 @@ fn next(planned: Option<&Settings>, known: Option<&Known>, holder: Option<&Lease
         (Some(planned), None) if is_dead || planned.at_boot && kept != Some(planned) => planned,
         _ => return None,
     };
-    let uid = holder.map_or(0, |lease| user(settings, lease));
+    // Whom it served it may serve again.
+    let served = known.map_or(0, |known| known.uid);
+    let uid = holder.map_or(served, |lease| user(settings, lease));
     Some(Next::Run { settings: Box::new(settings.clone()), uid, is_idle: holder.is_none() })
 }
 
@@ -280,9 +282,10 @@ mod tests {
             (settings(true, 50, true), settings(true, 25, true), settings(false, 50, true));
         let known = |settings: &Settings, is_supervised| {
             let (uuid, settings) = (settings.uuid.clone(), Some(settings.clone()));
-            Some(Known { uuid, settings, status: None, is_supervised })
+            Some(Known { uuid, settings, status: None, uid: 0, is_supervised })
         };
-        let new = Some(Known { uuid: "GPU-0".into(), settings: None, status: None, is_supervised: true });
+        let new =
+            Some(Known { uuid: "GPU-0".into(), settings: None, status: None, uid: 0, is_supervised: true });
         let run = |settings: &Settings, is_idle| {
             Some(Next::Run { settings: Box::new(settings.clone()), uid: 0, is_idle })
         };
@@ -317,8 +320,13 @@ mod tests {
     #[test]
     fn a_server_of_one_user_at_a_time_is_that_of_who_has_a_share() {
         let one = settings(false, 50, false);
-        let dead =
-            Known { uuid: one.uuid.clone(), settings: Some(one.clone()), status: None, is_supervised: false };
+        let dead = Known {
+            uuid: one.uuid.clone(),
+            settings: Some(one.clone()),
+            status: None,
+            uid: 0,
+            is_supervised: false,
+        };
         for (process_uid, expected) in [(Some(1001), 1001), (Some(0), 0), (None, NOBODY)] {
             let next = next(Some(&one), Some(&dead), Some(&lease(process_uid)));
             assert!(matches!(next, Some(Next::Run { uid, .. }) if uid == expected), "{next:?}");

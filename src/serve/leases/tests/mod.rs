@@ -3,6 +3,7 @@
 
 mod histories;
 mod model;
+mod mps;
 mod nodes;
 mod random;
 mod scale;
