@@ -138,6 +138,7 @@ fn lease(ground: &Ground) {
         "devices": [{"class": "gpu", "name": "shared-0", "uuid": ground.uuid, "is_share": true, "pool": null}],
         "remove": [],
         "denied_by": null,
+        "mps": {"front": ground.state("front")},
     });
     fs::create_dir_all(ground.path("state/leases")).unwrap();
     fs::write(ground.path("state/leases/1.json"), lease.to_string()).unwrap();
