@@ -280,10 +280,9 @@ mod tests {
             (settings(true, 50, true), settings(true, 25, true), settings(false, 50, true));
         let known = |settings: &Settings, is_supervised| {
             let (uuid, settings) = (settings.uuid.clone(), Some(settings.clone()));
-            Some(Known { uuid, settings, uid: 0, status: None, is_supervised })
+            Some(Known { uuid, settings, status: None, is_supervised })
         };
-        let new =
-            Some(Known { uuid: "GPU-0".into(), settings: None, uid: 0, status: None, is_supervised: true });
+        let new = Some(Known { uuid: "GPU-0".into(), settings: None, status: None, is_supervised: true });
         let run = |settings: &Settings, is_idle| {
             Some(Next::Run { settings: Box::new(settings.clone()), uid: 0, is_idle })
         };
@@ -318,13 +317,8 @@ mod tests {
     #[test]
     fn a_server_of_one_user_at_a_time_is_that_of_who_has_a_share() {
         let one = settings(false, 50, false);
-        let dead = Known {
-            uuid: one.uuid.clone(),
-            settings: Some(one.clone()),
-            uid: 0,
-            status: None,
-            is_supervised: false,
-        };
+        let dead =
+            Known { uuid: one.uuid.clone(), settings: Some(one.clone()), status: None, is_supervised: false };
         for (process_uid, expected) in [(Some(1001), 1001), (Some(0), 0), (None, NOBODY)] {
             let next = next(Some(&one), Some(&dead), Some(&lease(process_uid)));
             assert!(matches!(next, Some(Next::Run { uid, .. }) if uid == expected), "{next:?}");

@@ -4,18 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::Test;
 use crate::ground::{Ground, PROHIBITED, control, kill_hard, wait_until};
 use crate::peer::Peer;
 use crate::support::mps::MpsFiles;
 use crate::support::run;
 
-pub const TRIALS: [(&str, fn(&MpsFiles)); 2] = [
+pub const TRIALS: [Test; 2] = [
     ("nobody_rules_through_the_front", nobody_rules_through_the_front),
     ("who_says_nothing_holds_up_nobody", who_says_nothing_holds_up_nobody),
 ];
 
-pub const WITH_COMPILER: [(&str, fn(&MpsFiles)); 1] =
-    [("cuda_fails_where_mps_is_away", cuda_fails_where_mps_is_away)];
+pub const WITH_COMPILER: [Test; 1] = [("cuda_fails_where_mps_is_away", cuda_fails_where_mps_is_away)];
 
 /// What ends MPS, or changes what it holds.
 const ORDERS: &str = "get_server_list\n\
