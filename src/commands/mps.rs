@@ -84,13 +84,13 @@ fn rows(state_dir: &Path) -> Vec<Row> {
         .collect();
     let unknown = unknown.into_iter().map(|settings| {
         let uuid = settings.uuid.clone();
-        row(Known { uuid, settings: Some(settings), uid: 0, status: None, is_supervised: false })
+        row(Known { uuid, settings: Some(settings), status: None, is_supervised: false })
     });
     known.into_iter().map(row).chain(unknown).collect()
 }
 
 fn row(known: Known) -> Row {
-    let Known { uuid, settings, status, is_supervised, .. } = known;
+    let Known { uuid, settings, status, is_supervised } = known;
     let settings = settings.as_ref();
     let lost = status.as_ref().filter(|_| !is_supervised);
     let lost = lost.map(|status| format!("its supervisor, process {}, is gone", status.supervisor_pid));
@@ -151,21 +151,19 @@ fn word(row: &Row) -> &'static str {
 
 fn stop(args: &MpsDeviceArgs) -> Result<Status> {
     let known = find(args)?;
+    // Asked before: a container that starts meanwhile is refused.
+    let holders = client::holders(&state_dir(args)?, &known.uuid);
     end(args, &known)?;
+    for holder in holders {
+        say("warning", format_args!("CUDA programs that {holder} starts from now on have no limits"));
+    }
     say("note", "it begins again when a container asks for a share of the device");
     Ok(Status::Done)
 }
 
 fn restart(args: &MpsDeviceArgs) -> Result<Status> {
     let known = find(args)?;
-    let Some(settings) = known.settings.clone() else {
-        let error = anyhow::anyhow!("nobody knows what MPS shall be on {}", known.uuid);
-        return Err(Failure::new(error)
-            .hint("it begins when a container asks for a share of the device")
-            .into());
-    };
-    end(args, &known)?;
-    match client::ensure(&state_dir(args)?, &settings, known.uid, true) {
+    match client::restart(&state_dir(args)?, &known.uuid, args.force) {
         Answer::Ready { .. } => Ok(Status::Done),
         other => Err(refused(other)),
     }

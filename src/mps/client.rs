@@ -8,6 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hooks::lease::Lease;
 use nix::errno::Errno;
 
 use super::kept::Kept;
@@ -15,6 +16,7 @@ use super::place::{DIRECTORY, Place};
 use super::protocol::{Answer, LINE_LIMIT, Request, Status, VERSION, What};
 use super::settings::Settings;
 use super::{lock, start};
+use crate::held;
 use crate::publish::read_regular;
 
 /// How long a supervisor may take to listen.
@@ -44,6 +46,11 @@ pub fn terminate(state_dir: &Path, uuid: &str, pids: &[i32]) -> Answer {
     ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Terminate { pids: pids.to_vec() })
 }
 
+/// Has MPS end and begin anew on the device; `force`: whoever uses it.
+pub fn restart(state_dir: &Path, uuid: &str, force: bool) -> Answer {
+    ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Restart { force })
+}
+
 /// Has supervisors look anew, so that what is known is of now. None is started for it.
 pub fn look_again(state_dir: &Path) {
     for known in known(state_dir).into_iter().filter(|known| known.is_supervised) {
@@ -67,8 +74,6 @@ pub struct Known {
     pub uuid: String,
     /// What it keeps to; none where it has not been told yet.
     pub settings: Option<Settings>,
-    /// The user of this machine whom its server serves, where it serves one at a time.
-    pub uid: u32,
     /// How it was when it last said so.
     pub status: Option<Status>,
     /// Its process lives. If not, the status is of another time.
@@ -84,17 +89,23 @@ pub fn known(state_dir: &Path) -> Vec<Known> {
     known
 }
 
+/// Containers with a share of a device in mode mps, in words.
+pub fn holders(state_dir: &Path, uuid: &str) -> Vec<String> {
+    let (leases, _) = held::leases(state_dir);
+    let has_share =
+        |lease: &&Lease| lease.mps.is_some() && lease.devices.iter().any(|leased| leased.uuid == uuid);
+    leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container)).collect()
+}
+
 /// None where nothing is kept and nobody keeps anything: MPS was stopped.
 fn look(state_dir: &Path, uuid: String) -> Option<Known> {
     let place = Place::new(state_dir, &uuid);
-    let kept = Kept::read(&place).ok().flatten();
-    let uid = kept.as_ref().map_or(0, |kept| kept.uid);
-    let settings = kept.map(|kept| kept.settings);
+    let settings = Kept::read(&place).ok().flatten().map(|kept| kept.settings);
     let status: Option<Status> = read_regular(&place.status(), LINE_LIMIT as u64)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
     let is_supervised = is_supervised(&place, status.as_ref());
-    (settings.is_some() || is_supervised).then_some(Known { uuid, settings, uid, status, is_supervised })
+    (settings.is_some() || is_supervised).then_some(Known { uuid, settings, status, is_supervised })
 }
 
 /// By the lock, which is root's to see; else by the process that the status names.

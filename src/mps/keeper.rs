@@ -19,8 +19,7 @@ use super::protocol::State;
 use super::reason::Reason;
 use super::settings::Settings;
 use super::step::{self, Course, Force, Goal, Step};
-use super::{compute_mode, foreign, front, guard, launch, log, programs, shared_memory};
-use crate::held;
+use super::{client, compute_mode, foreign, front, guard, launch, log, programs, shared_memory};
 
 /// Between two looks at what changes within milliseconds.
 const SOON: Duration = Duration::from_millis(20);
@@ -390,11 +389,7 @@ impl Keeper {
 
     /// Who has a share of the device, in words.
     pub fn holders(&self) -> Vec<String> {
-        let (leases, _) = held::leases(&self.state_dir);
-        let has_share = |lease: &&hooks::lease::Lease| {
-            lease.mps.is_some() && lease.devices.iter().any(|leased| leased.uuid == self.uuid)
-        };
-        leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container)).collect()
+        client::holders(&self.state_dir, &self.uuid)
     }
 
     fn fault(&self) -> Reason {

@@ -40,6 +40,11 @@ pub enum What {
         /// Process ids of the machine.
         pids: Vec<i32>,
     },
+    /// That MPS ends here and begins anew, with nobody let past meanwhile. Refused while it has clients.
+    Restart {
+        /// Also with clients, whose work is lost.
+        force: bool,
+    },
     /// That MPS ends here, and the compute mode of before is restored. Refused while it has clients.
     Stop {
         /// Also with clients, whose work is lost.

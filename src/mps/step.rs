@@ -254,3 +254,7 @@ fn force(since: Duration) -> Force {
 pub fn pause(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(60))
 }
+
+#[cfg(test)]
+#[path = "step_tests.rs"]
+mod tests;

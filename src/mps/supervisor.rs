@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::ensure::{self, Present, Verdict, Wanted};
 use super::foreign;
@@ -166,17 +166,17 @@ impl Supervisor {
         };
         match request.what {
             // It is answered by the next supervisor.
-            What::Ensure { .. } if self.keeper.course.goal == Goal::End => {}
+            What::Ensure { .. } | What::Restart { .. } if self.keeper.course.goal == Goal::End => {}
             What::Ensure { settings, uid, is_idle } => {
                 // Whoever it serves, it serves as root.
                 let uid = if settings.multi_user { 0 } else { uid };
                 let wanted = Wanted { kept: Kept { settings: *settings, uid }, is_idle };
                 // It is not answered by what was true a while ago.
                 self.keeper.read_back = None;
-                let failures = self.keeper.failed;
-                self.waiting.push(Waiting { caller, wanted, since: Instant::now(), failures });
+                self.await_it(caller, wanted);
             }
             What::Terminate { pids } => answer(&caller, &self.terminate(&pids)),
+            What::Restart { force } => self.restart(caller, force),
             What::Stop { force } => self.stop(caller, force),
         }
     }
@@ -243,7 +243,7 @@ impl Supervisor {
             return;
         }
         if let Err(error) = kept.write(&self.keeper.place) {
-            tracing::warn!("{}: what MPS shall be cannot be written down: {error}", self.keeper.what());
+            warn!("{}: what MPS shall be cannot be written down: {error}", self.keeper.what());
         }
         self.keeper.kept = Some(kept.clone());
     }
@@ -259,7 +259,7 @@ impl Supervisor {
         self.keeper.read_back = None;
         self.keeper.go_on();
         if let Err(error) = self.write_status() {
-            tracing::warn!("{}: {error:#}", self.keeper.what());
+            warn!("{}: {error:#}", self.keeper.what());
         }
         let Some((control, server)) = self.keeper.control().zip(self.keeper.server.as_ref()) else {
             return Answer::Terminated { pids: Vec::new() };
@@ -279,31 +279,57 @@ impl Supervisor {
         Answer::Terminated { pids: terminated }
     }
 
-    fn stop(&mut self, caller: UnixStream, force: bool) {
+    /// Why MPS is not ended: somebody would miss it.
+    fn use_of_it(&mut self, force: bool) -> Option<Reason> {
         self.keeper.read_back = None;
         if self.keeper.course.goal == Goal::Run {
             self.keeper.go_on();
         }
         let what = self.keeper.what();
-        let hint = "end that first, or add --force, which ends its work";
         let clients = &self.keeper.clients;
-        let holders = self.keeper.holders();
-        let refusal = match (force, &holders[..], &clients[..]) {
-            (true, _, _) | (_, [], []) => None,
-            (_, [], _) => Some(format!("{what}: {} MPS", foreign::list(clients, "uses", "use"))),
-            (_, holders, _) => Some(format!("{what}: {} has a share", holders.join(", "))),
+        let use_of_it = match (force, &self.keeper.holders()[..], &clients[..]) {
+            (true, _, _) | (_, [], []) => return None,
+            (_, [], _) => format!("{} MPS", foreign::list(clients, "uses", "use")),
+            (_, holders, _) => format!("{} has a share", holders.join(", ")),
         };
-        if let Some(message) = refusal {
-            return answer(&caller, &Reason::not_now(message, hint).into());
+        let hint = "end that first, or add --force, which ends its work";
+        Some(Reason::not_now(format!("{what}: {use_of_it}"), hint))
+    }
+
+    fn restart(&mut self, caller: UnixStream, force: bool) {
+        let Some(kept) = self.keeper.kept.clone() else {
+            let message = format!("{}: nobody has said yet what MPS shall be there", self.keeper.what());
+            let hint = "it begins when a container asks for a share of the device";
+            return answer(&caller, &Reason::failed(message, hint).into());
+        };
+        if let Some(reason) = self.use_of_it(force) {
+            return answer(&caller, &reason.into());
         }
+        info!("{}: ending MPS, to begin anew", self.keeper.what());
+        self.keeper.begin_anew();
+        self.await_it(caller, Wanted { kept, is_idle: false });
+    }
+
+    fn await_it(&mut self, caller: UnixStream, wanted: Wanted) {
+        let failures = self.keeper.failed;
+        self.waiting.push(Waiting { caller, wanted, since: Instant::now(), failures });
+    }
+
+    fn stop(&mut self, caller: UnixStream, force: bool) {
+        if let Some(reason) = self.use_of_it(force) {
+            return answer(&caller, &reason.into());
+        }
+        let what = self.keeper.what();
         info!("{what}: ending MPS");
+        for holder in self.keeper.holders() {
+            warn!("{what}: CUDA programs that {holder} starts from now on have no limits");
+        }
         self.stopping.push(caller);
         for waiting in self.waiting.drain(..) {
             let reason = Reason::not_now(format!("{what}: MPS is being ended"), "start the container again");
             answer(&waiting.caller, &reason.into());
         }
         self.keeper.begin_end_for_good();
-        self.keeper.next_look = Some(Instant::now());
     }
 
     /// MPS has ended: nothing is left to keep.

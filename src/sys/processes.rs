@@ -1,6 +1,6 @@
 //! Processes of others: what they have open; and processes to be, before they begin.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -56,7 +56,7 @@ pub fn detach(command: &mut Command, descriptors: u64, shared_memory: Option<&Pa
         #[expect(unsafe_code)]
         checked(unsafe { libc::setsid() }.into())?;
         allow_descriptors(descriptors)?;
-        shared_memory.as_ref().map_or(Ok(()), |path| mount_at_dev_shm(path))
+        shared_memory.as_deref().map_or(Ok(()), mount_at_dev_shm)
     };
     // SAFETY: between fork and exec it makes system calls alone: what it needs was allocated before.
     #[expect(unsafe_code)]
@@ -88,7 +88,7 @@ fn allow_descriptors(wanted: u64) -> io::Result<()> {
     checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) }.into()).map(drop)
 }
 
-fn mount_at_dev_shm(source: &CString) -> io::Result<()> {
+fn mount_at_dev_shm(source: &CStr) -> io::Result<()> {
     let nothing = std::ptr::null();
     // SAFETY: takes an integer.
     #[expect(unsafe_code)]

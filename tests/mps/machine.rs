@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::Test;
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, PROHIBITED, kill_hard, wait_until};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [(&str, fn(&MpsFiles)); 9] = [
+pub const TRIALS: [Test; 9] = [
     ("who_uses_the_gpu_is_named", who_uses_the_gpu_is_named),
     ("another_control_daemon_is_named", another_control_daemon_is_named),
     ("a_closed_gpu_stays_closed", a_closed_gpu_stays_closed),

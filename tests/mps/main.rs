@@ -44,6 +44,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
+/// Something that is tried with the programs of one driver, and its name.
+type Test = (&'static str, fn(&MpsFiles));
+
 fn of_version(files: &MpsFiles) -> Vec<Trial> {
     let of_all = [
         start::TRIALS.as_slice(),

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::Test;
 use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, wait_until};
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [(&str, fn(&MpsFiles)); 9] = [
+pub const TRIALS: [Test; 9] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
     ("the_server_is_killed", the_server_is_killed),
     ("a_supervisor_is_killed_and_no_client_is_lost", a_supervisor_is_killed_and_no_client_is_lost),

@@ -7,12 +7,13 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::Test;
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, is_alive, wait_until};
 use crate::peer::Peer;
 use crate::support::mps::MpsFiles;
 use crate::support::run;
 
-pub const TRIALS: [(&str, fn(&MpsFiles)); 9] = [
+pub const TRIALS: [Test; 9] = [
     ("other_limits_begin_when_nobody_has_a_share", other_limits_begin_when_nobody_has_a_share),
     ("what_needs_no_restart_gets_none", what_needs_no_restart_gets_none),
     ("one_user_at_a_time_where_there_is_no_other_way", one_user_at_a_time_where_there_is_no_other_way),
@@ -138,13 +139,14 @@ fn lease(ground: &Ground) {
         "devices": [{"class": "gpu", "name": "shared-0", "uuid": ground.uuid, "is_share": true, "pool": null}],
         "remove": [],
         "denied_by": null,
+        "mps": {"front": ground.state("front")},
     });
     fs::create_dir_all(ground.path("state/leases")).unwrap();
     fs::write(ground.path("state/leases/1.json"), lease.to_string()).unwrap();
 }
 
 fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
-    let mut ground = Ground::ready(files);
+    let ground = Ground::ready(files);
     let control = ground.control_pid();
     let client = Peer::client(&ground.state("front"), 0);
     let (status, _, errors) = ground.run(&["mps", "restart", "0"]);
@@ -154,11 +156,14 @@ fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
     let uuid = ground.uuid.clone();
     let (status, _, errors) = ground.run(&["mps", "restart", &uuid, "--force"]);
     assert_eq!(status, 0, "{errors} {}", ground.log());
-    ground.wait_for_end();
     assert!(!client.leave());
     assert_ne!(ground.control_pid(), control);
-    let (status, _, errors) = ground.run(&["mps", "stop", "0"]);
+    assert_eq!(ground.mode(), EXCLUSIVE_PROCESS);
+    lease(&ground);
+    let (status, _, errors) = ground.run(&["mps", "stop", "0", "--force"]);
     assert_eq!(status, 0, "{errors}");
+    let warning = "warning: CUDA programs that podman container web starts from now on have no limits\n";
+    assert!(errors.starts_with(warning), "{errors}");
     assert_eq!(ground.mode(), DEFAULT);
     let (status, said, _) = ground.run(&["mps"]);
     assert_eq!((status, said.as_str()), (0, "no device is shared by MPS\n"));

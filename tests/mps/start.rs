@@ -7,11 +7,12 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::Test;
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, is_alive, kill_hard, wait_until};
 use crate::support::mps::MpsFiles;
 use crate::support::run;
 
-pub const TRIALS: [(&str, fn(&MpsFiles)); 8] = [
+pub const TRIALS: [Test; 8] = [
     ("what_the_server_is_given", what_the_server_is_given),
     ("what_the_control_daemon_is_given", what_the_control_daemon_is_given),
     ("there_is_one_supervisor_and_one_daemon", there_is_one_supervisor_and_one_daemon),
