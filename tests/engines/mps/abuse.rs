@@ -34,19 +34,19 @@ const fn attack(name: &'static str, script: &'static str) -> Attack {
 }
 
 /// Words of the scripts: `say COMMAND` to the control daemon, `try COMMAND`, of which the error counts. $SERVER is the
-/// server's process id and $VICTIM another container's, as the machine counts them; $PIPE the pipe directory there.
+/// server's process id, $CONTROL the daemon's and $VICTIM another container's, as the machine counts them; $PIPE the pipe directory there.
 const WORDS: &str = r#"
     say() {
         out=$(echo "$1" | timeout 10 /abuse/nvidia-cuda-mps-control 2>/dev/null | tr '\n' ' ')
         if [ -n "$out" ]; then echo "answered"; else echo "hung up on"; fi
     }
     try() {
-        if out=$("$@" 2>&1); then echo done; else echo "${out##*: }"; fi
+        if out=$("$@" 2>&1); then echo done; else echo "${out##*: }" | tr A-Z a-z; fi
     }
     box=/abuse/busybox front=/tmp/nvidia-mps
 "#;
 
-const ATTACKS: [Attack; 21] = [
+const ATTACKS: [Attack; 23] = [
     attack("`set_default_active_thread_percentage 90`", "say 'set_default_active_thread_percentage 90'"),
     attack("`set_default_device_pinned_mem_limit 0 80G`", "say 'set_default_device_pinned_mem_limit 0 80G'"),
     attack("`set_active_thread_percentage SERVER 90`", "say \"set_active_thread_percentage $SERVER 90\""),
@@ -92,9 +92,25 @@ const ATTACKS: [Attack; 21] = [
         "CUDA_MPS_PIPE_DIRECTORY=/nowhere probe cuda | sed 's/^100$/it looks for a GPU without MPS (100)/'",
     ),
     Attack {
+        name: "`--privileged`",
+        script: "say 'set_default_active_thread_percentage 90'",
+        options: &["--privileged"],
+    },
+    Attack {
         name: "the machine's `/run` as a volume, and its `control_privileged`",
-        script: "CUDA_MPS_PIPE_DIRECTORY=/host${PIPE#/run} say 'set_default_active_thread_percentage 90'",
+        script: "export CUDA_MPS_PIPE_DIRECTORY=/host${PIPE#/run}
+             tell() { echo $1 | timeout 10 /abuse/nvidia-cuda-mps-control 2>/dev/null; }
+             old=$(tell get_default_active_thread_percentage)
+             case $(tell 'set_default_active_thread_percentage 90') in
+                 90*) tell \"set_default_active_thread_percentage $old\" >/dev/null; echo '**obeyed**' ;;
+                 *) echo 'refused' ;;
+             esac",
         options: &["--volume=/run:/host"],
+    },
+    Attack {
+        name: "the machine's processes (`--pid=host`), and `kill -9` of the control daemon",
+        script: "try kill -9 $CONTROL | sed 's/^done$/killed/'",
+        options: &["--pid=host"],
     },
 ];
 
@@ -109,15 +125,18 @@ struct Watched<'a> {
 impl Watched<'_> {
     /// Limits, processes and the front, a line each.
     fn look(&self) -> Vec<String> {
-        let server = self.mps.pid("server_pid");
         let said = self.ground.sh(&format!(
             "export CUDA_MPS_PIPE_DIRECTORY={0}/pipe
-             for command in get_default_active_thread_percentage 'get_default_device_pinned_mem_limit 0' \\
-                     'get_active_thread_percentage {server}' 'get_device_pinned_mem_limit {server} 0' get_server_list; do
-                 echo \"$command: $(echo \"$command\" | timeout 10 /drivers/{1}/usr/bin/nvidia-cuda-mps-control 2>&1)\"
-             done
+             ask() {{ echo \"$1: $(echo \"$2\" | timeout 10 /drivers/{1}/usr/bin/nvidia-cuda-mps-control 2>&1)\"; }}
+             ask 'limits for new servers' 'get_default_active_thread_percentage'
+             ask 'limits for new servers' 'get_default_device_pinned_mem_limit 0'
+             ask 'limits' 'get_active_thread_percentage {2}'
+             ask 'limits' 'get_device_pinned_mem_limit {2} 0'
+             ask 'server' get_server_list
              stat --format='front: %n %A %u' {0}/front {0}/front/*",
-            self.mps.directory, self.host.name
+            self.mps.directory,
+            self.host.name,
+            self.mps.pid("server_pid")
         ));
         let cuda = self.victim.sh("probe cuda");
         let mut lines: Vec<String> = said.stdout.lines().map(str::to_owned).collect();
@@ -126,17 +145,23 @@ impl Watched<'_> {
         lines
     }
 
-    /// What became of it, if anything did; then all is put right.
+    /// What became of it, if anything did and lasts; all is waited for.
     fn damage(&self, before: &[String]) -> Option<String> {
-        let after = self.look();
-        if after == before {
+        if self.look() == before {
             return None;
         }
+        let is_back = || self.mps.is("ready") && self.victim.sh("probe cuda").stdout.trim() == MET_MPS;
+        assert!(self.ground.wait(is_back), "{}\n{}", self.mps.status(), self.mps.last_words());
+        let after = self.look();
         println!("before: {before:#?}\nafter: {after:#?}\n{}", self.mps.status());
         let what = |line: &String| line.split(':').next().unwrap_or_default().to_owned();
         let mut changed: Vec<String> = after.iter().filter(|line| !before.contains(line)).map(what).collect();
         changed.dedup();
-        Some(changed.join(", "))
+        Some(if changed.is_empty() {
+            "for a moment".into()
+        } else {
+            format!("another {}", changed.join(", "))
+        })
     }
 }
 
@@ -214,25 +239,23 @@ fn measure(ground: &Ground, engine: &Engine, host: &Host, options: &[&str]) -> V
         let before = watched.look();
         assert!(before.iter().any(|line| line == &format!("another container: {MET_MPS}")), "{before:#?}");
         let numbers = format!(
-            "SERVER={} VICTIM={victim_pid} PIPE={}/pipe",
+            "SERVER={} CONTROL={} VICTIM={victim_pid} PIPE={}/pipe",
             watched.mps.pid("server_pid"),
+            watched.mps.pid("control_pid"),
             watched.mps.directory
         );
         let tried =
             with(attacker.clone(), attack.options).sh(&format!("{numbers}\n{WORDS}\n{}", attack.script));
-        let met = if tried.status == 0 && !tried.stdout.is_empty() {
-            tried.stdout.trim_end().replace('\n', ", ")
-        } else {
-            panic!("{}: {tried:?}", attack.name)
+        let does_not_start =
+            tried.stderr.contains("exit status 5,") || tried.stderr.contains("exit code: 5)");
+        let met = match (tried.status, tried.stdout.trim_end()) {
+            (0, met) if !met.is_empty() => met.replace('\n', ", "),
+            (_, "") if does_not_start => "the container does not start".into(),
+            _ => panic!("{}: {tried:?}", attack.name),
         };
         let cell = match watched.damage(&before) {
             None => met,
-            Some(damage) => {
-                ground.wait(|| {
-                    watched.mps.is("ready") && watched.victim.sh("probe cuda").stdout.trim() == MET_MPS
-                });
-                format!("**not held**: {met}: {damage}")
-            }
+            Some(damage) => format!("**not held**: {met}; {damage}"),
         };
         println!("{} {}: {}: {cell}", engine.name, host.name, attack.name);
         (attack.name, cell)

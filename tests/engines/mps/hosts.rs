@@ -229,6 +229,11 @@ impl Mps<'_> {
         self.status()[of].as_i64().unwrap_or_default()
     }
 
+    /// What the control daemon and its supervisor said last.
+    pub fn last_words(&self) -> String {
+        self.ground.sh(&format!("tail -n 30 {}/log/mps.log", self.directory)).stdout
+    }
+
     /// Whom the control daemon took for a client: process id and user id as the machine counts them.
     pub fn clients(&self) -> Vec<(i64, i64)> {
         let log = self.ground.sh(&format!("sed -n 's/.*NEW CLIENT //p' {}/log/mps.log", self.directory));

@@ -30,7 +30,7 @@ impl<'a> Running<'a> {
     fn start(ground: &'a Ground, engine: &'a Engine, name: &str) -> Self {
         let held = MULTI.container(ground, engine, "0").hold(&format!("{name}-{}", engine.name));
         let running = Self { ground, engine, held, mps: MULTI.mps(ground, engine) };
-        assert!(running.is_wired(), "{}", running.mps.status());
+        assert!(running.is_wired(), "{}\n{}", running.mps.status(), running.mps.last_words());
         running
     }
 
@@ -44,7 +44,7 @@ impl<'a> Running<'a> {
 
     #[track_caller]
     fn assert_wired_soon(&self, since: Instant, what: &str) {
-        assert!(self.ground.wait(|| self.is_wired()), "{}", self.mps.status());
+        assert!(self.ground.wait(|| self.is_wired()), "{}\n{}", self.mps.status(), self.mps.last_words());
         println!("{}: {what}: MPS again after {} ms", self.engine.name, since.elapsed().as_millis());
     }
 
@@ -71,7 +71,7 @@ fn mps_when_serve_is_killed(ground: &Ground, engine: &Engine) {
     let running = Running::start(ground, engine, "serve-killed");
     let (supervisor, control) = (running.mps.pid("supervisor_pid"), running.mps.pid("control_pid"));
     MULTI.restart(ground);
-    assert!(running.is_wired());
+    assert!(running.is_wired(), "{}", running.mps.last_words());
     running.assert_starts();
     assert_eq!(running.mps.pid("supervisor_pid"), supervisor);
     assert_eq!(running.mps.pid("control_pid"), control);
@@ -86,7 +86,7 @@ fn mps_when_its_supervisor_is_killed(ground: &Ground, engine: &Engine) {
     let (supervisor, control, server) =
         (running.mps.pid("supervisor_pid"), running.mps.pid("control_pid"), running.mps.pid("server_pid"));
     let since = running.kill(&[supervisor]);
-    assert!(running.is_wired(), "without a supervisor");
+    assert!(running.is_wired(), "without a supervisor: {}", running.mps.last_words());
     running.assert_starts();
     running.assert_wired_soon(since, "supervisor killed");
     assert_ne!(running.mps.pid("supervisor_pid"), supervisor);
@@ -98,6 +98,11 @@ fn mps_when_its_daemon_is_killed(ground: &Ground, engine: &Engine) {
     let _alone = alone(engine);
     let running = Running::start(ground, engine, "daemon-killed");
     let at = ENGINES.iter().position(|other| other.name == engine.name).unwrap_or_default();
+    let since = running.kill(&[running.mps.pid("control_pid")]);
+    running.assert_wired_soon(since, "control daemon killed");
+    let since = running.kill(&[running.mps.pid("server_pid")]);
+    running.assert_wired_soon(since, "server killed");
+    // And once more, where it cannot come back at once.
     let control = running.mps.pid("control_pid");
     MULTI.set_foreign(ground, gpu_of(at), true);
     running.kill(&[control]);
@@ -114,11 +119,6 @@ fn mps_when_its_daemon_is_killed(ground: &Ground, engine: &Engine) {
     MULTI.set_foreign(ground, gpu_of(at), false);
     running.assert_wired_soon(Instant::now(), "the GPU is MPS's again");
     assert_ne!(running.mps.pid("control_pid"), control);
-    // And where nothing is in the way.
-    let since = running.kill(&[running.mps.pid("control_pid")]);
-    running.assert_wired_soon(since, "control daemon killed");
-    let since = running.kill(&[running.mps.pid("server_pid")]);
-    running.assert_wired_soon(since, "server killed");
     running.assert_starts();
 }
 
