@@ -91,11 +91,18 @@ fn both_are_killed(files: &MpsFiles) {
     assert_eq!(ground.mode(), 0, "the mode of before outlived all of them");
 }
 
-/// 300 times for all versions together. Each time the daemon is told to quit, and the next one may not meet what it leaves.
+/// 300 times for all versions together, on five GPUs at once. Each time the daemon is told to quit, and the next one may
+/// not meet what it leaves.
 fn it_ends_and_starts_300_times(files: &MpsFiles) {
+    let times = 300_usize.div_ceil(mps::all().len() * 5);
+    std::thread::scope(|scope| {
+        (0..5).for_each(|_| drop(scope.spawn(|| ends_and_starts(files, times))));
+    });
+}
+
+fn ends_and_starts(files: &MpsFiles, times: usize) {
     let mut ground = Ground::new(files);
     ground.supervise();
-    let times = 300_usize.div_ceil(mps::all().len());
     for time in 1..=times {
         let mut settings = ground.settings();
         settings["active_thread_percentage"] = json!(1 + time % 100);

@@ -133,8 +133,9 @@ impl Server {
                 }
             }
             5 => {
-                send(&self.daemon, &0_u32.to_ne_bytes())?;
                 self.note(&json!({"event": "end"}));
+                // 535 does not wait to hear it.
+                let _ = send(&self.daemon, &0_u32.to_ne_bytes());
                 return Ok(false);
             }
             6 | 7 => {
