@@ -84,13 +84,13 @@ fn rows(state_dir: &Path) -> Vec<Row> {
         .collect();
     let unknown = unknown.into_iter().map(|settings| {
         let uuid = settings.uuid.clone();
-        row(Known { uuid, settings: Some(settings), status: None, is_supervised: false })
+        row(Known { uuid, settings: Some(settings), uid: 0, status: None, is_supervised: false })
     });
     known.into_iter().map(row).chain(unknown).collect()
 }
 
 fn row(known: Known) -> Row {
-    let Known { uuid, settings, status, is_supervised } = known;
+    let Known { uuid, settings, status, is_supervised, .. } = known;
     let settings = settings.as_ref();
     let lost = status.as_ref().filter(|_| !is_supervised);
     let lost = lost.map(|status| format!("its supervisor, process {}, is gone", status.supervisor_pid));

@@ -74,6 +74,8 @@ pub struct Known {
     pub uuid: String,
     /// What it keeps to; none where it has not been told yet.
     pub settings: Option<Settings>,
+    /// The user of this machine whom its server serves, where it serves one at a time.
+    pub uid: u32,
     /// How it was when it last said so.
     pub status: Option<Status>,
     /// Its process lives. If not, the status is of another time.
@@ -100,12 +102,14 @@ pub fn holders(state_dir: &Path, uuid: &str) -> Vec<String> {
 /// None where nothing is kept and nobody keeps anything: MPS was stopped.
 fn look(state_dir: &Path, uuid: String) -> Option<Known> {
     let place = Place::new(state_dir, &uuid);
-    let settings = Kept::read(&place).ok().flatten().map(|kept| kept.settings);
+    let kept = Kept::read(&place).ok().flatten();
+    let uid = kept.as_ref().map_or(0, |kept| kept.uid);
+    let settings = kept.map(|kept| kept.settings);
     let status: Option<Status> = read_regular(&place.status(), LINE_LIMIT as u64)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
     let is_supervised = is_supervised(&place, status.as_ref());
-    (settings.is_some() || is_supervised).then_some(Known { uuid, settings, status, is_supervised })
+    (settings.is_some() || is_supervised).then_some(Known { uuid, settings, uid, status, is_supervised })
 }
 
 /// By the lock, which is root's to see; else by the process that the status names.
