@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::MET_MPS;
 use super::hosts::{Host, MULTI, Mps, SINGLE, alone};
 use crate::engine::{Container, Engine, EngineTrial, Held, MAPPED};
-use crate::ground::{self, Ground};
+use crate::ground::{self, Ground, Output};
 use crate::table::Place;
 
 /// Name and function of the trial.
@@ -41,10 +41,13 @@ const WORDS: &str = r#"
         if [ -n "$out" ]; then echo "answered"; else echo "hung up on"; fi
     }
     try() {
-        if out=$("$@" 2>&1); then echo done; else echo "${out##*: }" | tr A-Z a-z; fi
+        if out=$("$@" 2>&1); then echo done; else echo "${out##*: }" | sed 's/^permission.*root?)/operation not permitted/' | tr A-Z a-z; fi
     }
     box=/abuse/busybox front=/tmp/nvidia-mps
 "#;
+
+/// Another container starts CUDA again and again meanwhile.
+const SILENCE: &str = "ten of them at once, while another container starts CUDA";
 
 const ATTACKS: [Attack; 23] = [
     attack("`set_default_active_thread_percentage 90`", "say 'set_default_active_thread_percentage 90'"),
@@ -70,17 +73,19 @@ const ATTACKS: [Attack; 23] = [
         "a connection that says nothing, for ten seconds",
         "probe silent $front/control 10 | sed 's/.*: //; s/hung up/hung up on/'",
     ),
-    attack(
-        "ten of them at once",
-        "for i in 0 1 2 3 4 5 6 7 8 9; do probe silent $front/control 60 & done | sed 's/.*: //; s/hung up/hung up on/' | sort -u",
-    ),
+    Attack {
+        name: SILENCE,
+        script: "for i in 0 1 2 3 4 5 6 7 8 9; do probe silent $front/control 60 & done |
+             sed 's/.*: //; s/hung up/hung up on/' | sort -u",
+        options: &[],
+    },
     attack("writing to the pipe `log`", "[ -e $front/log ] || echo 'there is none'"),
     attack("removing `control`", "try rm $front/control"),
     attack("a socket of its own in the place of `control`", "touch /tmp/new; try mv /tmp/new $front/control"),
     attack("closing `control` to others (chmod)", "try chmod 0 $front/control"),
     attack(
         "mounting the front writable, then removing `control`",
-        "try $box mount -o remount,bind,rw $front | sed 's/^done$/mounted/'; [ ! -w $front ] || try rm $front/control",
+        "try $box mount -o remount,bind,rw $front | sed 's/^done$/mounted/'; [ ! -w $front ] || try rm $front/control | sed 's/^done$/removed/'",
     ),
     attack(
         "a directory of its own mounted over the front",
@@ -143,6 +148,20 @@ impl Watched<'_> {
         lines.push(format!("control daemon: {}", self.mps.pid("control_pid")));
         lines.push(format!("another container: {}", cuda.stdout.trim_end()));
         lines
+    }
+
+    /// Has the other container start CUDA as long as something goes on, and says whether it ever failed to meet MPS.
+    fn meanwhile(&self, something: impl FnOnce() -> Output + Send) -> (Output, bool) {
+        std::thread::scope(|scope| {
+            let at_it = scope.spawn(something);
+            let mut starved = false;
+            while !at_it.is_finished() {
+                let before = self.mps.clients().len();
+                let answer = self.victim.sh("probe cuda");
+                starved |= answer.stdout.trim() != MET_MPS || self.mps.clients().len() == before;
+            }
+            (at_it.join().unwrap(), starved)
+        })
     }
 
     /// What became of it, if anything did and lasts; all is waited for.
@@ -244,8 +263,10 @@ fn measure(ground: &Ground, engine: &Engine, host: &Host, options: &[&str]) -> V
             watched.mps.pid("control_pid"),
             watched.mps.directory
         );
-        let tried =
-            with(attacker.clone(), attack.options).sh(&format!("{numbers}\n{WORDS}\n{}", attack.script));
+        let try_it =
+            || with(attacker.clone(), attack.options).sh(&format!("{numbers}\n{WORDS}\n{}", attack.script));
+        let (tried, starved) =
+            if attack.name == SILENCE { watched.meanwhile(try_it) } else { (try_it(), false) };
         let does_not_start =
             tried.stderr.contains("exit status 5,") || tried.stderr.contains("exit code: 5)");
         let met = match (tried.status, tried.stdout.trim_end()) {
@@ -254,6 +275,8 @@ fn measure(ground: &Ground, engine: &Engine, host: &Host, options: &[&str]) -> V
             _ => panic!("{}: {tried:?}", attack.name),
         };
         let cell = match watched.damage(&before) {
+            None if starved => format!("**not held**: {met}; the other does not meet MPS"),
+            None if attack.name == SILENCE => format!("{met}; the other waits, and meets MPS"),
             None => met,
             Some(damage) => format!("**not held**: {met}; {damage}"),
         };
