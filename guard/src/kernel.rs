@@ -3,12 +3,13 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::io::{Error, ErrorKind};
 use std::mem::{MaybeUninit, size_of, size_of_val};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -23,18 +24,33 @@ const CREDENTIALS_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred
 
 static ADMITTED: Admitted = Admitted::new();
 
+/// The user whose clients are heard; [`EVERYBODY`], where the server serves all.
+static USER: AtomicU64 = AtomicU64::new(EVERYBODY);
+const EVERYBODY: u64 = u64::MAX;
+/// No user, and so nobody's clients are heard: what the variable says was not understood.
+const NOBODY: u64 = u64::MAX - 1;
+/// Where the supervisor says who that is, as a number.
+const USER_VARIABLE: &CStr = c"DIVVY_MPS_USER";
+
 /// Run as the library is loaded, before the daemon's main function.
 #[used]
 // SAFETY: the section holds functions that are called once with no argument that they need (System V ABI, "Initialization
 // and Termination Functions"), and this is one.
 #[unsafe(link_section = ".init_array")]
-static AT_LOAD: extern "C" fn() = leave_the_environment;
+static AT_LOAD: extern "C" fn() = read_and_leave_the_environment;
 
 /// The MPS server, which the daemon starts with its own environment, shall not have the guard.
-extern "C" fn leave_the_environment() {
-    // SAFETY: the name is a C string, and no other thread is there yet that could read the environment.
-    unsafe {
+extern "C" fn read_and_leave_the_environment() {
+    // SAFETY: the names are C strings, and no other thread is there yet that could read or change the environment; what is
+    // found there is a C string.
+    let user = unsafe {
         libc::unsetenv(c"LD_PRELOAD".as_ptr());
+        let value = libc::getenv(USER_VARIABLE.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value))
+    };
+    if let Some(user) = user {
+        let user = user.to_str().ok().and_then(|user| user.parse::<u32>().ok());
+        USER.store(user.map_or(NOBODY, u64::from), Ordering::Relaxed);
     }
 }
 
@@ -66,6 +82,9 @@ fn guarded(fd: libc::c_int, message: &mut libc::msghdr, flags: libc::c_int) -> l
     if ADMITTED.holds(fd, connection) {
         // SAFETY: recvmsg's caller promised that the message is good.
         return unsafe { receive(fd, message, flags) };
+    }
+    if !option::<libc::ucred>(fd, libc::SO_PEERCRED).is_some_and(|peer| is_served(peer.uid)) {
+        return refuse(fd, message);
     }
     match first_message(fd, message, flags) {
         Some((said, received)) if said == Said::Client || comes_a_client(fd) => {
@@ -99,7 +118,29 @@ fn first_message(
     }
     // SAFETY: the kernel has just written as many bytes to it.
     let bytes = unsafe { std::slice::from_raw_parts(room.iov_base.cast::<u8>(), length) };
+    // Who may be another user may also say so, and it is what they say that the daemon goes by.
+    if credentials(message).is_some_and(|peer| !is_served(peer.uid)) {
+        return None;
+    }
     Some((said(bytes, room.iov_len)?, received))
+}
+
+/// Whether a user's clients are served at all.
+fn is_served(user: libc::uid_t) -> bool {
+    let only = USER.load(Ordering::Relaxed);
+    only == EVERYBODY || only == u64::from(user)
+}
+
+/// Those that came with a message (SCM_CREDENTIALS, unix(7)).
+fn credentials(message: &libc::msghdr) -> Option<libc::ucred> {
+    // SAFETY: the kernel has just filled the message in, and room for one header and credentials is all that it had.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(message);
+        let is_it = !header.is_null()
+            && (*header).cmsg_level == libc::SOL_SOCKET
+            && (*header).cmsg_type == libc::SCM_CREDENTIALS;
+        is_it.then(|| libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned())
+    }
 }
 
 /// Whether the next message will be the type of a client. It is only looked at: the daemon forgets descriptors of peers

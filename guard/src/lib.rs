@@ -21,6 +21,9 @@
 //! - `admitted`: the connections that are
 //! - `kernel`: what is replaced in the daemon, and all system calls; all unsafe code
 //!
+//! Where the daemon serves one user at a time (before 555), the supervisor says whom (DIVVY_MPS_USER), and clients of
+//! others are not heard either: the daemon would keep them waiting without a word, or replace the server for them.
+//!
 //! It must never fail open: who or what it cannot find out is refused.
 
 mod admitted;

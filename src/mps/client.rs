@@ -74,7 +74,7 @@ pub struct Known {
     pub uuid: String,
     /// What it keeps to; none where it has not been told yet.
     pub settings: Option<Settings>,
-    /// The user of this machine whom its server serves, where it serves one at a time.
+    /// The user of this machine whom its server serves, if it serves one at a time; else root.
     pub uid: u32,
     /// How it was when it last said so.
     pub status: Option<Status>,
@@ -102,9 +102,8 @@ pub fn holders(state_dir: &Path, uuid: &str) -> Vec<String> {
 /// None where nothing is kept and nobody keeps anything: MPS was stopped.
 fn look(state_dir: &Path, uuid: String) -> Option<Known> {
     let place = Place::new(state_dir, &uuid);
-    let kept = Kept::read(&place).ok().flatten();
-    let uid = kept.as_ref().map_or(0, |kept| kept.uid);
-    let settings = kept.map(|kept| kept.settings);
+    let (settings, uid) =
+        Kept::read(&place).ok().flatten().map_or((None, 0), |kept| (Some(kept.settings), kept.uid));
     let status: Option<Status> = read_regular(&place.status(), LINE_LIMIT as u64)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());

@@ -159,7 +159,8 @@ mod tests {
 
     #[test]
     fn what_takes_a_new_start_takes_it_when_nobody_minds() {
-        let edits: [(&str, fn(&mut Kept)); 5] = [
+        type Edit = fn(&mut Kept);
+        let edits: [(&str, Edit); 5] = [
             ("other limits (25 % of the SMs, 5000 MiB)", |kept| kept.settings.memory_mib = 1),
             ("the programs of driver 550.163.01", |kept| kept.settings.driver_version = "555.58.02".into()),
             ("another program, /usr/bin/nvidia-cuda-mps-control", |kept| kept.settings.control = "/a".into()),

@@ -217,7 +217,7 @@ impl Keeper {
                 let option = programs::check(&settings)?;
                 self.gpu.check(&settings, &self.place)?;
                 self.gpu.admit_server(&settings)?;
-                let child = launch::control_daemon(&settings, &self.place, option)?;
+                let child = launch::control_daemon(&settings, uid, &self.place, option)?;
                 self.daemon = Some(Process::of(child).map_err(failed)?);
                 self.course.launched = Some(now);
             }

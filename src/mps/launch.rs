@@ -24,8 +24,13 @@ const LIBRARIES: [&str; 5] = [
     "usr/lib/aarch64-linux-gnu",
 ];
 
-/// Starts it, with the option that has it serve several users at once, if any. It listens a little later.
-pub fn control_daemon(settings: &Settings, place: &Place, option: Option<&str>) -> Result<Child, Reason> {
+/// Starts it, with the option that has it serve several users at once, or for one user. It listens a little later.
+pub fn control_daemon(
+    settings: &Settings,
+    uid: u32,
+    place: &Place,
+    option: Option<&str>,
+) -> Result<Child, Reason> {
     let guard = guard::find().map_err(|error| Reason::unguarded(&settings.what, &error))?;
     let pipe = place.pipe();
     if pipe.as_os_str().len() > LONGEST_PIPE_DIRECTORY {
@@ -42,6 +47,10 @@ pub fn control_daemon(settings: &Settings, place: &Place, option: Option<&str>) 
     let shared_memory = shared_memory::mount(settings, place).map_err(failed)?;
     let output = log::open(place).map_err(failed)?;
     let mut command = command(settings, place, option, &guard, output).map_err(failed)?;
+    if !settings.multi_user {
+        // For the guard.
+        command.env("DIVVY_MPS_USER", uid.to_string());
+    }
     sys::detach(&mut command, DESCRIPTORS, shared_memory.as_deref()).map_err(failed)?;
     command.spawn().map_err(failed)
 }

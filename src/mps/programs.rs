@@ -87,11 +87,11 @@ mod tests {
     #[test]
     fn versions_in_programs() {
         for (bytes, expected) in [
-            (b"\0GLIBC_2.34\0550.163.01\0".as_slice(), None),
-            (b"\0535.261.03\0", Some("535.261.03")),
-            (b"\0535.261.03\0550.163.01\0", None),
-            (b"\0version 535.261.03\0 535.261.03\0", None),
-            (b"\02.34\0127.0.0.1\0100.0\0", None),
+            (b"\x00GLIBC_2.34\x00550.163.01\x00".as_slice(), None),
+            (b"\x00535.261.03\x00", Some("535.261.03")),
+            (b"\x00535.261.03\x00550.163.01\x00", None),
+            (b"\x00version 535.261.03\x00 535.261.03\x00", None),
+            (b"\x002.34\x00127.0.0.1\x00100.0\x00", None),
             (b"", None),
         ] {
             assert_eq!(other_version(bytes, "550.163.01").as_deref(), expected);
@@ -102,11 +102,11 @@ mod tests {
     fn options_of_programs() {
         for (bytes, expected) in [
             (
-                b"\0-multiuser-server\0Only root user may enable -multiuser-server!\0".as_slice(),
+                b"\x00-multiuser-server\x00Only root user may enable -multiuser-server!\x00".as_slice(),
                 Some("-multiuser-server"),
             ),
-            (b"\0multiuser-server\0", Some("--multiuser-server")),
-            (b"\0Only root user may enable -multiuser-server!\0", None),
+            (b"\x00multiuser-server\x00", Some("--multiuser-server")),
+            (b"\x00Only root user may enable -multiuser-server!\x00", None),
         ] {
             assert_eq!(multi_user_option(bytes), expected);
         }

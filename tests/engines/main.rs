@@ -20,6 +20,7 @@
 //!
 //! A trial whose needs are not met is skipped with the reason, and never passed. `DIVVY_REQUIRE=docker,podman`
 //! makes that a failure. Reasons are printed last, and added to the file `DIVVY_TEST_SUMMARY`.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, with the line")]
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

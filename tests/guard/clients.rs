@@ -5,9 +5,10 @@ use std::fs;
 use crate::ground::{Daemon, NOBODY, Named, Server};
 use crate::support::mps::MpsFiles;
 
-pub const TRIALS: [Named; 3] = [
+pub const TRIALS: [Named; 4] = [
     ("cuda_finds_mps_as_without_the_guard", cuda_finds_mps_as_without_the_guard),
     ("clients_come_to_the_server", clients_come_to_the_server),
+    ("clients_of_another_user_are_not_heard", clients_of_another_user_are_not_heard),
     ("a_server_is_heard_however_late", a_server_is_heard_however_late),
 ];
 
@@ -40,6 +41,21 @@ fn clients_come_to_the_server(files: &MpsFiles) {
     // CUDA and the stand-in do not understand each other: the server of its own version would be none without a GPU.
     assert_eq!(daemon.cuda(0), WIRED);
     assert!(daemon.output().contains("from user 0: Server already exists"), "{}", daemon.output());
+}
+
+/// They fail at once, with or without a server, and the daemon hears nothing of them.
+fn clients_of_another_user_are_not_heard(files: &MpsFiles) {
+    for server in [Server::Own, Server::StandIn] {
+        for (user, heard) in [("0", Some(0)), ("65534", Some(NOBODY)), ("-1", None), ("", None)] {
+            let daemon = Daemon::for_one(files, server, user);
+            for uid in [0, NOBODY] {
+                assert_eq!(daemon.cuda(uid), WIRED, "{user:?}: {uid}: {}", daemon.output());
+                let named = if files.is_multi_user() { 0 } else { uid };
+                let clients = daemon.output().matches(&format!("from user {named}: ")).count();
+                assert_eq!(clients > 0, heard == Some(uid) || heard.is_some() && uid != 0 && named == 0);
+            }
+        }
+    }
 }
 
 fn a_server_is_heard_however_late(files: &MpsFiles) {

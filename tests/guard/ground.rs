@@ -49,14 +49,19 @@ impl Drop for Daemon {
 
 impl Daemon {
     pub fn guarded(files: &MpsFiles, server: Server) -> Self {
-        Self::start(files, server, true)
+        Self::start(files, server, true, None)
+    }
+
+    /// For one user, who is told to the guard by this word.
+    pub fn for_one(files: &MpsFiles, server: Server, user: &str) -> Self {
+        Self::start(files, server, true, Some(user))
     }
 
     pub fn unguarded(files: &MpsFiles, server: Server) -> Self {
-        Self::start(files, server, false)
+        Self::start(files, server, false, None)
     }
 
-    fn start(files: &MpsFiles, server: Server, is_guarded: bool) -> Self {
+    fn start(files: &MpsFiles, server: Server, is_guarded: bool, user: Option<&str>) -> Self {
         let dir = tempfile::Builder::new().prefix("divvy-guard-").tempdir_in("/tmp").unwrap();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         for name in ["bin", "pipe", "log", "front"] {
@@ -91,6 +96,7 @@ impl Daemon {
         if is_guarded {
             command.env("LD_PRELOAD", library());
         }
+        command.envs(user.map(|user| ("DIVVY_MPS_USER", user)));
         let daemon = Self { dir, files: files.clone(), child: command.spawn().unwrap() };
         wait("the daemon listens", || Stranger::connected(&daemon.path("pipe/control")).is_some());
         fs::hard_link(daemon.path("pipe/control"), daemon.path("front/control")).unwrap();
