@@ -57,7 +57,7 @@ use engine::{ENGINES, Engine};
 use ground::{Ground, Need, ground};
 
 /// Trials for which it matters which cgroup admits a device.
-const V1: [&str; 13] = [
+const V1: [&str; 14] = [
     "cgroup_version",
     "lease_of_a_name",
     "lease_of_any",
@@ -65,6 +65,7 @@ const V1: [&str; 13] = [
     "pool_denies_mig",
     "pool_in_a_user_namespace",
     "honours",
+    "mps_share",
     "mig_device",
     "whole_gpu",
     "share_of_a_mig_device",
