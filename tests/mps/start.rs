@@ -58,7 +58,9 @@ fn what_the_control_daemon_is_given(files: &MpsFiles) {
     let mut names: Vec<_> =
         environment.split_terminator('\0').map(|line| line.split_once('=').unwrap().0).collect();
     names.sort_unstable();
-    let expected = [
+    // Whom the guard hears, where the server serves one user.
+    let user = (!files.is_multi_user()).then_some("DIVVY_MPS_USER");
+    let mut expected = vec![
         "CUDA_DEVICE_ORDER",
         "CUDA_MPS_LOG_DIRECTORY",
         "CUDA_MPS_PIPE_DIRECTORY",
@@ -67,6 +69,8 @@ fn what_the_control_daemon_is_given(files: &MpsFiles) {
         "LD_PRELOAD",
         "PATH",
     ];
+    expected.extend(user);
+    expected.sort_unstable();
     assert_eq!(names, expected);
     let of_server = fs::read_to_string(format!("/proc/{}/environ", ground.server_pid())).unwrap();
     assert!(!of_server.contains("LD_PRELOAD"), "{of_server}");
