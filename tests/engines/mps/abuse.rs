@@ -85,7 +85,7 @@ const ATTACKS: [Attack; 23] = [
     attack("closing `control` to others (chmod)", "try chmod 0 $front/control"),
     attack(
         "mounting the front writable, then removing `control`",
-        "try $box mount -o remount,bind,rw $front | sed 's/^done$/mounted/'; [ ! -w $front ] || try rm $front/control | sed 's/^done$/removed/'",
+        "try $box mount -o remount,bind,rw $front | sed 's/^done$/mounted/'; [ ! -w $front ] || try rm $front/control | sed 's/^done$/**removed**, and put back by the supervisor/'",
     ),
     attack(
         "a directory of its own mounted over the front",
@@ -176,11 +176,7 @@ impl Watched<'_> {
         let what = |line: &String| line.split(':').next().unwrap_or_default().to_owned();
         let mut changed: Vec<String> = after.iter().filter(|line| !before.contains(line)).map(what).collect();
         changed.dedup();
-        Some(if changed.is_empty() {
-            "for a moment".into()
-        } else {
-            format!("another {}", changed.join(", "))
-        })
+        (!changed.is_empty()).then(|| format!("another {}", changed.join(", ")))
     }
 }
 
