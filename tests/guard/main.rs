@@ -25,25 +25,23 @@ mod tried_out;
 #[allow(dead_code, unused_imports, reason = "a part of it is used here")]
 mod trust;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use ground::Named;
 use libtest_mimic::{Arguments, Trial};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use support::inside;
 use support::mps::{self, MpsFiles};
 use support::needs::{Need, trial};
 
-/// Set in the process that is the first of its pid namespace.
-const INSIDE: &str = "DIVVY_GUARD_TESTS_INSIDE";
 const NEEDS: [Need; 3] = [Need::Root, Need::Mps, Need::Compiler];
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("as-passer-by") {
         return stranger::pass_by();
     }
-    if nix::unistd::geteuid().is_root() && std::env::var_os(INSIDE).is_none() {
-        return inside();
+    if !inside::is_inside() {
+        inside::leave_mounts();
+        return inside::run();
     }
     let all = mps::all();
     let mut trials: Vec<Trial> = all.iter().flat_map(of_version).collect();
@@ -65,17 +63,4 @@ fn of_version(files: &MpsFiles) -> Vec<Trial> {
         trial(name, &NEEDS, move || test(&files))
     };
     of_all.into_iter().map(with).collect()
-}
-
-/// Runs this program once more, as the first process of a pid namespace: when it ends, so does all that it started.
-fn inside() -> ExitCode {
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
-    let nothing: Option<&str> = None;
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-    // It is mounted by a process of the namespace that it shall show.
-    let mut command = Command::new("sh");
-    command.args(["-c", "mount -t proc proc /proc && exec \"$@\"", "sh"]);
-    command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "1");
-    let status = command.status().unwrap();
-    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

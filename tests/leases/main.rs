@@ -40,15 +40,11 @@ mod support;
 mod users;
 mod waiting;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use support::inside;
 use support::needs::{Need, trial};
-
-/// Set in the process that is the first of its pid namespace.
-const INSIDE: &str = "DIVVY_LEASES_INSIDE";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -58,8 +54,9 @@ fn main() -> ExitCode {
         _ => {}
     }
     if nix::unistd::geteuid().is_root() {
-        if std::env::var_os(INSIDE).is_none() {
-            return inside();
+        if !inside::is_inside() {
+            inside::leave_mounts();
+            return inside::run();
         }
         ground::enter_mount_namespace();
     }
@@ -93,17 +90,4 @@ fn main() -> ExitCode {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
-}
-
-/// Runs this program once more, as the first process of a pid namespace: when it ends, so does all that it started.
-fn inside() -> ExitCode {
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
-    let nothing: Option<&str> = None;
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-    // It is mounted by a process of the namespace that it shall show.
-    let mut command = Command::new("sh");
-    command.args(["-c", "mount -t proc proc /proc && exec \"$@\"", "sh"]);
-    command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "1");
-    let status = command.status().unwrap();
-    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

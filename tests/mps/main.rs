@@ -17,24 +17,24 @@ mod start;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use support::inside;
 use support::mps::{self, MpsFiles};
 use support::needs::{Need, trial};
-
-/// Set in the process that is the first of its pid namespace.
-const INSIDE: &str = "DIVVY_MPS_TESTS_INSIDE";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     if words.next().as_deref() == Some("as-client") {
         return peer::client(words);
     }
-    if nix::unistd::geteuid().is_root() && std::env::var_os(INSIDE).is_none() {
-        return inside();
+    if !inside::is_inside() {
+        inside::leave_mounts();
+        let tmpfs = (Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"));
+        mount(tmpfs.0, tmpfs.1, tmpfs.2, tmpfs.3, tmpfs.4).unwrap();
+        return inside::run();
     }
     let all = mps::all();
     let mut trials: Vec<Trial> = all.iter().flat_map(of_version).collect();
@@ -71,19 +71,4 @@ fn of_version(files: &MpsFiles) -> Vec<Trial> {
         trials.push(trial(named(name), &[Need::Root, Need::Mps, Need::Compiler], with(test)));
     }
     trials
-}
-
-/// Runs this program once more, as the first process of a pid namespace: when it ends, so does all that it started.
-fn inside() -> ExitCode {
-    unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).unwrap();
-    let nothing: Option<&str> = None;
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-    let tmpfs = (Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), Some("mode=1777"));
-    mount(tmpfs.0, tmpfs.1, tmpfs.2, tmpfs.3, tmpfs.4).unwrap();
-    // It is mounted by a process of the namespace that it shall show.
-    let mut command = Command::new("sh");
-    command.args(["-c", "mount -t proc proc /proc && exec \"$@\"", "sh"]);
-    command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "1");
-    let status = command.status().unwrap();
-    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

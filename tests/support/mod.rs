@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod elf;
+pub mod inside;
 pub mod laid;
 pub mod layout;
 pub mod mps;
