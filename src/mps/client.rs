@@ -125,8 +125,12 @@ fn is_supervised(place: &Place, status: Option<&Status>) -> bool {
 /// Asks, and starts a supervisor if there is none.
 fn ask(state_dir: &Path, place: &Place, uuid: &str, what: What) -> Answer {
     let request = Request { version: VERSION, what };
+    let end = Instant::now() + ANSWER_LIMIT;
     let (mut began, mut started) = (Instant::now(), None::<Instant>);
     loop {
+        if Instant::now() > end {
+            return failed(uuid, &format!("it does not answer after {} seconds", ANSWER_LIMIT.as_secs()));
+        }
         match connect_and_ask(place, &request) {
             Ok(Some(answer)) => return answer,
             // It ended before it answered: the next one is asked.

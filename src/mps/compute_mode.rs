@@ -1,11 +1,13 @@
 //! The GPU's compute mode while MPS has it: what was there before, on disk, so that it comes back whoever ends MPS. MIG
 //! devices have none.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::kept::write;
 use super::place::Place;
@@ -42,17 +44,24 @@ impl Record {
 #[derive(Debug)]
 pub struct Modes {
     path: PathBuf,
+    /// The GPU was closed, and that could not be noted.
+    closed_unnoted: Cell<bool>,
 }
 
 impl Modes {
     /// That of a place.
     pub fn new(place: &Place) -> Self {
-        Self { path: place.compute_mode() }
+        Self { path: place.compute_mode(), closed_unnoted: Cell::new(false) }
     }
 
     /// Has the GPU admit one process, which is to be the MPS server; refuses one that an administrator has closed.
     pub fn admit_server(&self, settings: &Settings, nvml: &Session) -> Result<(), Reason> {
         self.set(settings, nvml, ComputeMode::ExclusiveProcess)
+    }
+
+    /// Has the GPU admit nobody; refuses one that an administrator has closed.
+    pub fn close(&self, settings: &Settings, nvml: &Session) -> Result<(), Reason> {
+        self.set(settings, nvml, ComputeMode::Prohibited)
     }
 
     /// Has the GPU admit nobody, if MPS had it before.
@@ -70,7 +79,7 @@ impl Modes {
         let gpu = &settings.gpu_uuid;
         let present = nvml.compute_mode(gpu).map_err(|error| unknown(settings, &error))?;
         let record = self.read().map_err(|error| self.unreadable(&error))?;
-        let is_ours = record.as_ref().is_some_and(|record| record.explains(present));
+        let is_ours = record.as_ref().is_some_and(|record| self.is_ours(record, present));
         if present == ComputeMode::Prohibited && !is_ours {
             return Err(closed(settings));
         }
@@ -78,10 +87,28 @@ impl Modes {
         if present == wanted && is_noted {
             return Ok(());
         }
+        let is_recorded = record.is_some();
         let before = record.map_or(present, |record| record.before);
         let record = Record { gpu: gpu.clone(), before, set: wanted, from: present };
-        write(&self.path, &record).map_err(|error| self.unreadable(&error))?;
-        nvml.set_compute_mode(gpu, wanted).map_err(|error| unset(settings, wanted, &error))
+        match write(&self.path, &record) {
+            // What was before is on the disk. That it is full must not open the GPU.
+            Err(error) if is_recorded && wanted == ComputeMode::Prohibited => {
+                warn!("{}: {}", settings.what, self.unreadable(&error).message);
+                self.closed_unnoted.set(true);
+            }
+            written => {
+                written.map_err(|error| self.unreadable(&error))?;
+                self.closed_unnoted.set(false);
+            }
+        }
+        nvml.set_compute_mode(gpu, wanted).map_err(|error| unset(settings, wanted, &error))?;
+        // From now on what was there last would be somebody else's doing. If this is not kept, it is taken for MPS's.
+        let _ = write(&self.path, &Record { gpu: gpu.clone(), before, set: wanted, from: wanted });
+        Ok(())
+    }
+
+    fn is_ours(&self, record: &Record, present: ComputeMode) -> bool {
+        record.explains(present) || present == ComputeMode::Prohibited && self.closed_unnoted.get()
     }
 
     /// Why the server may not be alone on the GPU: somebody changed the mode.
@@ -103,7 +130,7 @@ impl Modes {
     pub fn restore(&self, settings: &Settings, nvml: &Session) -> Result<Option<ComputeMode>, Reason> {
         let Some(record) = self.read().map_err(|error| self.unreadable(&error))? else { return Ok(None) };
         let present = nvml.compute_mode(&record.gpu).map_err(|error| unknown(settings, &error))?;
-        let is_ours = record.explains(present);
+        let is_ours = self.is_ours(&record, present);
         if present != record.before && is_ours {
             nvml.set_compute_mode(&record.gpu, record.before)
                 .map_err(|error| unset(settings, record.before, &error))?;

@@ -42,10 +42,25 @@ pub fn check(settings: &Settings, place: &Place, nvml: &Session) -> Result<(), R
     if pids.is_empty() {
         return Ok(());
     }
-    Err(Reason::not_now(
-        format!("{what}: MPS needs it for itself, and {} it", list(&pids, "uses", "use")),
+    Err(in_use(what, &pids))
+}
+
+/// Refuses a device that others use than these processes.
+pub fn check_alone(settings: &Settings, nvml: &Session, own: &[i32]) -> Result<(), Reason> {
+    let devices = nvml.devices();
+    let device = devices.iter().find(|device| device.uuid == settings.uuid);
+    let processes =
+        device.and_then(|device| device.processes.as_ref()).into_iter().flat_map(|all| all.keys());
+    let pids: Vec<i32> = processes.filter_map(|pid| i32::try_from(*pid).ok()).collect();
+    let others: Vec<i32> = pids.into_iter().filter(|pid| !own.contains(pid)).collect();
+    if others.is_empty() { Ok(()) } else { Err(in_use(&settings.what, &others)) }
+}
+
+fn in_use(what: &str, pids: &[i32]) -> Reason {
+    Reason::not_now(
+        format!("{what}: MPS needs it for itself, and {} it", list(pids, "uses", "use")),
         "end what uses it; `divvy ps` shows whose it is",
-    ))
+    )
 }
 
 /// `process 4711 (python3) of user 1000`.

@@ -28,6 +28,16 @@ impl Gpu {
         foreign::check(settings, place, started(&mut self.nvml, settings)?)
     }
 
+    /// Refuses a device on which somebody else than these processes was faster than the MPS server.
+    pub fn check_alone(&mut self, settings: &Settings, own: &[i32]) -> Result<(), Reason> {
+        foreign::check_alone(settings, started(&mut self.nvml, settings)?, own)
+    }
+
+    /// Has it admit nobody, from now on.
+    pub fn close(&mut self, settings: &Settings) -> Result<(), Reason> {
+        self.modes.close(settings, started(&mut self.nvml, settings)?)
+    }
+
     /// Has it admit the MPS server alone.
     pub fn admit_server(&mut self, settings: &Settings) -> Result<(), Reason> {
         self.modes.admit_server(settings, started(&mut self.nvml, settings)?)

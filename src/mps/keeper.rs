@@ -120,6 +120,9 @@ impl Keeper {
 
     /// Does what is to be done until there is nothing for now. Returns whether MPS has ended for good.
     pub fn go_on(&mut self) -> bool {
+        if let Err(error) = log::bound(&self.place) {
+            warn!("{}: its log grows: {error}", self.what());
+        }
         loop {
             let seen = self.look();
             let now = Instant::now();
@@ -176,9 +179,6 @@ impl Keeper {
 
     /// Nothing is to be done: when to look again.
     fn rest(&mut self, now: Instant) {
-        if let Err(error) = log::bound(&self.place) {
-            warn!("{}: its log grows: {error}", self.what());
-        }
         if self.state == State::Ready {
             self.has_served = true;
             // Should somebody change them, they are set once more.
@@ -216,7 +216,8 @@ impl Keeper {
                 info!("{}: starting {}", settings.what, settings.control.display());
                 let option = programs::check(&settings)?;
                 self.gpu.check(&settings, &self.place)?;
-                self.gpu.admit_server(&settings)?;
+                // Until the server is told to start, which is when it gets the GPU.
+                self.gpu.close(&settings)?;
                 let child = launch::control_daemon(&settings, uid, &self.place, option)?;
                 self.daemon = Some(Process::of(child).map_err(failed)?);
                 self.course.launched = Some(now);
@@ -235,6 +236,9 @@ impl Keeper {
             }
             _ => {
                 self.gpu.admit_server(&settings)?;
+                let mut own = self.clients.clone();
+                own.extend(self.server.as_ref().map(|server| server.pid));
+                self.gpu.check_alone(&settings, &own)?;
                 self.front.link().map_err(failed)?;
                 self.reason = None;
             }

@@ -15,6 +15,9 @@ use crate::sys;
 
 /// NVIDIA's advice: with fewer, a server cannot serve as many clients as it may.
 const DESCRIPTORS: u64 = 16384;
+/// The pipe directory is root's and its group's: in it a control daemon leaves files that all may write, and whoever wrote
+/// to them could stop it. A server of another user has root's group as the daemon has.
+const PIPE_MODE: u32 = 0o710;
 /// Where a driver root has libcuda, below it.
 const LIBRARIES: [&str; 5] = [
     "usr/lib64",
@@ -59,13 +62,13 @@ pub fn control_daemon(
 /// ended; the file with the process id is written without being emptied.
 fn prepare(place: &Place) -> io::Result<()> {
     let pipe = place.pipe();
-    for directory in [&pipe, &place.log()] {
-        match DirBuilder::new().mode(0o755).create(directory) {
+    for (directory, mode) in [(&pipe, PIPE_MODE), (&place.log(), 0o755)] {
+        match DirBuilder::new().mode(mode).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => fs::set_permissions(directory, Permissions::from_mode(0o755))?,
+            _ => fs::set_permissions(directory, Permissions::from_mode(mode))?,
         }
     }
-    for stale in ["log", "nvidia-cuda-mps-control.pid", "control", "control_privileged"] {
+    for stale in ["log", "nvidia-cuda-mps-control.pid", "control", "control_privileged", "control_lock"] {
         match fs::remove_file(pipe.join(stale)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -1,15 +1,17 @@
 //! What supervisor, control daemon and servers say, in a file: the daemon writes four lines for each question that it is
 //! asked, which nobody wants to find in a journal.
 
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use super::place::Place;
 
 /// The longest file, in bytes; and the longest one of before, beside it.
 const LIMIT: usize = 512 << 10;
+/// As much of it is looked through for what is worth keeping.
+const READ: u64 = 4 * LIMIT as u64;
 
 /// Opens it to be added to.
 ///
@@ -17,7 +19,10 @@ const LIMIT: usize = 512 << 10;
 /// Those of mkdir(2) and open(2).
 pub fn open(place: &Place) -> io::Result<File> {
     DirBuilder::new().mode(0o755).recursive(true).create(place.log())?;
-    File::options().append(true).create(true).open(path(place))
+    let log = File::options().append(true).create(true).mode(0o600).open(path(place))?;
+    // It names others' processes and users.
+    log.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(log)
 }
 
 /// Sets what is there aside once it is long, without the supervisor's questions. Who has it open goes on writing, at the
@@ -32,10 +37,20 @@ pub fn bound(place: &Place) -> io::Result<()> {
         _ => return Ok(()),
     }
     let before = path.with_extension("log.1");
-    let read = |path: &PathBuf| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let kept = read(&before).unwrap_or_default() + &without_questions(&read(&path)?);
-    fs::write(&before, end_of(&kept))?;
+    let kept = read_end(&before).unwrap_or_default() + &without_questions(&read_end(&path)?);
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&before)?;
+    io::Write::write_all(&mut file, end_of(&kept).as_bytes())?;
     File::options().write(true).open(&path)?.set_len(0)
+}
+
+/// However long somebody made it.
+fn read_end(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let begin = file.metadata()?.len().saturating_sub(READ);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut bytes = Vec::new();
+    file.take(READ).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn path(place: &Place) -> PathBuf {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::protocol::State;
 use super::reply::ServerState;
 
-/// A control daemon listens a few milliseconds after its start.
-const LISTEN_LIMIT: Duration = Duration::from_secs(5);
+/// A control daemon listens a few milliseconds after its start, on a machine that has nothing else to do.
+const LISTEN_LIMIT: Duration = Duration::from_secs(30);
 /// A server makes its contexts first, which took 20 seconds on a machine with eight GPUs.
 pub const SERVER_LIMIT: Duration = Duration::from_secs(30);
 /// A server that was asked for is in the list at once, and stays there until it has ended.

@@ -123,7 +123,8 @@ impl Supervisor {
                 return self.leave();
             }
             // Who is answered may look at once.
-            self.write_status()?;
+            // A full disk is no reason to leave containers without a tombstone.
+            self.try_write_status();
             self.answer_waiting();
             self.wait()?;
             self.keeper.front.turn_away();
@@ -258,9 +259,7 @@ impl Supervisor {
     fn terminate(&mut self, pids: &[i32]) -> Answer {
         self.keeper.read_back = None;
         self.keeper.go_on();
-        if let Err(error) = self.write_status() {
-            warn!("{}: {error:#}", self.keeper.what());
-        }
+        self.try_write_status();
         let Some((control, server)) = self.keeper.control().zip(self.keeper.server.as_ref()) else {
             return Answer::Terminated { pids: Vec::new() };
         };
@@ -340,6 +339,12 @@ impl Supervisor {
             answer(&caller, &Answer::Stopped);
         }
         Ok(())
+    }
+
+    fn try_write_status(&mut self) {
+        if let Err(error) = self.write_status() {
+            warn!("{}: {error:#}", self.keeper.what());
+        }
     }
 
     fn write_status(&mut self) -> Result<()> {

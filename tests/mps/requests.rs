@@ -236,7 +236,7 @@ fn what_it_does_not_understand(files: &MpsFiles) {
 fn only_root_is_heard(files: &MpsFiles) {
     let ground = Ground::ready(files);
     for (file, mode) in
-        [("supervisor.sock", 0o600), ("supervisor.lock", 0o600), ("front", 0o755), ("pipe", 0o755)]
+        [("supervisor.sock", 0o600), ("supervisor.lock", 0o600), ("front", 0o755), ("pipe", 0o710)]
     {
         let found = fs::metadata(ground.state(file)).unwrap().permissions().mode();
         assert_eq!(found & 0o7777, mode, "{file}");
