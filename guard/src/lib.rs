@@ -19,6 +19,7 @@
 //!
 //! - `judge`: who is heard, and what may be said till then
 //! - `admitted`: the connections that are
+//! - `silence`: how long a stranger is waited for, and who was silent not long ago
 //! - `kernel`: what is replaced in the daemon, and all system calls; all unsafe code
 //!
 //! Where the daemon serves one user at a time (before 555), the supervisor says whom (DIVVY_MPS_USER), and clients of
@@ -29,3 +30,4 @@
 mod admitted;
 mod judge;
 mod kernel;
+mod silence;
