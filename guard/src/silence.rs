@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How long a stranger may take for each of the two messages, in milliseconds. CUDA sends both at once, but it may have to
-/// wait for a processor.
+/// How long a stranger may take for each of the two messages, in milliseconds, while nobody was silent. CUDA sends both at
+/// once, but it may have to wait for a processor.
 const PATIENCE_MS: i32 = 2000;
 /// The same, for those of a container that was waited for in vain.
 const LITTLE_PATIENCE_MS: i32 = 10;
@@ -82,13 +82,23 @@ impl Silences {
     }
 
     fn patience_with(&self, namespace: u64, now: u64) -> i32 {
-        if self.knows(namespace, now) { LITTLE_PATIENCE_MS } else { PATIENCE_MS }
+        if self.knows(namespace, now) {
+            return LITTLE_PATIENCE_MS;
+        }
+        // Who may make mount namespaces can come from another each time, and costs others less and less.
+        let known = self.places.iter().filter(|place| place.is_kept(now)).count();
+        PATIENCE_MS / i32::try_from(known + 1).unwrap_or(i32::MAX)
     }
 
     fn knows(&self, namespace: u64, now: u64) -> bool {
-        self.places.iter().any(|place| {
-            place.until.load(Ordering::Relaxed) > now && place.namespace.load(Ordering::Relaxed) == namespace
-        })
+        let is_it = |place: &Place| place.namespace.load(Ordering::Relaxed) == namespace;
+        self.places.iter().any(|place| place.is_kept(now) && is_it(place))
+    }
+}
+
+impl Place {
+    fn is_kept(&self, now: u64) -> bool {
+        self.until.load(Ordering::Relaxed) > now
     }
 }
 
@@ -124,13 +134,30 @@ mod tests {
             assert_eq!(SILENCES.patience(ONE, now), patience, "{now}");
         }
         for other in [Origin::Container(1), Origin::Unknown] {
-            assert_eq!(SILENCES.patience(other, 5), PATIENCE_MS);
+            assert_eq!(SILENCES.patience(other, 5), PATIENCE_MS / 2);
         }
         // It is said once more, while it is known.
         SILENCES.note(ONE, MEMORY_MS);
         assert_eq!(SILENCES.patience(ONE, MEMORY_MS + 5), PATIENCE_MS);
         SILENCES.note(ONE, MEMORY_MS + 5);
         assert_eq!(SILENCES.patience(ONE, MEMORY_MS + 5), LITTLE_PATIENCE_MS);
+    }
+
+    #[test]
+    fn the_more_are_silent_the_less_another_is_waited_for() {
+        static SILENCES: Silences = Silences::new();
+        let (mut now, mut number) = (0, 0);
+        let patience = loop {
+            let next = Origin::Container(number);
+            let patience = SILENCES.patience(next, now);
+            if now >= 10_000 {
+                break patience;
+            }
+            (now, number) = (now + u64::from(patience.unsigned_abs()), number + 1);
+            SILENCES.note(next, now);
+        };
+        assert!((1..50).contains(&patience), "after ten seconds of {number} containers: {patience} ms");
+        assert_eq!(SILENCES.patience(Origin::Machine, now), PATIENCE_MS);
     }
 
     #[test]
@@ -151,7 +178,7 @@ mod tests {
             SILENCES.note(container(number), number as u64);
         }
         let now = PLACES as u64;
-        assert_eq!(SILENCES.patience(container(0), now), PATIENCE_MS);
+        assert_eq!(SILENCES.patience(container(0), now), PATIENCE_MS / (PLACES as i32 + 1));
         assert!((1..=PLACES).all(|number| SILENCES.patience(container(number), now) == LITTLE_PATIENCE_MS));
     }
 
