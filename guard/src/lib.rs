@@ -25,6 +25,9 @@
 //! Where the daemon serves one user at a time (before 555), the supervisor says whom (DIVVY_MPS_USER), and clients of
 //! others are not heard either: the daemon would keep them waiting without a word, or replace the server for them.
 //!
+//! While a stranger is waited for nobody else is heard. So it is a second and a half at most, and ten milliseconds for those of
+//! a container that was silent within the last minute. Nobody is refused for that: a message that is there is read.
+//!
 //! It must never fail open: who or what it cannot find out is refused.
 
 mod admitted;

@@ -1,5 +1,6 @@
 //! Who was silent not long ago. While the guard waits for one the daemon hears nobody, so a container that opens
 //! hundreds of connections and says nothing on them would hold up everybody else: the guard waits long for it only once.
+//! It never refuses anybody for a record: a message that is there is read without a look at this.
 
 use std::ffi::OsStr;
 use std::io::{Cursor, Result, Write};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How long a stranger may take for each of the two messages, in milliseconds, while nobody was silent. CUDA sends both at
 /// once, but it may have to wait for a processor.
-const PATIENCE_MS: i32 = 2000;
+const PATIENCE_MS: i32 = 1500;
 /// The same, for those of a container that was waited for in vain.
 const LITTLE_PATIENCE_MS: i32 = 10;
 /// As long as that is known of it, in milliseconds.
@@ -53,7 +54,7 @@ impl Silences {
         Self { places: [const { Place { namespace: AtomicU64::new(0), until: AtomicU64::new(0) } }; PLACES] }
     }
 
-    /// How long a message of theirs is waited for now, in milliseconds. `now` is on any clock that goes on, in milliseconds.
+    /// How long a message of theirs is waited for, in milliseconds. `now` is on any clock that goes on, in milliseconds.
     pub fn patience(&self, origin: Origin, now: u64) -> i32 {
         match origin {
             Origin::Gone => LITTLE_PATIENCE_MS,

@@ -148,6 +148,7 @@ fn who_claims_to_be_another(files: &MpsFiles) {
     assert_eq!(daemon.server(), Some(server));
 }
 
+/// Root of the machine is waited for each time.
 fn who_says_nothing(files: &MpsFiles) {
     let daemon = Daemon::guarded(files, Server::StandIn);
     attack(&daemon, || {
