@@ -76,7 +76,9 @@ fn list(state_dir: &Path, format: ListFormat) -> Result<Status> {
 /// Those that are known, and those of the plan that nobody has asked for.
 fn rows(state_dir: &Path) -> Vec<Row> {
     client::look_again(state_dir);
-    let known = client::known(state_dir);
+    let mut known = client::known(state_dir);
+    // A supervisor that has just begun, or has ended MPS and is about to leave.
+    known.retain(|known| known.settings.is_some() || known.status.is_some());
     let planned = planned(state_dir).map(|plan| plan.mps).unwrap_or_default();
     let unknown: Vec<Settings> = planned
         .into_iter()

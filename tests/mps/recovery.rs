@@ -13,18 +13,20 @@ use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, 
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 10] = [
+pub const TRIALS: [Test; 9] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
     ("the_server_is_killed", the_server_is_killed),
     ("a_supervisor_is_killed_and_no_client_is_lost", a_supervisor_is_killed_and_no_client_is_lost),
     ("both_are_killed", both_are_killed),
     ("it_ends_and_starts_300_times", it_ends_and_starts_300_times),
-    ("a_fault_is_told_and_waited_for", a_fault_is_told_and_waited_for),
     ("who_blocks_the_daemon_is_named", who_blocks_the_daemon_is_named),
     ("who_says_nothing_is_named", who_says_nothing_is_named),
     ("a_server_that_does_not_answer_is_named", a_server_that_does_not_answer_is_named),
     ("limits_that_somebody_changed", limits_that_somebody_changed),
 ];
+
+/// Of those that tell how a server is (get_server_status), which 535 does not.
+pub const WITH_STATUS: [Test; 1] = [("a_fault_is_told_and_waited_for", a_fault_is_told_and_waited_for)];
 
 fn the_control_daemon_is_killed(files: &MpsFiles) {
     let ground = Ground::ready(files);
@@ -118,10 +120,6 @@ fn ends_and_starts(files: &MpsFiles, times: usize) {
 
 fn a_fault_is_told_and_waited_for(files: &MpsFiles) {
     let ground = Ground::ready(files);
-    if ground.control(&ground.state("pipe"), "get_server_status 1\n").contains("Unknown command") {
-        // 535 has no word for it.
-        return;
-    }
     let client = Peer::client(&ground.state("front"), 0);
     ground.behave("fault");
     ground.refused(&ground.ensure(), 3, &format!("process {}", client.pid()));
