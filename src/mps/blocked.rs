@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::getsockopt;
@@ -15,9 +17,14 @@ use super::foreign::named;
 use super::reason::Reason;
 use crate::sys::{pidfd_getfd, pidfd_open};
 
+/// As often it is looked.
+const LOOKS: u32 = 20;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// Says why a control daemon does not answer.
 pub fn reason(what: &str, uuid: &str, control: i32, server: Option<i32>) -> Reason {
-    match peer(control) {
+    match found(control) {
         Some((pid, _)) if Some(pid) == server => Reason::not_now(
             format!("{what}: the MPS server, {}, does not answer its control daemon", named(pid)),
             format!("where that lasts, `divvy mps restart {uuid} --force` ends the work of all its clients"),
@@ -34,6 +41,16 @@ pub fn reason(what: &str, uuid: &str, control: i32, server: Option<i32>) -> Reas
             format!("where that lasts, `divvy mps restart {uuid} --force` ends the work of all its clients"),
         ),
     }
+}
+
+/// Process and user whom a control daemon listens to. Between two of them there is a moment with none.
+fn found(control: i32) -> Option<(i32, u32)> {
+    (0..LOOKS).find_map(|look| {
+        if look > 0 {
+            thread::sleep(PAUSE);
+        }
+        peer(control)
+    })
 }
 
 /// Process and user at the other end of the socket that a process waits for, as this machine counts both.
