@@ -8,9 +8,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// How long a stranger may take for each of the two messages, in milliseconds. CUDA sends both at once; while the daemon
-/// waits it hears nobody else.
-pub const PATIENCE_MS: i32 = 500;
 /// What comes with the peer's credentials.
 const CREDENTIALS: &[u8] = b"OUTBCRED\0";
 /// A CUDA client, as the daemon reads it: in the byte order of the machine.
@@ -47,12 +44,16 @@ pub fn is_for_strangers(path: &Path) -> bool {
     path.file_name().is_none_or(|name| name.as_bytes() != PRIVILEGED)
 }
 
-/// Whether a process is a child of this one, as the MPS server is, and nobody else. `peer` stands for whoever connected:
-/// while that process lives no other has its id. Linux before 6.5 has none; there another process could come to have it.
+/// Whether a process is a child of this one, as the MPS server is, and nobody else. `peer` stands for whoever connected.
 pub fn is_child(pid: i32, peer: Option<OwnedFd>) -> bool {
-    let lives = || peer.as_ref().is_none_or(|peer| !super::kernel::is_readable(peer.as_raw_fd(), 0));
     // Orphans are children of process 1, whoever they are.
-    std::process::id() != 1 && parent(pid) == Some(std::process::id()) && lives()
+    std::process::id() != 1 && parent(pid) == Some(std::process::id()) && lives(peer.as_ref())
+}
+
+/// Whether whoever connected is still there: so long no other process has its id, and what was found out by that is true.
+/// Linux before 6.5 has nothing that stands for it; there another process could come to have the id.
+pub fn lives(peer: Option<&OwnedFd>) -> bool {
+    peer.is_none_or(|peer| !super::kernel::is_readable(peer.as_raw_fd(), 0))
 }
 
 fn parent(pid: i32) -> Option<u32> {

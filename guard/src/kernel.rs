@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use super::admitted::{Admitted, Connection};
-use super::judge::{PATIENCE_MS, Said, TYPE_BYTES, is_child, is_for_strangers, said};
+use super::judge::{Said, TYPE_BYTES, is_child, is_for_strangers, lives, said};
+use super::silence::{Origin, Silences, mount_namespace};
 
 /// Room for the credentials that the kernel puts first, and for no descriptors (SCM_RIGHTS, unix(7)): it says MSG_CTRUNC
 /// where some were sent, and keeps them.
@@ -23,6 +24,7 @@ use super::judge::{PATIENCE_MS, Said, TYPE_BYTES, is_child, is_for_strangers, sa
 const CREDENTIALS_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
 
 static ADMITTED: Admitted = Admitted::new();
+static SILENCES: Silences = Silences::new();
 
 /// The user whose clients are heard; [`EVERYBODY`], where the server serves all.
 static USER: AtomicU64 = AtomicU64::new(EVERYBODY);
@@ -104,7 +106,7 @@ fn first_message(
     flags: libc::c_int,
 ) -> Option<(Said, libc::ssize_t)> {
     let &mut libc::msghdr { msg_iov: parts, msg_iovlen: 1, .. } = message else { return None };
-    if !is_readable(fd, PATIENCE_MS) {
+    if !is_readable(fd, 0) && !speaks_in_time(fd) {
         return None;
     }
     message.msg_controllen = message.msg_controllen.min(CREDENTIALS_SPACE);
@@ -180,13 +182,55 @@ fn connection(fd: libc::c_int) -> Option<Connection> {
 
 /// Whether whoever connected is the daemon's own server.
 fn is_server(fd: libc::c_int) -> bool {
-    let Some(peer) = option::<libc::ucred>(fd, libc::SO_PEERCRED) else { return false };
+    peer(fd).is_some_and(|(peer, process)| is_child(peer.pid, process))
+}
+
+/// Waits for a word of whoever connected, as long as they may take for it.
+fn speaks_in_time(fd: libc::c_int) -> bool {
+    let origin = origin(fd);
+    let speaks = is_readable(fd, SILENCES.patience(origin, now_ms()));
+    if !speaks {
+        SILENCES.note(origin, now_ms());
+    }
+    speaks
+}
+
+fn origin(fd: libc::c_int) -> Origin {
+    let Some((peer, process)) = peer(fd) else { return Origin::Gone };
+    let found = mount_namespace(peer.pid.unsigned_abs());
+    if !lives(process.as_ref()) {
+        return Origin::Gone;
+    }
+    match found {
+        Ok(own) if peer.uid == 0 && mount_namespace(std::process::id()).is_ok_and(|here| here == own) => {
+            Origin::Machine
+        }
+        Ok(namespace) => Origin::Container(namespace),
+        Err(error) if error.kind() == ErrorKind::NotFound && peer.pid > 0 => Origin::Gone,
+        Err(_) => Origin::Unknown,
+    }
+}
+
+/// Whoever connected, and what stands for that process: nothing before Linux 6.5, which does not know the option. Any other
+/// error is of a process that is gone.
+fn peer(fd: libc::c_int) -> Option<(libc::ucred, Option<OwnedFd>)> {
+    let peer = option::<libc::ucred>(fd, libc::SO_PEERCRED)?;
     match option::<libc::c_int>(fd, libc::SO_PEERPIDFD) {
         // SAFETY: the kernel has just made the descriptor for this call.
-        Some(pidfd) => is_child(peer.pid, Some(unsafe { OwnedFd::from_raw_fd(pidfd) })),
-        // Linux before 6.5 does not know the option; any other error is of a process that is gone.
-        None => Error::last_os_error().raw_os_error() == Some(libc::ENOPROTOOPT) && is_child(peer.pid, None),
+        Some(process) => Some((peer, Some(unsafe { OwnedFd::from_raw_fd(process) }))),
+        None if Error::last_os_error().raw_os_error() == Some(libc::ENOPROTOOPT) => Some((peer, None)),
+        None => None,
     }
+}
+
+/// The time since the machine started, in milliseconds.
+fn now_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec; without an answer it stays zero.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now);
+    }
+    now.tv_sec.unsigned_abs().saturating_mul(1000).saturating_add(now.tv_nsec.unsigned_abs() / 1_000_000)
 }
 
 /// Whether there is something to read within this time, in milliseconds, or the end.

@@ -19,13 +19,18 @@
 //!
 //! - `judge`: who is heard, and what may be said till then
 //! - `admitted`: the connections that are
+//! - `silence`: how long a stranger is waited for, and who was silent not long ago
 //! - `kernel`: what is replaced in the daemon, and all system calls; all unsafe code
 //!
 //! Where the daemon serves one user at a time (before 555), the supervisor says whom (DIVVY_MPS_USER), and clients of
 //! others are not heard either: the daemon would keep them waiting without a word, or replace the server for them.
+//!
+//! While a stranger is waited for nobody else is heard. So it is a second and a half at most, and ten milliseconds for those of
+//! a container that was silent within the last minute. Nobody is refused for that: a message that is there is read.
 //!
 //! It must never fail open: who or what it cannot find out is refused.
 
 mod admitted;
 mod judge;
 mod kernel;
+mod silence;

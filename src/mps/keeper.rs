@@ -27,8 +27,8 @@ const SOON: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_secs(2);
 /// Between two looks at a server that serves. Its end and its daemon's are seen at once.
 const SELDOM: Duration = Duration::from_secs(10);
-/// The guard waits a second for who says nothing, and others may be before the one who tries it.
-const GUARD_LIMIT: Duration = Duration::from_secs(5);
+/// The guard waits a second and a half for who says nothing, and others, hundreds too, may be before the one who tries it.
+const GUARD_LIMIT: Duration = Duration::from_secs(10);
 /// A start that held so long was none that failed.
 const LASTING: Duration = Duration::from_secs(60);
 

@@ -39,6 +39,9 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("as-passer-by") {
         return stranger::pass_by();
     }
+    if std::env::args().nth(1).as_deref() == Some("as-silent-container") {
+        return stranger::say_nothing();
+    }
     if !inside::is_inside() {
         inside::leave_mounts();
         return inside::run();

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::sockopt::{PassCred, ReceiveTimeout};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
@@ -134,5 +135,33 @@ pub fn pass_by() -> ExitCode {
     // It does not wait for the greeting, which the daemon is stopped for.
     let stranger = Stranger::connected(Path::new(&path)).unwrap();
     stranger.say_all(&[CREDENTIALS, COMMANDS, QUESTION[0], QUESTION[1]]);
+    ExitCode::SUCCESS
+}
+
+/// A container of its own that connects so often, and says nothing. Returns whether it was hung up on each time, and then
+/// heard as a client who speaks at once.
+pub fn silent_container(path: &Path, times: u32) -> bool {
+    let mut command = Command::new("timeout");
+    command.arg(PATIENCE.as_secs().to_string()).arg(std::env::current_exe().unwrap());
+    command.arg("as-silent-container").env("SOCKET", path).env("TIMES", times.to_string());
+    command.status().unwrap().success()
+}
+
+/// That container.
+pub fn say_nothing() -> ExitCode {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let path = std::env::var_os("SOCKET").unwrap();
+    let path = Path::new(&path);
+    let times: u32 = std::env::var("TIMES").unwrap().parse().unwrap();
+    let silent: Vec<_> = (0..times).map(|_| Stranger::connected(path).unwrap()).collect();
+    for stranger in silent {
+        stranger.is_greeted();
+        stranger.is_hung_up_on("silence");
+    }
+    let client = Stranger::connected(path).unwrap();
+    // Before it is greeted: with that the guard's patience would count.
+    client.say_all(&[CREDENTIALS, CLIENT]);
+    client.is_greeted();
+    client.is_handed_over().is_greeted();
     ExitCode::SUCCESS
 }

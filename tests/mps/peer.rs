@@ -36,6 +36,11 @@ impl Peer {
         Self::start(front, "silent", 0)
     }
 
+    /// One that connects again and again, and says nothing.
+    pub fn crowd(front: &Path) -> Self {
+        Self::start(front, "crowd", 0)
+    }
+
     fn start(front: &Path, kind: &str, uid: u32) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["as-client", kind]).arg(front.join("control"));
@@ -73,8 +78,9 @@ pub fn client(words: impl Iterator<Item = String>) -> ExitCode {
     let words: Vec<String> = words.collect();
     let [kind, path] = &words[..] else { return ExitCode::FAILURE };
     let greeted = greeted(Path::new(path)).unwrap();
+    let _crowd = (kind == "crowd").then(|| crowd(Path::new(path)));
     let connection = match kind.as_str() {
-        "silent" => greeted.as_raw_fd(),
+        "silent" | "crowd" => greeted.as_raw_fd(),
         _ => served(&greeted).unwrap(),
     };
     let _held = (kind != "client").then_some(greeted);
@@ -93,6 +99,17 @@ pub fn greeted(path: &Path) -> io::Result<OwnedFd> {
     let length = recv(fd.as_raw_fd(), &mut greeting, MsgFlags::empty())?;
     assert_eq!(&greeting[..length], b"OUTBHELL\0");
     Ok(fd)
+}
+
+/// As many connections as wait to be accepted, and for longer than a supervisor needs to find out whom the daemon hears.
+fn crowd(path: &Path) -> Vec<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let address = UnixAddr::new(path).unwrap();
+    let connected = |_| {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        connect(fd.as_raw_fd(), &address).is_ok().then_some(fd)
+    };
+    (0..40).map_while(connected).collect()
 }
 
 /// Whether who greeted hangs up by itself.

@@ -13,13 +13,14 @@ use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, 
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 8] = [
+pub const TRIALS: [Test; 9] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
     ("the_server_is_killed", the_server_is_killed),
     ("a_supervisor_is_killed_and_no_client_is_lost", a_supervisor_is_killed_and_no_client_is_lost),
     ("both_are_killed", both_are_killed),
     ("it_ends_and_starts_300_times", it_ends_and_starts_300_times),
     ("who_blocks_the_daemon_is_named", who_blocks_the_daemon_is_named),
+    ("who_says_nothing_is_named", who_says_nothing_is_named),
     ("a_server_that_does_not_answer_is_named", a_server_that_does_not_answer_is_named),
     ("limits_that_somebody_changed", limits_that_somebody_changed),
 ];
@@ -143,6 +144,18 @@ fn who_blocks_the_daemon_is_named(files: &MpsFiles) {
     assert!(table.contains("blocked") && errors.contains(&named), "{table} {errors}");
     assert!(errors.contains(&format!("hint: end it: kill {}", peer.pid())), "{errors}");
     assert!(peer.leave());
+    ground.wait_for("ready");
+    assert_eq!((ground.control_pid(), ground.server_pid()), (control, server));
+}
+
+/// The guard hangs up on each, but they are many.
+fn who_says_nothing_is_named(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let (control, server) = (ground.control_pid(), ground.server_pid());
+    let crowd = Peer::crowd(&ground.state("front"));
+    ground.refused(&ground.ensure(), 3, &format!("process {} (", crowd.pid()));
+    assert_eq!(ground.status()["state"], "blocked");
+    drop(crowd);
     ground.wait_for("ready");
     assert_eq!((ground.control_pid(), ground.server_pid()), (control, server));
 }
