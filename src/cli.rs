@@ -219,9 +219,9 @@ pub struct ShareArgs {
     /// Make it whole again
     #[arg(long, conflicts_with_all = ["replicas", "mode", "name", "memory", "sm_percent", "advisory"])]
     pub none: bool,
-    /// How they share it
-    #[arg(long, value_enum, default_value = "time-slice")]
-    pub mode: ShareMode,
+    /// How they share it [default: as the configuration has it, else time-slice]
+    #[arg(long, value_enum)]
+    pub mode: Option<ShareMode>,
     /// Their name, without the number [default: shared]
     #[arg(long, value_name = "NAME", value_parser = checked(value::share_name))]
     pub name: Option<String>,
