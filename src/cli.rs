@@ -219,9 +219,9 @@ pub struct ShareArgs {
     /// Make it whole again
     #[arg(long, conflicts_with_all = ["replicas", "mode", "name", "memory", "sm_percent", "advisory"])]
     pub none: bool,
-    /// How they share it
-    #[arg(long, value_enum, default_value = "time-slice")]
-    pub mode: ShareMode,
+    /// How they share it [default: as the configuration has it, else time-slice]
+    #[arg(long, value_enum)]
+    pub mode: Option<ShareMode>,
     /// Their name, without the number [default: shared]
     #[arg(long, value_name = "NAME", value_parser = checked(value::share_name))]
     pub name: Option<String>,
@@ -255,7 +255,16 @@ pub struct ServeArgs {
 
 /// Options of `mps`.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+STATE: not started (nobody has asked for it yet), starting, ready (a server runs with the limits), down (nothing
+runs, and CUDA programs of containers fail with 805), fault (a client's fault ended the work of all, and no new one is
+taken until all have left), blocked (somebody connected and says nothing, and nobody else can connect), unknown (the
+supervisor is gone).
+CLIENTS are processes that use the server, by their process ids on this machine.
+LIMITS are those of each process, not of a container's processes together."
+)]
 pub struct MpsArgs {
     /// What to do; without it, MPS is shown
     #[command(subcommand)]
@@ -268,10 +277,13 @@ pub struct MpsArgs {
     pub state_dir: PathBuf,
 }
 
+const FORCED_STOP: &str = "Also while containers use it: their work is lost, and CUDA programs that they start afterwards have no limits";
+
 /// What can be done to MPS.
 #[derive(Debug, Subcommand)]
 pub enum MpsCommand {
     /// End MPS on a device, and restore its compute mode
+    #[command(mut_arg("force", |arg| arg.help(FORCED_STOP)))]
     Stop(MpsDeviceArgs),
     /// End MPS on a device, and start it anew
     Restart(MpsDeviceArgs),
@@ -286,6 +298,7 @@ pub struct MpsDeviceArgs {
     /// The device: an index (0), a MIG device (0:1), a UUID, or the name of a share
     pub device: String,
     /// Also while containers use it, whose work is lost
+    // Of `stop` it says FORCED_STOP.
     #[arg(long)]
     pub force: bool,
     /// Where its state is kept [default: /run/divvy]

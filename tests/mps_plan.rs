@@ -146,15 +146,39 @@ fn share_through_mps() {
     let (_, table, _) = place.run(&["list", LAB]);
     let row = "shared-0  mps, 1 of 3 on 1  13425MiB  34   memory: mps (process, mistakes), SMs: mps (process, anything)";
     assert!(table.contains(row), "{table}");
-    // In turns again: what is about MPS alone goes.
-    let text = fs::read_to_string(place.path("config.toml")).unwrap() + "start = \"boot\"\n";
-    fs::write(place.path("config.toml"), text).unwrap();
-    let (status, _, errors) = place.run(&["share", "1", "--replicas=3", LAB]);
+    let text = fs::read_to_string(place.path("config.toml")).unwrap();
+    let text = text + "shm = \"2GiB\"\nstart = \"boot\"\nmemory = \"8GiB\"\nadvisory = true\n";
+    fs::write(place.path("config.toml"), &text).unwrap();
+    // The mode is as it was, and what belongs to it.
+    let (status, _, errors) = place.run(&["share", "1", "--replicas=2", LAB]);
     assert_eq!(status, 0, "{errors}");
+    assert!(!errors.contains("no longer shared"), "{errors}");
     assert_eq!(
         fs::read_to_string(place.path("config.toml")).unwrap(),
-        "[[gpu]]\nmatch = [\"1\"]\nmode = \"time-slice\"\nreplicas = 3\n"
+        text.replace("replicas = 3", "replicas = 2")
     );
+    // In turns again: what MPS alone knows and holds goes, and is told.
+    let (status, _, errors) = place.run(&["share", "1", "--replicas=3", "--mode=time-slice", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    let warning = "warning: GPU 1 is no longer shared by MPS: nothing limits its shares; removed with it: memory, shm, start\n";
+    assert!(errors.contains(warning), "{errors}");
+    assert_eq!(
+        fs::read_to_string(place.path("config.toml")).unwrap(),
+        "[[gpu]]\nmatch = [\"1\"]\nmode = \"time-slice\"\nreplicas = 3\nadvisory = true\n"
+    );
+}
+
+/// A rule for all decides on one of them too.
+#[test]
+fn share_one_of_all_that_are_shared_by_mps() {
+    let place = Place::with("[[gpu]]\nmatch = [\"all\"]\nmode = \"mps\"\nreplicas = 4\n");
+    let (status, out, errors) = place.run(&["share", "1", "--replicas=2", "--name=pair", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    assert!(out.contains("+mode = \"mps\"\n+name = \"pair\"\n+replicas = 2\n"), "{out}");
+    let (status, _, errors) = place.run(&["share", "1", "--replicas=2", "--mode=time-slice", LAB]);
+    assert_eq!(status, 0, "{errors}");
+    let warning = "warning: GPU 1 is no longer shared by MPS: nothing limits its shares\n";
+    assert!(errors.contains(warning), "{errors}");
 }
 
 /// A machine without the programs, with a GPU from before Volta, or under an administrator's ban.

@@ -27,7 +27,7 @@ fuzz_target!(|text: &str| {
         return;
     }
     let cut =
-        Cut { mode: Mode::TimeSlice, replicas: 3, name: None, memory: None, sm_percent: None, advisory: false };
+        Cut { mode: Some(Mode::TimeSlice), replicas: 3, name: None, memory: None, sm_percent: None, advisory: false };
     let covers = |entry: &Match| matches!(entry, Match::All | Match::Index(0));
     for cut in [Some(&cut), None] {
         // One that is written as a list is refused; and sums of one table may not go with equal shares.

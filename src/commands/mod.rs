@@ -209,3 +209,8 @@ fn require_devices(plan: &Plan) -> Result<()> {
     };
     Err(Failure::new(anyhow::anyhow!(what)).hint(hint).into())
 }
+
+/// What is said where nobody has generated yet.
+fn no_plan(state_dir: &Path) -> String {
+    format!("there is no plan in {}: `divvy generate` writes it", state_dir.display())
+}

@@ -14,7 +14,7 @@ use crate::mps::client::{self, Known};
 use crate::mps::protocol::{Answer, State};
 use crate::mps::settings::Settings;
 use crate::mps::{start, supervisor};
-use crate::plan::kept::Kept;
+use crate::plan::kept::{Kept, KeptDevice};
 use crate::ps::table;
 use crate::{publish, sys};
 
@@ -26,7 +26,7 @@ struct Row {
     /// `GPU 0`, `MIG device 0:1`.
     device: String,
     uuid: String,
-    /// None: nothing has asked for it yet.
+    #[serde(serialize_with = "state_or_none_yet")]
     state: Option<State>,
     /// Somebody keeps it; if not, the rest is of another time.
     supervised: bool,
@@ -41,6 +41,14 @@ struct Row {
     since: Option<u64>,
     why: Option<String>,
     hint: Option<String>,
+}
+
+/// `not-started` of what nobody has asked for.
+fn state_or_none_yet<S: serde::Serializer>(state: &Option<State>, to: S) -> Result<S::Ok, S::Error> {
+    match state {
+        Some(state) => state.serialize(to),
+        None => to.serialize_str("not-started"),
+    }
 }
 
 /// Runs the verb.
@@ -65,6 +73,9 @@ fn list(state_dir: &Path, format: ListFormat) -> Result<Status> {
     };
     out.write_all(text.as_bytes()).context(STDOUT)?;
     if format == ListFormat::Table {
+        if rows.is_empty() && !has_plan(state_dir) {
+            say("note", super::no_plan(state_dir));
+        }
         for row in &rows {
             row.why.iter().for_each(|why| say("warning", why));
             row.hint.iter().for_each(|hint| say("hint", hint));
@@ -152,20 +163,49 @@ fn word(row: &Row) -> &'static str {
 }
 
 fn stop(args: &MpsDeviceArgs) -> Result<Status> {
-    let known = find(args)?;
+    let state_dir = state_dir(args)?;
+    let known = match find(args, &state_dir)? {
+        Found::Known(known) => known,
+        Found::NotStarted(settings) => {
+            say("note", format_args!("MPS on {} has not started", settings.what));
+            return Ok(Status::Done);
+        }
+    };
     // Asked before: a container that starts meanwhile is refused.
-    let holders = client::holders(&state_dir(args)?, &known.uuid);
+    let holders = client::holders(&state_dir, &known.uuid);
     end(args, &known)?;
-    for holder in holders {
+    for holder in &holders {
         say("warning", format_args!("CUDA programs that {holder} starts from now on have no limits"));
     }
-    say("note", "it begins again when a container asks for a share of the device");
+    let plan = planned(&state_dir).unwrap_or_default();
+    let at_boot = plan.mps.iter().any(|settings| settings.uuid == known.uuid && settings.at_boot);
+    if !at_boot {
+        say("note", "it begins again when a container asks for a share of the device");
+        return Ok(Status::Done);
+    }
+    let when = match holders[..] {
+        [] => "within 30 seconds",
+        _ => "when no container has a share of the device any more, or another asks for one",
+    };
+    say("note", format_args!("start = \"boot\": `divvy serve` begins it again {when}"));
+    say(
+        "hint",
+        "to keep it away, take its entry out of the configuration and `divvy generate`, or stop divvy.service",
+    );
     Ok(Status::Done)
 }
 
 fn restart(args: &MpsDeviceArgs) -> Result<Status> {
-    let known = find(args)?;
-    match client::restart(&state_dir(args)?, &known.uuid, args.force) {
+    let state_dir = state_dir(args)?;
+    let known = match find(args, &state_dir)? {
+        Found::Known(known) => known,
+        Found::NotStarted(settings) => {
+            let begins = if settings.at_boot { "`divvy serve` runs" } else { "a container asks for a share" };
+            let error = anyhow::anyhow!("MPS on {} has not started: it begins when {begins}", settings.what);
+            return Err(Failure::new(error).hint("`divvy mps` shows how it is").into());
+        }
+    };
+    match client::restart(&state_dir, &known.uuid, args.force) {
         Answer::Ready { .. } => Ok(Status::Done),
         other => Err(refused(other)),
     }
@@ -188,31 +228,63 @@ fn refused(answer: Answer) -> anyhow::Error {
     }
 }
 
-/// The device that was named.
-fn find(args: &MpsDeviceArgs) -> Result<Known> {
+/// A device in mode mps that was named.
+enum Found {
+    /// Somebody keeps it, or did.
+    Known(Box<Known>),
+    /// Nobody has asked for it yet.
+    NotStarted(Box<Settings>),
+}
+
+fn find(args: &MpsDeviceArgs, state_dir: &Path) -> Result<Found> {
     if !nix::unistd::geteuid().is_root() {
         let error = anyhow::anyhow!("MPS is root's: others cannot end it");
         return Err(Failure::new(error).hint("sudo divvy mps ...").into());
     }
-    let state_dir = state_dir(args)?;
-    let known = client::known(&state_dir);
-    let share = planned(&state_dir).and_then(|plan| {
-        let mut devices = plan.devices.into_iter();
-        devices.find(|device| device.name == args.device).map(|device| device.uuid)
-    });
-    let is_it = |known: &&Known| {
-        let index = known.settings.as_ref().and_then(|settings| settings.what.rsplit(' ').next());
-        known.uuid == args.device || index == Some(&args.device) || share.as_ref() == Some(&known.uuid)
+    let known = client::known(state_dir);
+    let plan = planned(state_dir).unwrap_or_default();
+    let device = plan.devices.iter().find(|device| is_named(device, &args.device));
+    let is_it = |uuid: &str, settings: Option<&Settings>| {
+        let index = settings.and_then(|settings| settings.what.rsplit(' ').next());
+        uuid == args.device || index == Some(&args.device) || device.is_some_and(|device| device.uuid == uuid)
     };
-    known.iter().find(is_it).cloned().ok_or_else(|| {
-        let error = anyhow::anyhow!("there is no MPS on {:?}", args.device);
-        let all: Vec<&str> = known.iter().map(|known| known.uuid.as_str()).collect();
-        let hint = match all[..] {
-            [] => "`divvy mps` shows the devices that are shared by it".to_owned(),
-            _ => format!("it is on {}", all.join(", ")),
-        };
-        Failure::new(error).hint(hint).into()
-    })
+    if let Some(known) = known.iter().find(|known| is_it(&known.uuid, known.settings.as_ref())) {
+        return Ok(Found::Known(Box::new(known.clone())));
+    }
+    if let Some(settings) = plan.mps.iter().find(|settings| is_it(&settings.uuid, Some(settings))) {
+        return Ok(Found::NotStarted(Box::new(settings.clone())));
+    }
+    let error = match device {
+        Some(device) => anyhow::anyhow!("{} is not shared by MPS", in_words(device)),
+        None => anyhow::anyhow!("there is no device {:?}", args.device),
+    };
+    let kept = known.iter().filter_map(|known| known.settings.as_ref());
+    let mut all: Vec<&str> = kept.chain(&plan.mps).map(|settings| settings.what.as_str()).collect();
+    all.sort_unstable();
+    all.dedup();
+    let hint = match all[..] {
+        [] if !has_plan(state_dir) => super::no_plan(state_dir),
+        [] => "no device is shared by MPS: `divvy share GPU --replicas N --mode mps` begins that".to_owned(),
+        _ => format!("shared by MPS: {}", all.join(", ")),
+    };
+    Err(Failure::new(error).hint(hint).into())
+}
+
+/// By its name, its UUID, or, of a share, by that of its device or the device's index.
+fn is_named(device: &KeptDevice, typed: &str) -> bool {
+    device.name == typed || device.uuid == typed || index(device) == typed
+}
+
+/// `0` of a GPU, `0:1` of a MIG device; of a share, that of its device.
+fn index(device: &KeptDevice) -> &str {
+    device.share.as_ref().map_or(&device.name, |share| &share.of)
+}
+
+/// `GPU 0`, `MIG device 0:1`.
+fn in_words(device: &KeptDevice) -> String {
+    let index = index(device);
+    let kind = if index.contains(':') { "MIG device" } else { "GPU" };
+    format!("{kind} {index}")
 }
 
 fn state_dir(args: &MpsDeviceArgs) -> Result<PathBuf> {
@@ -221,6 +293,11 @@ fn state_dir(args: &MpsDeviceArgs) -> Result<PathBuf> {
 
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))
+}
+
+/// One that cannot be read is there.
+fn has_plan(state_dir: &Path) -> bool {
+    !publish::plan_text(state_dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// The plan; none where there is none, or it cannot be read.

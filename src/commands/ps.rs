@@ -216,7 +216,7 @@ fn notes(held: &Held, state_dir: &Path) -> Vec<String> {
     }
     let (leases, leasable) = (held.rows.iter().filter(|row| row.lease).count(), held.leasable);
     if leasable.is_none() && leases == 0 {
-        notes.push(format!("there is no plan in {}: `divvy generate` writes it", state_dir.display()));
+        notes.push(super::no_plan(state_dir));
     } else if leasable == Some(0) && leases == 0 {
         notes.push("no device is leased here: shares are, and GPUs with exclusive = true".to_owned());
     } else if !held.daemon {

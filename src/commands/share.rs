@@ -71,6 +71,7 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
             say("note", note);
         }
     }
+    warn_of_lost_limits(&old, &new, &edit::removed_with_mps(&file.text, &text, &device));
     emptied.iter().for_each(|problem| say("warning", problem));
     if !emptied.is_empty() {
         say("hint", "take it out of the file too, unless its devices come back");
@@ -87,10 +88,10 @@ pub fn run(args: &ShareArgs, quiet: bool) -> Result<Status> {
 impl ShareArgs {
     fn cut(&self) -> Option<Cut> {
         (!self.none).then(|| Cut {
-            mode: match self.mode {
+            mode: self.mode.map(|mode| match mode {
                 ShareMode::TimeSlice => Mode::TimeSlice,
                 ShareMode::Mps => Mode::Mps,
-            },
+            }),
             replicas: self.replicas.unwrap_or(1),
             name: self.name.clone(),
             memory: self.memory.clone(),
@@ -118,6 +119,21 @@ fn covers(device: &Match, typed: &str, host: &Host, config: &Config) -> Result<i
         return Err(usage(anyhow::anyhow!(what), &format!("choose one of {}", names.join(", "))));
     }
     Ok(move |entry: &Match| meant.iter().any(|unit| plan::covers(entry, unit)))
+}
+
+/// What MPS held is not held in time slices.
+fn warn_of_lost_limits(old: &Plan, new: &Plan, removed: &[&str]) {
+    let removed = match removed {
+        [] => String::new(),
+        keys => format!("; removed with it: {}", keys.join(", ")),
+    };
+    let is_by_mps = |uuid: &str| new.mps.iter().any(|settings| settings.uuid == uuid);
+    let is_shared =
+        |uuid: &str| new.devices.iter().any(|device| device.kind == Kind::Share && device.uuid == uuid);
+    for settings in old.mps.iter().filter(|old| !is_by_mps(&old.uuid) && is_shared(&old.uuid)) {
+        let what = &settings.what;
+        say("warning", format_args!("{what} is no longer shared by MPS: nothing limits its shares{removed}"));
+    }
 }
 
 /// `generate` takes no name from under a container: who cuts a GPU hears it before the other is refused.

@@ -10,8 +10,8 @@ use super::{Config, Mistake, Mode, Place};
 /// Equal shares, as they are typed.
 #[derive(Clone, Debug)]
 pub struct Cut {
-    /// How the device is shared.
-    pub mode: Mode,
+    /// How the device is shared; if it is not said, as it is now, else in time slices.
+    pub mode: Option<Mode>,
     /// How many shares.
     pub replicas: u32,
     /// Their name, without the number.
@@ -108,6 +108,7 @@ fn change(
     let own = gpus.iter().position(|table| entries(table).iter().any(|entry| entry == matches));
     // In vain where an earlier table covers the device: then it moves there.
     let first = gpus.iter().position(|table| entries(table).iter().any(covers));
+    let mode = cut.and_then(|cut| cut.mode).unwrap_or_else(|| present_mode(gpus, covers));
     let is_shared = |table: &Table| entries(table).iter().any(covers) && !is_whole(table);
     if cut.is_none() && !gpus.iter().any(is_shared) {
         return Changed::default();
@@ -117,7 +118,7 @@ fn change(
         && entries(table).len() == 1
     {
         match cut {
-            Some(cut) => write_cut(table, cut),
+            Some(cut) => write_cut(table, cut, mode),
             None if is_whole(table) => {}
             None if own_affair != OwnAffair::default() => make_whole(table),
             None => return remove(gpus, own, matches, device, own_affair, covers),
@@ -129,7 +130,7 @@ fn change(
         Some(cut) => {
             let orphaned = own.and_then(|at| take_out(gpus, at, matches)).unwrap_or_default();
             let first = gpus.iter().position(|table| entries(table).iter().any(covers));
-            insert(gpus, first, rule(device, own_affair, |table| write_cut(table, cut)));
+            insert(gpus, first, rule(device, own_affair, |table| write_cut(table, cut, mode)));
             Changed { orphaned, at_end: first.is_none() }
         }
     }
@@ -163,6 +164,28 @@ fn entries(table: &Table) -> Vec<Match> {
 
 fn is_whole(table: &Table) -> bool {
     table.get("mode").and_then(Item::as_str).is_none_or(|mode| mode == "whole")
+}
+
+fn is_mps(table: &Table) -> bool {
+    table.get("mode").and_then(Item::as_str) == Some("mps")
+}
+
+/// How the first table that is about the device has it shared.
+fn present_mode(gpus: &ArrayOfTables, covers: &dyn Fn(&Match) -> bool) -> Mode {
+    let first = gpus.iter().find(|table| entries(table).iter().any(covers));
+    if first.is_some_and(is_mps) { Mode::Mps } else { Mode::TimeSlice }
+}
+
+/// Keys that the second text has not any more of what the first one says of `device` alone, which is shared by MPS.
+pub fn removed_with_mps(before: &str, after: &str, device: &Match) -> Vec<&'static str> {
+    let own = |text: &str| -> Option<Table> {
+        let document: DocumentMut = text.parse().ok()?;
+        let gpus = document.get("gpu")?.as_array_of_tables()?;
+        gpus.iter().find(|table| entries(table) == [device.clone()]).cloned()
+    };
+    let (Some(before), Some(after)) = (own(before).filter(is_mps), own(after)) else { return Vec::new() };
+    let keys = HELD_BY_MPS.iter().chain(&OF_MPS);
+    keys.filter(|key| before.contains_key(key) && !after.contains_key(key)).copied().collect()
 }
 
 /// Takes the entry out of the table's list, and the table away with its last one. Comments of a table that goes move to
@@ -267,7 +290,10 @@ const OF_SHARES: [&str; 15] = [
 ];
 
 /// Those that are about MPS alone, and a mistake elsewhere.
-const OF_MPS: [&str; 3] = ["priority", "start", "shm"];
+const OF_MPS: [&str; 3] = ["shm", "start", "priority"];
+
+/// Limits that MPS holds and nothing else does.
+const HELD_BY_MPS: [&str; 2] = ["memory", "sm_percent"];
 
 /// Takes away all that makes shares.
 fn make_whole(table: &mut Table) {
@@ -311,14 +337,19 @@ fn insert(gpus: &mut ArrayOfTables, before: Option<usize>, mut table: Table) {
 }
 
 /// Sets the keys that are asked for and leaves the others. Each value keeps what stands beside it.
-fn write_cut(table: &mut Table, cut: &Cut) {
-    let mode = match cut.mode {
+fn write_cut(table: &mut Table, cut: &Cut, mode: Mode) {
+    let word = match mode {
         Mode::Whole => "whole",
         Mode::TimeSlice => "time-slice",
         Mode::Mps => "mps",
     };
+    if mode != Mode::Mps && is_mps(table) {
+        for key in HELD_BY_MPS {
+            table.remove(key);
+        }
+    }
     let asked = [
-        ("mode", Some(mode.into())),
+        ("mode", Some(word.into())),
         ("name", cut.name.as_deref().map(Value::from)),
         ("replicas", Some(i64::from(cut.replicas).into())),
         ("memory", cut.memory.as_deref().map(Value::from)),
@@ -330,10 +361,10 @@ fn write_cut(table: &mut Table, cut: &Cut) {
             set(table, key, value);
         }
     }
-    for key in OF_MPS.iter().filter(|_| cut.mode != Mode::Mps) {
+    for key in OF_MPS.iter().filter(|_| mode != Mode::Mps) {
         table.remove(key);
     }
-    if cut.mode != Mode::TimeSlice {
+    if mode != Mode::TimeSlice {
         table.remove("time_slice");
     }
     // Of shares alone it says nothing, and is a mistake.

@@ -295,11 +295,20 @@ impl Supervisor {
         Some(Reason::not_now(format!("{what}: {use_of_it}"), hint))
     }
 
+    /// Why there is nothing: it has just begun, or is for a device that nobody shares.
+    fn untold(&self) -> Reason {
+        let hint = format!(
+            "it begins when a container asks for a share; if `divvy list` has no {}, end its supervisor",
+            self.keeper.uuid()
+        );
+        Reason::failed("nobody has said yet what MPS shall be there", hint)
+    }
+
     fn restart(&mut self, caller: UnixStream, force: bool) {
         let Some(kept) = self.keeper.kept.clone() else {
-            let message = format!("{}: nobody has said yet what MPS shall be there", self.keeper.what());
-            let hint = "it begins when a container asks for a share of the device";
-            return answer(&caller, &Reason::failed(message, hint).into());
+            let reason = self.untold();
+            let message = format!("{}: {}", self.keeper.what(), reason.message);
+            return answer(&caller, &Reason { message, ..reason }.into());
         };
         if let Some(reason) = self.use_of_it(force) {
             return answer(&caller, &reason.into());
@@ -349,7 +358,9 @@ impl Supervisor {
 
     fn write_status(&mut self) -> Result<()> {
         let keeper = &self.keeper;
-        let reason = keeper.reason.as_ref();
+        let untold = keeper.kept.is_none() && keeper.course.goal != Goal::End;
+        let untold = untold.then(|| self.untold());
+        let reason = keeper.reason.as_ref().or(untold.as_ref());
         let status = Status {
             version: VERSION,
             state: keeper.state,

@@ -6,11 +6,12 @@
 
 mod divided;
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::config::{Priority, Rule, ShareRule};
+use crate::config::{Mode, Priority, Rule, ShareRule};
 use crate::discover::files::join_root;
 use crate::discover::host::Host;
 use crate::mps::place::{LONGEST_PIPE_DIRECTORY, Place};
@@ -69,7 +70,7 @@ pub fn allow(
         let is_mig = whole.kind == Kind::Mig;
         let limits = limits(part, memory_mib, active_thread_percentage, is_mig);
         is_held(share, &limits)?;
-        is_strong_enough(share, &limits)?;
+        is_strong_enough(share, &limits, Mode::Mps)?;
         Ok(Allowance {
             memory_bytes: Some(part.memory_mib << 20),
             sm_percent: Some(part.active_thread_percentage),
@@ -240,18 +241,36 @@ pub fn explain(unit: &Unit<'_>, devices: &[Device], settings: &Settings) -> Vec<
             _ => first.name.clone(),
         };
         let sms = match (first.sms, unit.device().sms) {
-            (Some(sms), Some(all)) => format!(", rounded down to {sms} of {all}"),
+            (Some(sms), Some(all)) => in_sms(sms, all, part.active_thread_percentage),
             _ => String::new(),
         };
         lines.push(format!(
             "{what}: MPS: {names} has {}MiB and {} % of the SMs{sms}",
             part.memory_mib, part.active_thread_percentage
         ));
+        if part.priority == Priority::Low {
+            let names = names.trim_start_matches("each of ");
+            lines.push(format!("{what}: MPS: work of {names} waits for that of others"));
+        }
     }
     let Settings { memory_mib, active_thread_percentage, client_limit, .. } = settings;
     let start = if settings.at_boot { "the daemon" } else { "the first share that is asked for" };
     lines.push(format!(
         "{what}: MPS: the server starts with {start}, serves {client_limit} processes at once, and keeps each to {memory_mib}MiB and {active_thread_percentage} %"
     ));
+    if let Some(bytes) = settings.shared_memory_bytes {
+        lines.push(format!("{what}: MPS: its containers share a /dev/shm of {}MiB", bytes >> 20));
+    }
     lines
+}
+
+/// What a percentage comes to, which is rounded to pairs.
+fn in_sms(sms: u32, all: u32, percent: u32) -> String {
+    let asked = u64::from(all) * u64::from(percent);
+    let how = match (u64::from(sms) * 100).cmp(&asked) {
+        Ordering::Less => "rounded down to ",
+        Ordering::Equal => "",
+        Ordering::Greater => "at least ",
+    };
+    format!(", {how}{sms} of {all}")
 }

@@ -140,7 +140,7 @@ fn in_turns(whole: &Device, rule: &Rule) -> Result<Vec<Allowance>, LeftOut> {
             });
         }
         let limits = Limits { memory: memory.then_some(ADVISORY), sms: sms.then_some(ADVISORY) };
-        is_strong_enough(share, &limits)?;
+        is_strong_enough(share, &limits, Mode::TimeSlice)?;
         Ok(Allowance {
             memory_bytes: share.memory_bytes,
             sm_percent: share.sm_percent,
@@ -156,11 +156,14 @@ fn in_turns(whole: &Device, rule: &Rule) -> Result<Vec<Allowance>, LeftOut> {
 }
 
 /// Whether a share's limits are held by what the configuration requires.
-pub fn is_strong_enough(share: &ShareRule, limits: &Limits) -> Result<(), LeftOut> {
+pub fn is_strong_enough(share: &ShareRule, limits: &Limits, mode: Mode) -> Result<(), LeftOut> {
     let Some(require) = share.require else { return Ok(()) };
-    let (required, hint) = match require {
-        Require::Kernel => ("kernel", "leave it out, or use require = \"mps\" with mode = \"mps\""),
-        Require::Mps => {
+    let (required, hint) = match (require, mode) {
+        (Require::Kernel, _) => {
+            ("kernel", "no limit is the kernel's yet: require = \"mps\", or leave it out")
+        }
+        (Require::Mps, Mode::Mps) => ("mps", "make its shares equal, or leave require out"),
+        (Require::Mps, _) => {
             ("mps", "share it with mode = \"mps\" and make its shares equal, or leave require out")
         }
     };

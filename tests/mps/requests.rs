@@ -169,7 +169,7 @@ fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
     assert_eq!((status, said.as_str()), (0, "no device is shared by MPS\n"));
     let (status, _, errors) = ground.run(&["mps", "stop", "0"]);
     assert_eq!(status, 1);
-    assert!(errors.starts_with("error: there is no MPS on \"0\"\nhint: "), "{errors}");
+    assert!(errors.starts_with("error: there is no device \"0\"\nhint: there is no plan in "), "{errors}");
 }
 
 fn everybody_sees_how_it_is(files: &MpsFiles) {

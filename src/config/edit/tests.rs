@@ -3,7 +3,7 @@
 use super::*;
 
 fn cut(replicas: u32) -> Cut {
-    Cut { mode: Mode::TimeSlice, replicas, name: None, memory: None, sm_percent: None, advisory: false }
+    Cut { mode: Some(Mode::TimeSlice), replicas, name: None, memory: None, sm_percent: None, advisory: false }
 }
 
 /// On a machine with GPUs of any index, where "all" and a model cover every one of them.
@@ -149,7 +149,7 @@ fn what_cannot_be_edited_is_refused() {
 /// What is about MPS goes with it, and comes with no other mode.
 #[test]
 fn from_mps_and_back() {
-    let mps = Cut { mode: Mode::Mps, ..cut(2) };
+    let mps = Cut { mode: Some(Mode::Mps), ..cut(2) };
     let all = |_: &Match| true;
     let text = share("c.toml", "", "0", &all, Some(&mps)).unwrap();
     assert_eq!(text, "[[gpu]]\nmatch = [\"0\"]\nmode = \"mps\"\nreplicas = 2\n");
