@@ -113,14 +113,11 @@ impl Keeper {
         }
     }
 
-    /// MPS programs that run here for this device.
+    /// MPS programs that run here for this device. Which they are is to be known: a name is anybody's.
     pub(super) fn at_work(&self) -> Vec<AtWork> {
+        let Some(kept) = &self.kept else { return Vec::new() };
         let pipe = self.place.pipe();
-        let is_kept = |process: &AtWork| match &self.kept {
-            Some(kept) => process.is_kept(kept),
-            None => process.is_roots(),
-        };
-        AtWork::all().into_iter().filter(|process| process.is_of(&pipe) && is_kept(process)).collect()
+        AtWork::all().into_iter().filter(|process| process.is_of(&pipe) && process.is_kept(kept)).collect()
     }
 
     fn ask(&mut self) -> Result<Answers, Unanswered> {
