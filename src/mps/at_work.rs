@@ -1,10 +1,14 @@
-//! NVIDIA's MPS programs that run, whoever started them: control daemons and servers, by the file that they were started
-//! from and by their environment, as root can read them of all.
+//! NVIDIA's MPS programs that run on this machine, and in no container, whoever started them: control daemons and servers, by
+//! the file that they were started from and by their environment, as root can read them of all. Anybody may call a program
+//! of his own so: whose it is and which file counts.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use super::kept::Kept;
+use super::process::{is_here, runs, users};
 
 /// A process of one of the two programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +17,8 @@ pub struct AtWork {
     pub pid: i32,
     /// It is a server; else a control daemon.
     pub is_server: bool,
+    /// Its real and its effective user.
+    users: [u32; 2],
     /// CUDA_MPS_PIPE_DIRECTORY.
     pipe: Option<PathBuf>,
     /// CUDA_VISIBLE_DEVICES.
@@ -30,7 +36,7 @@ impl AtWork {
         pids.filter_map(Self::read).collect()
     }
 
-    /// One process; none if it is of another program, or only asks a daemon something.
+    /// One process; none if it is of another program, in a container, or only asks a daemon something.
     pub fn read(pid: i32) -> Option<Self> {
         let of = |file: &str| PathBuf::from(format!("/proc/{pid}/{file}"));
         let program = fs::read_link(of("exe")).ok()?;
@@ -42,6 +48,9 @@ impl AtWork {
         if !is_server && !is_daemon(&fs::read(of("cmdline")).ok()?) {
             return None;
         }
+        if !is_here(pid) {
+            return None;
+        }
         let environment = fs::read(of("environ")).ok()?;
         let variable = |name: &str| {
             let mut lines = environment.split(|byte| *byte == 0);
@@ -51,6 +60,7 @@ impl AtWork {
         Some(Self {
             pid,
             is_server,
+            users: users(pid)?,
             pipe: variable("CUDA_MPS_PIPE_DIRECTORY").map(|path| OsStr::from_bytes(path).into()),
             visible: variable("CUDA_VISIBLE_DEVICES").map(text),
         })
@@ -64,6 +74,18 @@ impl AtWork {
     /// Whether it is of the control daemon with this pipe directory.
     pub fn is_of(&self, pipe: &Path) -> bool {
         self.pipe() == pipe
+    }
+
+    /// Whether it is root's.
+    pub fn is_roots(&self) -> bool {
+        self.users == [0, 0]
+    }
+
+    /// Whether it is a program of what is kept to, root's, or the user's who is served alone.
+    pub fn is_kept(&self, kept: &Kept) -> bool {
+        let file = if self.is_server { &kept.settings.server } else { &kept.settings.control };
+        let is_users = |user: &u32| *user == 0 || (self.is_server && *user == kept.uid);
+        self.users.iter().all(is_users) && runs(self.pid, file)
     }
 
     /// Whether it may serve a device: that is named, or one by number, or nothing is. CUDA takes the beginning of a UUID

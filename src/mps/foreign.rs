@@ -1,7 +1,12 @@
 //! Who else is on a device: while one is, no MPS server gets it alone, and what it does has no limits.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use super::at_work::AtWork;
 use super::place::Place;
+use super::process::users;
 use super::reason::Reason;
 use super::settings::Settings;
 use crate::container::process::text;
@@ -22,14 +27,13 @@ pub fn check(settings: &Settings, place: &Place, nvml: &Session) -> Result<(), R
     };
     let uuids = [settings.uuid.as_str(), settings.gpu_uuid.as_str()];
     let pipe = place.pipe();
-    let is_other = |other: &AtWork| !other.is_server && !other.is_of(&pipe) && other.may_serve(&uuids);
+    let is_other = |other: &AtWork| {
+        !other.is_server && other.is_roots() && !other.is_of(&pipe) && other.may_serve(&uuids)
+    };
     if let Some(other) = AtWork::all().into_iter().find(is_other) {
         return Err(Reason::not_now(
             format!("{what}: another MPS control daemon may serve it, {}", named(other.pid)),
-            format!(
-                "end it: `echo quit | CUDA_MPS_PIPE_DIRECTORY={} nvidia-cuda-mps-control`",
-                other.pipe().display()
-            ),
+            end(&other),
         ));
     }
     let Some(processes) = &device.processes else {
@@ -63,10 +67,58 @@ fn in_use(what: &str, pids: &[i32]) -> Reason {
     )
 }
 
-/// `process 4711 (python3) of user 1000`.
+/// How another control daemon is ended, for a shell: its environment is whatever somebody wrote into it.
+fn end(other: &AtWork) -> String {
+    let kill = format!("end it: `kill {}`", other.pid);
+    match other.pipe().to_str().filter(|path| is_plain(path)) {
+        Some(path) => {
+            format!("{kill}, or `echo quit | CUDA_MPS_PIPE_DIRECTORY={path} nvidia-cuda-mps-control`")
+        }
+        None => kill,
+    }
+}
+
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/') && path.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c))
+}
+
+/// Refuses a lock that somebody else holds: process `pid`, if that is known.
+pub fn refuse(what: &str, lock: &Path, pid: Option<i32>) -> Reason {
+    let Some(pid) = pid.or_else(|| who_has_open(lock)) else {
+        return Reason::not_now(
+            format!("{what}: somebody holds the lock of MPS, {}", lock.display()),
+            "`lslocks` may show who; end that",
+        );
+    };
+    let name = name(pid).map(|name| format!("{name}, ")).unwrap_or_default();
+    let user = users(pid).map_or("gone".to_owned(), |[user, _]| format!("uid {user}"));
+    Reason::not_now(
+        format!("{what}: process {pid} ({name}{user}) holds the lock of MPS"),
+        format!("end it: `kill {pid}`"),
+    )
+}
+
+/// A process that has a file open: a lock may be of an open file and tell no process.
+fn who_has_open(path: &Path) -> Option<i32> {
+    let file = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let wanted = file(path)?;
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|fd| file(&fd.path()) == Some(wanted))
+    })
+}
+
+/// `process 4711 (python3)`.
 pub fn named(pid: i32) -> String {
-    let name = text(pid, "comm").map(|name| format!(" ({})", name.trim_end())).unwrap_or_default();
+    let name = name(pid).map(|name| format!(" ({name})")).unwrap_or_default();
     format!("process {pid}{name}")
+}
+
+/// What a process calls itself, which may be anything.
+fn name(pid: i32) -> Option<String> {
+    let name = text(pid, "comm").ok()?;
+    Some(name.trim_end().chars().map(|c| if c.is_control() { '?' } else { c }).collect())
 }
 
 /// `process 4711 (python3) uses`, `processes 4711 (python3), 4712 (python3) use`; the verb in both numbers.

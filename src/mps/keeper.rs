@@ -214,6 +214,7 @@ impl Keeper {
         match step {
             Step::Launch => {
                 info!("{}: starting {}", settings.what, settings.control.display());
+                self.check_lock()?;
                 let option = programs::check(&settings)?;
                 self.gpu.check(&settings, &self.place)?;
                 // Until the server is told to start, which is when it gets the GPU.
@@ -332,9 +333,10 @@ impl Keeper {
         self.clients.clear();
     }
 
-    /// Ends the control daemon and its servers, each way once.
+    /// Ends the control daemon and its servers, each way once, and the last way until nothing is left.
     fn end(&mut self, force: Force) {
-        if self.forced.replace(force) == Some(force) {
+        let is_told = self.forced.replace(force) == Some(force);
+        if is_told && force != Force::Kill {
             return;
         }
         let signal = match force {
@@ -345,13 +347,17 @@ impl Keeper {
             Force::Quit | Force::Terminate => libc::SIGTERM,
             Force::Kill => libc::SIGKILL,
         };
-        if let Some(daemon) = &self.daemon {
-            daemon.signal(signal);
+        for known in [&self.daemon, &self.server].into_iter().flatten() {
+            known.signal(signal);
         }
-        let pipe = self.place.pipe();
-        for server in AtWork::all().into_iter().filter(|process| process.is_of(&pipe)) {
-            warn!("{}: ending process {}", self.what(), server.pid);
-            if let Ok(process) = Process::find(server.pid) {
+        for server in self.at_work() {
+            if !is_told {
+                warn!("{}: ending process {}", self.what(), server.pid);
+            }
+            // It may be another's by now.
+            if let Ok(process) = Process::find(server.pid)
+                && AtWork::read(server.pid).as_ref() == Some(&server)
+            {
                 process.signal(signal);
             }
         }

@@ -7,11 +7,13 @@ use tracing::info;
 use super::at_work::AtWork;
 use super::blocked;
 use super::control::{Control, Unanswered};
+use super::foreign;
 use super::keeper::Keeper;
 use super::kept::Kept;
 use super::lock;
-use super::process::Process;
+use super::process::{Process, is_here, runs, users};
 use super::protocol::State;
+use super::reason::Reason;
 use super::reply::{self, ServerState};
 use super::settings::Settings;
 use super::step::{Answers, Daemon, Goal, Seen, Server};
@@ -26,11 +28,11 @@ const SILENT: u32 = 2;
 impl Keeper {
     /// Looks at everything.
     pub(super) fn look(&mut self) -> Seen {
-        let mut daemon = self.look_for_daemon();
         if self.server.as_mut().is_some_and(Process::has_ended) {
             self.server = None;
             self.read_back = None;
         }
+        let mut daemon = self.look_for_daemon();
         if daemon != Daemon::Running {
             self.clients.clear();
             // Whoever has the front finds somebody who turns him away.
@@ -56,26 +58,66 @@ impl Keeper {
     fn look_for_daemon(&mut self) -> Daemon {
         if self.daemon.as_mut().is_some_and(Process::has_ended) {
             self.daemon = None;
+            self.forget_daemon();
         }
         // Who cannot look takes it that there is one.
-        let holder = lock::holder(&self.place.pipe().join(LOCK)).unwrap_or(Some(0));
-        match holder {
-            Some(pid) => {
-                if self.daemon.as_ref().map(|daemon| daemon.pid) != Some(pid)
-                    && let Ok(found) = Process::find(pid)
-                {
-                    info!("{}: process {pid} is its MPS control daemon", self.what());
-                    self.daemon = Some(found);
-                }
-                Daemon::Running
+        let Ok(holder) = lock::holder(&self.place.pipe().join(LOCK)) else { return Daemon::Running };
+        if let Some(pid) = holder {
+            if self.daemon.as_ref().is_some_and(|daemon| daemon.pid == pid) {
+                return Daemon::Running;
             }
-            None if self.daemon.is_some() => Daemon::Unlocked,
-            None => {
-                let pipe = self.place.pipe();
-                let is_left = AtWork::all().iter().any(|process| process.is_server && process.is_of(&pipe));
-                if is_left { Daemon::Unlocked } else { Daemon::Gone }
+            if let Some(found) = self.find_daemon(pid) {
+                if self.daemon.is_some() {
+                    self.forget_daemon();
+                }
+                info!("{}: process {pid} is its MPS control daemon", self.what());
+                self.daemon = Some(found);
+                return Daemon::Running;
             }
         }
+        let is_left = self.daemon.is_some()
+            || self.server.is_some()
+            || self.at_work().iter().any(|process| process.is_server);
+        if is_left { Daemon::Unlocked } else { Daemon::Gone }
+    }
+
+    /// What was known of the last daemon is not true of the next, to which nobody is let before it is known as well.
+    fn forget_daemon(&mut self) {
+        let _ = self.front.close();
+        self.course.is_guarded = false;
+        self.read_back = None;
+    }
+
+    /// Takes hold of who has the lock, if it is a control daemon: root's own, of this machine. As long as nobody said which
+    /// program it is, by its name.
+    fn find_daemon(&self, pid: i32) -> Option<Process> {
+        if pid <= 0 {
+            return None;
+        }
+        let mut found = Process::find(pid).ok()?;
+        let is_program = match &self.kept {
+            Some(kept) => runs(pid, &kept.settings.control),
+            None => AtWork::read(pid).is_some_and(|process| !process.is_server),
+        };
+        let is_daemon = is_program && users(pid) == Some([0, 0]) && is_here(pid);
+        // Else all of this was said of another.
+        (is_daemon && !found.has_ended()).then_some(found)
+    }
+
+    /// Refuses to start a control daemon that would not get the lock.
+    pub(super) fn check_lock(&self) -> Result<(), Reason> {
+        let lock = self.place.pipe().join(LOCK);
+        match lock::holder(&lock) {
+            Ok(Some(pid)) => Err(foreign::refuse(&self.what(), &lock, (pid > 0).then_some(pid))),
+            _ => Ok(()),
+        }
+    }
+
+    /// MPS programs that run here for this device. Which they are is to be known: a name is anybody's.
+    pub(super) fn at_work(&self) -> Vec<AtWork> {
+        let Some(kept) = &self.kept else { return Vec::new() };
+        let pipe = self.place.pipe();
+        AtWork::all().into_iter().filter(|process| process.is_of(&pipe) && process.is_kept(kept)).collect()
     }
 
     fn ask(&mut self) -> Result<Answers, Unanswered> {

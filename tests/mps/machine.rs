@@ -3,6 +3,8 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -12,9 +14,10 @@ use crate::Test;
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, PROHIBITED, kill_hard, wait_until};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 9] = [
+pub const TRIALS: [Test; 10] = [
     ("who_uses_the_gpu_is_named", who_uses_the_gpu_is_named),
     ("another_control_daemon_is_named", another_control_daemon_is_named),
+    ("who_only_looks_like_mps_is_left_alone", who_only_looks_like_mps_is_left_alone),
     ("a_closed_gpu_stays_closed", a_closed_gpu_stays_closed),
     ("a_mode_that_somebody_sets_is_told", a_mode_that_somebody_sets_is_told),
     ("the_mode_of_before_outlives_a_crash", the_mode_of_before_outlives_a_crash),
@@ -58,6 +61,58 @@ fn another_control_daemon_is_named(files: &MpsFiles) {
     assert_eq!(ground.mode(), DEFAULT);
     drop((other, elsewhere));
     ground.ensured();
+    assert_eq!(ground.stop(false)["answer"], "stopped");
+    ground.wait_for_end();
+    ground.supervise();
+    // Nobody is given a line of a stranger's for his shell.
+    let other = control_daemon(&ground, "$(reboot)", &ground.uuid);
+    let answer = ground.ensure();
+    ground.refused(&answer, 3, "another MPS control daemon may serve it");
+    assert_eq!(answer["hint"], json!(format!("end it: `kill {}`", other.0.id())));
+}
+
+fn who_only_looks_like_mps_is_left_alone(files: &MpsFiles) {
+    let mut ground = Ground::new(files);
+    fs::create_dir(ground.path("fake")).unwrap();
+    let fake = |program: &str, name: &str, words: &[&str], uid: u32, pipe: &Path| {
+        let path = ground.path("fake").join(name);
+        if !path.exists() {
+            fs::copy(program, &path).unwrap();
+        }
+        let mut command = Command::new(path);
+        command.args(words).uid(uid).env("CUDA_MPS_PIPE_DIRECTORY", pipe).stdin(Stdio::null());
+        Daemon(command.stdout(Stdio::null()).spawn().unwrap())
+    };
+    let pipe = ground.state("pipe");
+    let server = "nvidia-cuda-mps-server";
+    let mut others: Vec<Daemon> =
+        [0, 65534].map(|uid| fake("/bin/sleep", server, &["1000"], uid, &pipe)).into();
+    // As root's it may be of another installation.
+    let tail = "/usr/bin/tail";
+    others.push(fake(tail, "nvidia-cuda-mps-control", &["-f", "/dev/null"], 65534, Path::new("/a")));
+    // The program itself, as a container has it that the driver is in.
+    let inner = ground.path("inner");
+    fs::create_dir(&inner).unwrap();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child"])
+        .arg(ground.path("bin/nvidia-cuda-mps-control"))
+        .arg("-f");
+    command.env("CUDA_MPS_PIPE_DIRECTORY", &inner).env("CUDA_MPS_LOG_DIRECTORY", &inner);
+    others.push(Daemon(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()));
+    wait_until("a control daemon of a container", || inner.join("control").exists());
+    ground.supervise();
+    ground.ensured();
+    let control = ground.control_pid();
+    kill_hard(control);
+    wait_until("another control daemon", || ground.pid("control_pid").is_some_and(|pid| pid != control));
+    ground.wait_for("ready");
+    assert_eq!(ground.stop(true)["answer"], "stopped");
+    ground.wait_for_end();
+    assert_eq!(ground.mode(), DEFAULT);
+    for (number, other) in others.iter_mut().enumerate() {
+        assert_eq!(other.0.try_wait().unwrap(), None, "{number}: {}", ground.log());
+    }
 }
 
 /// A control daemon that somebody started.

@@ -4,8 +4,12 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use nix::sys::signal::Signal;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::Test;
@@ -13,7 +17,7 @@ use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, 
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 9] = [
+pub const TRIALS: [Test; 11] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
     ("the_server_is_killed", the_server_is_killed),
     ("a_supervisor_is_killed_and_no_client_is_lost", a_supervisor_is_killed_and_no_client_is_lost),
@@ -23,6 +27,8 @@ pub const TRIALS: [Test; 9] = [
     ("who_says_nothing_is_named", who_says_nothing_is_named),
     ("a_server_that_does_not_answer_is_named", a_server_that_does_not_answer_is_named),
     ("limits_that_somebody_changed", limits_that_somebody_changed),
+    ("who_holds_the_lock_is_named", who_holds_the_lock_is_named),
+    ("a_daemon_in_the_place_of_another", a_daemon_in_the_place_of_another),
 ];
 
 /// Of those that tell how a server is (get_server_status), which 535 does not.
@@ -187,4 +193,74 @@ fn limits_that_somebody_changed(files: &MpsFiles) {
     ground.ensured();
     let read_back = ground.control(&ground.state("pipe"), "get_default_active_thread_percentage\n");
     assert_eq!((read_back.trim(), ground.server_pid()), ("25.0", server));
+}
+
+fn who_holds_the_lock_is_named(files: &MpsFiles) {
+    let mut ground = Ground::new(files);
+    ground.supervise();
+    fs::create_dir_all(ground.state("pipe")).unwrap();
+    let path = ground.state("pipe/control_lock");
+    let lock = || File::options().write(true).create(true).truncate(false).open(&path);
+    let whole_file = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    let own = std::process::id();
+    // A lock of a process, and one of an open file, which tells no process.
+    for take in [FcntlArg::F_SETLK(&whole_file), FcntlArg::F_OFD_SETLK(&whole_file)] {
+        let held = lock().unwrap();
+        fcntl(&held, take).unwrap();
+        let answer = ground.ensure();
+        ground.refused(&answer, 3, &format!("GPU 0: process {own} ("));
+        assert!(answer["message"].as_str().unwrap().ends_with(", uid 0) holds the lock of MPS"), "{answer}");
+        assert_eq!(answer["hint"], json!(format!("end it: `kill {own}`")));
+        assert_eq!((ground.status()["state"].as_str(), ground.pid("control_pid")), (Some("down"), None));
+    }
+    ground.ensured();
+    // It is no daemon that is waited for either.
+    kill_hard(ground.control_pid());
+    ground.wait_for("ready");
+    assert_eq!(ground.stop(false)["answer"], "stopped");
+    ground.wait_for_end();
+    let held = lock().unwrap();
+    fcntl(&held, FcntlArg::F_SETLK(&whole_file)).unwrap();
+    ground.supervise();
+    assert_eq!(ground.stop(true)["answer"], "stopped");
+    ground.wait_for_end();
+}
+
+/// Between two looks; it has no guard.
+fn a_daemon_in_the_place_of_another(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let control = ground.control_pid();
+    let supervisor = Pid::from_raw(ground.pid("supervisor_pid").unwrap());
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    kill_hard(control);
+    wait_until("its end", || !is_alive(control));
+    let pipe = ground.state("pipe");
+    for stale in ["log", "nvidia-cuda-mps-control.pid", "control", "control_privileged"] {
+        let _ = fs::remove_file(pipe.join(stale));
+    }
+    let mut command = Command::new(ground.path("bin/nvidia-cuda-mps-control"));
+    command.arg("-f").args(files.is_multi_user().then_some("-multiuser-server"));
+    command.env("PATH", format!("{}:/usr/bin", ground.path("bin").display()));
+    command.env("CUDA_MPS_PIPE_DIRECTORY", &pipe).env("CUDA_MPS_LOG_DIRECTORY", ground.state("log"));
+    command.env("CUDA_VISIBLE_DEVICES", &ground.uuid).stdin(Stdio::null());
+    let mut other = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("another control daemon", || pipe.join("control").exists());
+    let orders = "set_default_active_thread_percentage 25\nset_default_device_pinned_mem_limit 0 5000M\nstart_server -uid 0\n";
+    ground.control(&pipe, orders);
+    wait_until("its server", || {
+        ground.received().iter().filter(|event| event["event"] == "ready").count() == 2
+    });
+    kill(supervisor, Signal::SIGCONT).unwrap();
+    // It is looked at as if it were the first, and is not good enough.
+    other.wait().unwrap();
+    wait_until("a third one", || ground.pid("control_pid").is_some_and(|pid| pid != control));
+    ground.wait_for("ready");
+    ground.ensured();
+    assert!(ground.log().contains("would obey root of a container"), "{}", ground.log());
 }
