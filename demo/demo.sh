@@ -162,7 +162,7 @@ try "divvy ps --refused"
 says "who has it, and what is free instead" "shared-0 is held by podman container one"
 try "podman rm --force --time 0 one >/dev/null; podman run --rm --device nvidia.com/gpu=shared-0 debian echo started"
 expect "it is free as soon as its container is gone" started
-note "Shares in time slices take turns, and each can use all of the memory. With mode = "mps" they have limits: README."
+note "Shares in time slices take turns, and each can use all of the memory. With mode = \"mps\" they have limits: README."
 
 printf '\n%sAll of this held.%s On a machine with a GPU: make build, sudo make install, sudo divvy generate.\n' \
     "$bold" "$plain"
