@@ -43,7 +43,13 @@ start() { # start WORD N
 outcomes() { find $dir -mindepth 2 -maxdepth 2 -name outcome | wc -l; }
 one_of() { [ $# = 0 ] || echo "${@:RANDOM % $# + 1:1}"; }
 # Of these containers: others are started in the machine meanwhile.
-hook() { one_of $(grep -laF -- "=$state" /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3); }
+hooks_of_these() {
+    local pid
+    for pid in $(grep -lx divvy-hook /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3); do
+        if grep -qaF -- "=$state" /proc/$pid/cmdline 2>/dev/null; then echo $pid; fi
+    done
+}
+hook() { one_of $(hooks_of_these); }
 holder() { one_of $(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' $state/leases/*.json 2>/dev/null); }
 
 for ((n = 0; n < count; n++)); do bundle $n $((n % 2 ? 1 + n / 2 % (configs - 1) : 0)); done
