@@ -6,7 +6,6 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use hooks::lease::{Answer, DeviceName, LEASES, Labels, Lease, Request, SOCKET, VERSION};
 use nix::mount::{MsFlags, mount};
@@ -17,10 +16,9 @@ use tempfile::TempDir;
 
 use crate::client::Call;
 use crate::container::Container;
+pub use crate::support::wait::{PATIENCE, wait_until};
 use crate::support::{divvy, run};
 
-/// As long as anything is waited for that has to happen at all. Nothing passes or fails by being faster.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Major number of the driver's nodes.
 const NVIDIA: u64 = 195;
 
@@ -136,16 +134,6 @@ fn nodes(spec: &[u8]) -> BTreeMap<String, Vec<PathBuf>> {
         (device["name"].as_str().unwrap().to_owned(), paths.collect())
     });
     devices.collect()
-}
-
-/// Waits for what has to happen.
-#[track_caller]
-pub fn wait_until(what: &str, mut has_happened: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !has_happened() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Leaves the machine's mount namespace, and covers /dev.

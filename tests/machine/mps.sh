@@ -31,6 +31,9 @@ for suite in "${suites[@]}"; do version_of "$suite" || missing+=("$suite"); done
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || die "needs Debian or Ubuntu: there is no apt-get here"
 [ -e "$key" ] || die "$key is missing: run install.sh"
 mirror=$(debian_mirror)
+# On another host, that of mmdebstrap, which makes the trees.
+[ -n "$mirror" ] || mirror=$(sed -n "s/^ *my \$mirror *= '\(.*\)';$/\1/p" "$(command -v mmdebstrap)" 2>/dev/null | head -n 1)
+[ -n "$mirror" ] || die "no mirror of Debian's is known: run install.sh"
 
 mkdir -p "$unpacked"
 work=$(mktemp -d "$unpacked/.work.XXXXXX")
@@ -64,7 +67,7 @@ fetch() { # fetch SUITE
     mkdir -p "$dir"/{etc,state/lists/partial,cache/archives/partial,log,debs,root}
     : >"$dir/status"
     settings "$dir" >"$dir/apt.conf"
-    echo "deb [signed-by=$key] ${mirror:-http://deb.debian.org/debian} $1 non-free" >"$dir/etc/sources.list"
+    echo "deb [signed-by=$key] $mirror $1 non-free" >"$dir/etc/sources.list"
     export APT_CONFIG=$dir/apt.conf
     apt-get update --error-on=any -q || return
     cd "$dir/debs" || return

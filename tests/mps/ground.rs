@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,10 +16,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::mps::MpsFiles;
+pub use crate::support::wait::{PATIENCE, wait_until};
 use crate::support::{facts, mock_nvml, run};
 
-/// As long as anything is waited for that has to happen at all. Nothing passes or fails by being faster.
-pub const PATIENCE: Duration = Duration::from_secs(90);
 /// nvmlComputeMode_t.
 pub const DEFAULT: u32 = 0;
 pub const PROHIBITED: u32 = 2;
@@ -314,14 +312,4 @@ pub fn is_alive(pid: i32) -> bool {
 
 pub fn kill_hard(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-}
-
-/// Waits for what has to happen.
-#[track_caller]
-pub fn wait_until(what: &str, mut has_happened: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !has_happened() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

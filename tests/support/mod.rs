@@ -10,6 +10,7 @@ pub mod needs;
 pub mod peak;
 pub mod place;
 pub mod record;
+pub mod wait;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
