@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// As long as an answer may take.
-const LIMIT: Duration = Duration::from_secs(2);
+/// As long as an answer may take. The guard alone gives somebody who is silent a second and a half.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

@@ -59,7 +59,7 @@ impl Front {
         self.clear()?;
         fs::hard_link(&self.control, &self.beside)?;
         fs::rename(&self.beside, &self.socket)?;
-        self.tombstone = None;
+        self.take_down();
         Ok(())
     }
 
@@ -102,9 +102,15 @@ impl Front {
     /// # Errors
     /// When the socket cannot be removed.
     pub fn remove(&mut self) -> io::Result<()> {
-        self.tombstone = None;
+        self.take_down();
         self.clear()?;
         remove(&self.socket)
+    }
+
+    /// Who knocked while somebody else was busy here is turned away as well, and not left to guess at a reset.
+    fn take_down(&mut self) {
+        self.turn_away();
+        self.tombstone = None;
     }
 
     /// What was left beside it by a supervisor that was killed.

@@ -30,7 +30,7 @@ const SELDOM: Duration = Duration::from_secs(10);
 /// The guard waits a second and a half for who says nothing, and others, hundreds too, may be before the one who tries it.
 const GUARD_LIMIT: Duration = Duration::from_secs(10);
 /// A start that held so long was none that failed.
-const LASTING: Duration = Duration::from_secs(60);
+const LASTING: Duration = Duration::from_secs(10);
 
 /// What keeps one device.
 #[derive(Debug)]
@@ -129,6 +129,7 @@ impl Keeper {
             let (state, step) = step::next(&self.course, &seen, now);
             if state != self.state {
                 info!("{}: {state:?}", self.what());
+                self.note_lasting(now);
                 self.ready_since = (state == State::Ready).then_some(now);
                 self.state = state;
             }
@@ -184,9 +185,7 @@ impl Keeper {
             // Should somebody change them, they are set once more.
             self.course.limits_set = false;
             self.gpu.leave();
-            if self.ready_since.is_some_and(|since| now.saturating_duration_since(since) >= LASTING) {
-                self.failures = 0;
-            }
+            self.note_lasting(now);
         }
         if self.state == State::Fault {
             self.reason = Some(self.fault());
@@ -202,6 +201,13 @@ impl Keeper {
             State::Ready if self.reason.is_none() => Some(now + SELDOM),
             State::Ready | State::Fault | State::Blocked => Some(now + LATER),
         };
+    }
+
+    /// What ends after it served for a while did not fail to start.
+    fn note_lasting(&mut self, now: Instant) {
+        if self.ready_since.is_some_and(|since| now.saturating_duration_since(since) >= LASTING) {
+            self.failures = 0;
+        }
     }
 
     /// A step towards a server that serves.
@@ -233,7 +239,8 @@ impl Keeper {
             Step::StartServer => {
                 self.gpu.admit_server(&settings)?;
                 self.tell(&format!("start_server -uid {uid}"));
-                self.course.server_asked = Some(now);
+                // The daemon may have been busy until now.
+                self.course.server_asked = Some(Instant::now());
             }
             _ => {
                 self.gpu.admit_server(&settings)?;

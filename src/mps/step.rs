@@ -11,7 +11,7 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(30);
 /// A server makes its contexts first, which took 20 seconds on a machine with eight GPUs.
 pub const SERVER_LIMIT: Duration = Duration::from_secs(30);
 /// A server that was asked for is in the list at once, and stays there until it has ended.
-const LISTED_LIMIT: Duration = Duration::from_secs(1);
+const LISTED_LIMIT: Duration = Duration::from_secs(3);
 /// A server recovers from a fault by itself, when the last client is gone.
 const FAULT_LIMIT: Duration = Duration::from_secs(10);
 /// After `quit`, before SIGTERM; and as long again before SIGKILL.

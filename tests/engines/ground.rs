@@ -139,9 +139,10 @@ impl Ground {
         self.command("in.sh", &["sh", "-c", script])
     }
 
-    /// Asks again and again whether something has come about, for as long as any of it may take on a busy host.
+    /// Asks again and again whether something has come about, for as long as any of it may take on a busy host: MPS that
+    /// failed many times starts after a minute.
     pub fn wait(&self, has_come: impl Fn() -> bool) -> bool {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_secs(120);
         while !has_come() {
             if Instant::now() > end {
                 return false;

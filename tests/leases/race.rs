@@ -250,7 +250,10 @@ fn round(
         }
         askers.into_iter().map(|asker| asker.join().unwrap()).collect()
     });
-    // Who left after a whole request may not have been heard yet, and would get a lease in the next round.
+    // Who left after a whole request may not have been heard yet, and would get a lease in the next round. Callers are
+    // accepted in their order: when this one is answered, none of them still waits to be.
+    let answer = Call::say(&ground.socket(), b"\n").unwrap().last();
+    assert!(matches!(answer, Answer::Refused { .. }), "{answer:?}");
     let has_heard_all = || daemon.descriptors() <= idle + ground.leases().len();
     wait_until("callers that left", has_heard_all);
     let killed = ledger.into_inner().unwrap().killed;

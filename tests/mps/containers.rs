@@ -85,7 +85,7 @@ fn cuda_fails_where_mps_is_away(files: &MpsFiles) {
     fs::create_dir(&empty).unwrap();
     assert_eq!(cuda(empty), "100", "no MPS at all");
     assert_eq!(cuda(ground.state("front")), "805", "MPS that runs");
-    ground.behave("slow");
+    ground.behave("stuck");
     kill_hard(ground.control_pid());
     wait_until("a closed GPU", || ground.mode() == PROHIBITED);
     assert_eq!(cuda(ground.state("front")), "805", "a tombstone");

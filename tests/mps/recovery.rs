@@ -57,10 +57,11 @@ fn the_server_is_killed(files: &MpsFiles) {
     let ground = Ground::ready(files);
     let (control, server) = (ground.control_pid(), ground.server_pid());
     // It stays down until it is looked at.
-    ground.behave("slow");
+    ground.behave("stuck");
     kill_hard(server);
     wait_until("a closed GPU", || ground.mode() == PROHIBITED);
     assert!(is_turned_away(&ground.state("front/control")));
+    ground.behave("");
     ground.wait_for("ready");
     assert!(!is_alive(control), "it is started from the beginning");
     assert_ne!(ground.server_pid(), server);

@@ -131,12 +131,13 @@ fn what_was_left_behind_is_no_hindrance(files: &MpsFiles) {
 
 fn a_server_that_takes_its_time(files: &MpsFiles) {
     let mut ground = Ground::new(files);
-    ground.behave("slow");
+    ground.behave("stuck");
     ground.supervise();
     std::thread::scope(|scope| {
         let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| ground.ensure())).collect();
         ground.wait_for("starting");
         assert!(crate::peer::is_turned_away(&ground.state("front/control")));
+        ground.behave("");
         for answer in asked {
             assert_eq!(answer.join().unwrap()["answer"], "ready", "{}", ground.log());
         }

@@ -34,9 +34,6 @@ pub fn serve() -> io::Result<()> {
     let program = std::env::current_exe()?;
     let directory = program.parent().map(PathBuf::from).unwrap_or_default();
     let behaviour = Behaviour(directory.join("behaviour"));
-    if behaviour.has("slow") {
-        thread::sleep(Duration::from_secs(3));
-    }
     while behaviour.has("stuck") {
         thread::sleep(Duration::from_millis(50));
     }

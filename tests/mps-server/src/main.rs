@@ -6,8 +6,7 @@
 //!
 //! | word | it |
 //! |---|---|
-//! | `slow` | waits 3 seconds before it says that it is ready |
-//! | `stuck` | never says so |
+//! | `stuck` | does not say that it is ready, as long as the word is there |
 //! | `broken` | ends before that, with status 1 |
 //! | `fault` | answers FAULT, as long as the word is there |
 //! | `silent` | takes clients, and answers its daemon nothing |
