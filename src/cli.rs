@@ -277,7 +277,8 @@ pub struct MpsArgs {
     pub state_dir: PathBuf,
 }
 
-const FORCED_STOP: &str = "Also while containers use it: their work is lost, and CUDA programs that they start afterwards have no limits";
+const FORCED_STOP: &str =
+    "Also while containers use it: their work is lost, and CUDA fails in them until MPS begins again";
 
 /// What can be done to MPS.
 #[derive(Debug, Subcommand)]

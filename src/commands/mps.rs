@@ -171,11 +171,17 @@ fn stop(args: &MpsDeviceArgs) -> Result<Status> {
             return Ok(Status::Done);
         }
     };
-    // Asked before: a container that starts meanwhile is refused.
+    // Asked before: who has a share now is who loses it.
     let holders = client::holders(&state_dir, &known.uuid);
     end(args, &known)?;
     for holder in &holders {
-        say("warning", format_args!("CUDA programs that {holder} starts from now on have no limits"));
+        say("warning", format_args!("CUDA fails in {holder} from now on (error 805)"));
+    }
+    if !holders.is_empty() {
+        say(
+            "note",
+            format_args!("{} stays closed until no container has a share of it", in_question(&known)),
+        );
     }
     let plan = planned(&state_dir).unwrap_or_default();
     let at_boot = plan.mps.iter().any(|settings| settings.uuid == known.uuid && settings.at_boot);
@@ -216,6 +222,11 @@ fn end(args: &MpsDeviceArgs, known: &Known) -> Result<()> {
         Answer::Stopped => Ok(()),
         other => Err(refused(other)),
     }
+}
+
+/// `GPU 0`, or the UUID where that is all that is known.
+fn in_question(known: &Known) -> &str {
+    known.settings.as_ref().map_or(&known.uuid, |settings| &settings.what)
 }
 
 fn refused(answer: Answer) -> anyhow::Error {

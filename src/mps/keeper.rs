@@ -120,6 +120,9 @@ impl Keeper {
 
     /// Does what is to be done until there is nothing for now. Returns whether MPS has ended for good.
     pub fn go_on(&mut self) -> bool {
+        if self.course.goal == Goal::Close && self.holders().is_empty() {
+            self.begin_end_for_good();
+        }
         if let Err(error) = log::bound(&self.place) {
             warn!("{}: its log grows: {error}", self.what());
         }
@@ -154,7 +157,12 @@ impl Keeper {
                     self.course = Course { goal, retry_at: self.course.retry_at, ..Course::default() };
                     self.forced = None;
                     if goal == Goal::End {
-                        return true;
+                        let holders = self.holders();
+                        if holders.is_empty() {
+                            return true;
+                        }
+                        self.course.goal = Goal::Close;
+                        self.reason = Some(self.closed(&holders));
                     }
                 }
                 Step::TryGuard => {
@@ -196,6 +204,7 @@ impl Keeper {
         }
         self.next_look = match self.state {
             State::Down if self.course.goal == Goal::Run => self.course.retry_at,
+            State::Down if self.course.goal == Goal::Close => Some(now + LATER),
             State::Down => None,
             State::Starting => Some(now + SOON),
             State::Ready if self.reason.is_none() => Some(now + SELDOM),
@@ -319,7 +328,7 @@ impl Keeper {
         self.begin_end();
     }
 
-    /// Ends MPS for good.
+    /// Ends MPS for good, once nobody has a share any more: until then its containers find no GPU without limits.
     pub fn begin_end_for_good(&mut self) {
         self.course.goal = Goal::End;
         self.begin_end();
@@ -417,6 +426,14 @@ impl Keeper {
         Reason::not_now(
             format!("{}: a client's fault ended the work of all; {left}", self.what()),
             "containers whose work was lost have to end; then MPS serves again",
+        )
+    }
+
+    fn closed(&self, holders: &[String]) -> Reason {
+        let what = self.what();
+        Reason::not_now(
+            format!("{what}: MPS was ended, and CUDA fails in what has a share: {}", holders.join(", ")),
+            format!("end that, or begin MPS again: divvy mps restart {}", self.uuid),
         )
     }
 

@@ -45,9 +45,9 @@ pub enum What {
         /// Also with clients, whose work is lost.
         force: bool,
     },
-    /// That MPS ends here, and the compute mode of before is restored. Refused while it has clients.
+    /// That MPS ends here, and the compute mode of before is restored. Refused while it has clients, or a container a share.
     Stop {
-        /// Also with clients, whose work is lost.
+        /// Also with those, whose work is lost. The device stays closed to them until the last share is given back.
         force: bool,
     },
 }
@@ -68,7 +68,7 @@ pub enum Answer {
         /// Process ids of the machine.
         pids: Vec<i32>,
     },
-    /// It has ended, and so does the supervisor.
+    /// It has ended, and so does the supervisor, when nobody has a share any more.
     Stopped,
     /// It is not done.
     Refused {
@@ -100,7 +100,7 @@ pub struct Status {
     pub server_pid: Option<i32>,
     /// Clients of the server, as process ids of the machine.
     pub clients: Vec<i32>,
-    /// Starts after a failure, since the last that held for a minute.
+    /// Starts after a failure, since the last that held for ten seconds.
     pub failures: u32,
     /// Seconds since the epoch when this state began.
     pub since: u64,

@@ -25,6 +25,8 @@ pub enum Goal {
     Rest,
     /// MPS runs.
     Run,
+    /// It is gone, and stays away from those who still have a share: they meet the tombstone.
+    Close,
     /// It is gone, and so is the supervisor.
     End,
 }
@@ -169,7 +171,7 @@ pub fn next(course: &Course, seen: &Seen, now: Instant) -> (State, Step) {
         Daemon::Gone if course.launched.is_some() => (State::Down, Step::Fail(Trouble::NotStarted)),
         Daemon::Gone if course.retry_at.is_some_and(|at| now < at) => (State::Down, Step::Wait),
         Daemon::Gone => (State::Starting, Step::Launch),
-        _ if course.ending.is_some() || course.goal == Goal::End => {
+        _ if course.ending.is_some() || matches!(course.goal, Goal::Close | Goal::End) => {
             (State::Down, Step::End(force(since(course.ending))))
         }
         Daemon::Unlocked if course.launched.is_none() => (State::Down, Step::Fail(Trouble::DaemonEnded)),

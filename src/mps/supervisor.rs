@@ -122,6 +122,9 @@ impl Supervisor {
             if has_ended {
                 return self.leave();
             }
+            if self.keeper.course.goal == Goal::Close {
+                self.stopping.drain(..).for_each(|caller| answer(&caller, &Answer::Stopped));
+            }
             // Who is answered may look at once.
             // A full disk is no reason to leave containers without a tombstone.
             self.try_write_status();
@@ -234,7 +237,7 @@ impl Supervisor {
             kept: keeper.kept.as_ref(),
             state: keeper.state,
             reason: keeper.reason.as_ref(),
-            is_resting: keeper.course.goal == Goal::Rest || keeper.course.retry_at.is_some(),
+            is_resting: keeper.course.goal != Goal::Run || keeper.course.retry_at.is_some(),
             clients: (!clients.is_empty()).then(|| foreign::list(clients, "uses", "use")),
         }
     }
@@ -310,7 +313,9 @@ impl Supervisor {
             let message = format!("{}: {}", self.keeper.what(), reason.message);
             return answer(&caller, &Reason { message, ..reason }.into());
         };
-        if let Some(reason) = self.use_of_it(force) {
+        // What is closed already is nobody's work.
+        let is_closed = self.keeper.course.goal == Goal::Close;
+        if let Some(reason) = self.use_of_it(force || is_closed) {
             return answer(&caller, &reason.into());
         }
         info!("{}: ending MPS, to begin anew", self.keeper.what());
@@ -330,7 +335,7 @@ impl Supervisor {
         let what = self.keeper.what();
         info!("{what}: ending MPS");
         for holder in self.keeper.holders() {
-            warn!("{what}: CUDA programs that {holder} starts from now on have no limits");
+            warn!("{what}: CUDA fails in {holder} from now on");
         }
         self.stopping.push(caller);
         for waiting in self.waiting.drain(..) {

@@ -8,8 +8,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::Test;
-use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, is_alive, wait_until};
-use crate::peer::Peer;
+use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, wait_until};
+use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::MpsFiles;
 use crate::support::run;
 
@@ -104,14 +104,36 @@ fn it_is_not_ended_while_it_is_used(files: &MpsFiles) {
     let (control, server) = (ground.control_pid(), ground.server_pid());
     let client = Peer::client(&ground.state("front"), 0);
     assert_eq!(ground.stop(true)["answer"], "stopped", "{}", ground.log());
-    ground.wait_for_end();
     assert!(!client.leave());
     assert!(!is_alive(control) && !is_alive(server));
+    ground.is_closed_to_web();
+    // Another container begins it again, for all.
+    ground.ensured();
+    assert!(ground.is_open());
+    assert_eq!(ground.stop(true)["answer"], "stopped", "{}", ground.log());
+    ground.is_closed_to_web();
+    ground.refused(&ground.stop(false), 3, "podman container web has a share");
+    fs::remove_file(ground.path("state/leases/1.json")).unwrap();
+    ground.wait_for_end();
     assert_eq!(ground.mode(), DEFAULT);
     for left in ["settings.json", "status.json", "supervisor.sock", "compute-mode.json"] {
         assert!(!ground.state(left).exists(), "{left}");
     }
     assert!(ground.state("front").is_dir(), "whoever has it keeps it");
+}
+
+impl Ground {
+    /// MPS was ended under the container that has a share: it finds a tombstone, and nobody the GPU.
+    #[track_caller]
+    fn is_closed_to_web(&self) {
+        assert!(is_turned_away(&self.state("front/control")));
+        assert_eq!((self.status()["state"].as_str(), self.mode()), (Some("down"), PROHIBITED));
+        let why = self.status()["why"].to_string();
+        assert!(
+            why.contains("MPS was ended, and CUDA fails in what has a share: podman container web"),
+            "{why}"
+        );
+    }
 }
 
 /// A lease of this process.
@@ -146,7 +168,7 @@ fn lease(ground: &Ground) {
 }
 
 fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
-    let ground = Ground::ready(files);
+    let mut ground = Ground::ready(files);
     let control = ground.control_pid();
     let client = Peer::client(&ground.state("front"), 0);
     let (status, _, errors) = ground.run(&["mps", "restart", "0"]);
@@ -162,8 +184,22 @@ fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
     lease(&ground);
     let (status, _, errors) = ground.run(&["mps", "stop", "0", "--force"]);
     assert_eq!(status, 0, "{errors}");
-    let warning = "warning: CUDA programs that podman container web starts from now on have no limits\n";
+    let warning = "warning: CUDA fails in podman container web from now on (error 805)\n\
+        note: GPU 0 stays closed until no container has a share of it\n";
     assert!(errors.starts_with(warning), "{errors}");
+    ground.is_closed_to_web();
+    let (_, _, errors) = ground.run(&["mps"]);
+    assert!(
+        errors.contains(&format!("hint: end that, or begin MPS again: divvy mps restart {uuid}")),
+        "{errors}"
+    );
+    let (status, _, errors) = ground.run(&["mps", "restart", "0"]);
+    assert_eq!(status, 0, "it ends nobody's work: {errors}");
+    assert!(ground.is_open());
+    let (status, _, errors) = ground.run(&["mps", "stop", "0", "--force"]);
+    assert_eq!(status, 0, "{errors}");
+    fs::remove_file(ground.path("state/leases/1.json")).unwrap();
+    ground.wait_for_end();
     assert_eq!(ground.mode(), DEFAULT);
     let (status, said, _) = ground.run(&["mps"]);
     assert_eq!((status, said.as_str()), (0, "no device is shared by MPS\n"));
