@@ -8,6 +8,7 @@ name=transcript suite=${1:-sid}
 if [ "${1:-}" != inside ]; then
     cd "$(dirname "$(readlink -f "$0")")"
     . ./common.sh
+    . ./shown.sh
     as_root "machines need it" "$@"
     ./install.sh && ./tree.sh "$suite" && ./images.sh && ./mps.sh
     target=${CARGO_TARGET_DIR:-../../target}/debug
@@ -24,29 +25,13 @@ if [ "${1:-}" != inside ]; then
         podman import --quiet --change "CMD /bin/sh" /images/glibc.tar debian >/dev/null'
     ./in.sh $name install --mode=644 /dev/stdin /facts.json <../../src/discover/sim/a100-lab.json
     ./mps-host.sh $name here "$version" "$target/libnvidia_ml.so" "$target/nvidia-cuda-mps-server"
-    ./as-user.sh $name podman import --quiet --change 'CMD /bin/sh' /images/glibc.tar debian >/dev/null
-    ./dockerd.sh $name
-    ./in.sh $name docker import --change 'CMD ["/bin/sh"]' /images/glibc.tar debian >/dev/null
-    ./containerd.sh $name
-    ./in.sh $name install --mode=755 /dev/stdin /usr/bin/cri-run <"$target/cri-run"
-    ./in.sh $name bash -s inside <mps-transcript.sh
+    engines_with_image $name
+    ./in.sh $name bash -s inside < <(cat shown.sh mps-transcript.sh)
     exit
 fi
 
 . /run/mps-here.sh
 facts
-
-# shown COMMAND: as it would be typed, with what it prints on either stream.
-shown() {
-    printf '%s %s\n' "${prompt:-#}" "$1"
-    local command=$1
-    if [ "${prompt:-#}" = '$' ]; then
-        (cd /home/dev && setpriv --reuid 1001 --regid 1001 --clear-groups env HOME=/home/dev USER=dev \
-            XDG_RUNTIME_DIR=/run/user/1001 sh -c "$command") </dev/null 2>&1 || echo "[status $?]"
-    else
-        sh -c "$command" </dev/null 2>&1 || echo "[status $?]"
-    fi
-}
 
 # through ENGINE RUN EXEC REMOVE HOLD: HOLD leaves a container `web` with a share, in which EXEC runs a command.
 through() {

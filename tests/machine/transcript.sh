@@ -7,6 +7,7 @@ name=transcript suite=${1:-sid}
 if [ "${1:-}" != inside ]; then
     cd "$(dirname "$(readlink -f "$0")")"
     . ./common.sh
+    . ./shown.sh
     as_root "machines need it" "$@"
     ./install.sh && ./tree.sh "$suite" && ./images.sh
     trap './down.sh $name' EXIT
@@ -21,27 +22,10 @@ if [ "${1:-}" != inside ]; then
         divvy --quiet generate --host sim:a100-lab --config /etc/divvy/config.toml --state-dir /run/divvy --output /var/run/cdi/divvy.json
         setsid divvy serve >/var/log/divvy.log 2>&1 </dev/null &
         podman import --quiet --change "CMD /bin/sh" /images/glibc.tar debian >/dev/null'
-    ./as-user.sh $name podman import --quiet --change 'CMD /bin/sh' /images/glibc.tar debian >/dev/null
-    ./dockerd.sh $name
-    ./in.sh $name docker import --change 'CMD ["/bin/sh"]' /images/glibc.tar debian >/dev/null
-    ./containerd.sh $name
-    ./in.sh $name install --mode=755 /dev/stdin /usr/bin/cri-run \
-        <"${CARGO_TARGET_DIR:-../../target}/debug/cri-run"
-    ./in.sh $name bash -s inside <transcript.sh
+    engines_with_image $name
+    ./in.sh $name bash -s inside < <(cat shown.sh transcript.sh)
     exit
 fi
-
-# shown COMMAND: as it would be typed, with what it prints on either stream.
-shown() {
-    printf '%s %s\n' "${prompt:-#}" "$1"
-    local command=$1
-    if [ "${prompt:-#}" = '$' ]; then
-        (cd /home/dev && setpriv --reuid 1001 --regid 1001 --clear-groups env HOME=/home/dev USER=dev \
-            XDG_RUNTIME_DIR=/run/user/1001 sh -c "$command") </dev/null 2>&1 || echo "[status $?]"
-    else
-        sh -c "$command" </dev/null 2>&1 || echo "[status $?]"
-    fi
-}
 
 # through ENGINE RUN REMOVE HOLD: HOLD leaves a container `web` with shared-0, which REMOVE ends.
 through() {
