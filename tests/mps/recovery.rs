@@ -17,8 +17,9 @@ use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, 
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 11] = [
+pub const TRIALS: [Test; 12] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
+    ("somebody_takes_the_gpu_while_it_is_away", somebody_takes_the_gpu_while_it_is_away),
     ("the_server_is_killed", the_server_is_killed),
     ("a_supervisor_is_killed_and_no_client_is_lost", a_supervisor_is_killed_and_no_client_is_lost),
     ("both_are_killed", both_are_killed),
@@ -51,6 +52,20 @@ fn the_control_daemon_is_killed(files: &MpsFiles) {
     assert_eq!(ground.mode(), EXCLUSIVE_PROCESS);
     assert_eq!(ground.status()["failures"], 1);
     assert_eq!(ground.received().iter().filter(|event| event["event"] == "ready").count(), 2);
+}
+
+/// It comes back by itself when they have left.
+fn somebody_takes_the_gpu_while_it_is_away(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let own = std::process::id();
+    ground.processes(&json!({&ground.uuid: {"compute": [{"pid": own, "memory": 1}]}}));
+    kill_hard(ground.control_pid());
+    wait_until("a refusal", || ground.status()["why"].to_string().contains(&format!("process {own} (")));
+    assert_eq!((ground.status()["state"].as_str(), ground.mode()), (Some("down"), PROHIBITED));
+    assert!(is_turned_away(&ground.state("front/control")));
+    ground.processes(&json!({}));
+    ground.wait_for("ready");
+    assert!(ground.is_open());
 }
 
 fn the_server_is_killed(files: &MpsFiles) {
