@@ -1,6 +1,8 @@
 //! The engines under test, and a container on one of them. The same words work in all: what differs is how the
 //! engine is called, and whether a device cgroup stands behind it.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::ground::{Ground, Need, Output, suite};
 
 /// A trial that runs on every engine: its name and what it does.
@@ -146,6 +148,11 @@ impl<'a> Container<'a> {
     }
 
     fn start(&self, verb: &[&str], script: &str) -> Output {
+        // containerd 1.7 fails where it makes the same snapshot for other users twice at once.
+        static REMAPPED: Mutex<()> = Mutex::new(());
+        let is_remapped = self.options.iter().any(|option| MAPPED.contains(&option.as_str()));
+        let _alone = (is_remapped && self.engine.need == Need::Containerd)
+            .then(|| REMAPPED.lock().unwrap_or_else(PoisonError::into_inner));
         let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
         self.engine.call(self.ground, &[verb, &options, &[self.image, "sh", "-c", script]].concat())
     }

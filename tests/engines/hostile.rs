@@ -1,6 +1,8 @@
 //! Images and options that aim at the host. Whether such a container starts is its own affair; what the hook does
 //! must stay inside it.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use crate::engine::{Engine, EngineTrial};
 use crate::ground::{Ground, Output};
 
@@ -11,21 +13,25 @@ pub const TRIALS: [EngineTrial; 3] = [
     ("volume_over_the_libraries", volume_over_the_libraries),
 ];
 
-/// What a hook could be led to: names, links and contents on the machine, one line each.
+/// What a hook could be led to: names, links and contents on the machine, one line each. Two that look at it come one
+/// after the other.
 struct HostFiles<'a> {
     ground: &'a Ground,
     before: String,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl<'a> HostFiles<'a> {
     fn remember(ground: &'a Ground) -> Self {
+        static ONE_AFTER_THE_OTHER: Mutex<()> = Mutex::new(());
+        let alone = ONE_AFTER_THE_OTHER.lock().unwrap_or_else(PoisonError::into_inner);
         // What an earlier trial may have spoiled is made good, so that each fails by itself.
         ground
             .sh("ldconfig
                  mkdir -p -m 777 /hostage.d
                  [ -e /hostage ] || { echo intact >/hostage; chmod 666 /hostage; }")
             .ok();
-        Self { ground, before: Self::read(ground) }
+        Self { ground, before: Self::read(ground), _alone: alone }
     }
 
     fn read(ground: &Ground) -> String {
