@@ -379,10 +379,8 @@ impl Daemon {
             Decision::Warn(what) => warn!("{what}"),
             Decision::Withdraw(lease) => {
                 self.no_longer_watch(Key::of(&lease.container));
-                let (container, devices) = (&lease.container.id, names(&lease));
-                info!(container, devices, "withdrew a lease: no MPS server runs for it");
                 if let Err(error) = grant::take_back(&self.store, &self.plan, &lease) {
-                    error!(container, "a lease is not withdrawn as a whole: {error:#}");
+                    error!(container = lease.container.id, "a lease is not withdrawn as a whole: {error:#}");
                 }
             }
             Decision::End(lease) => {

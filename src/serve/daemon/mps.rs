@@ -1,9 +1,12 @@
-//! A grant of a share of an MPS server: the lease is there, and the answer waits until the server runs. Nothing here
-//! blocks: what supervisors are asked, `serve::mps` asks.
+//! A grant of a share of an MPS server: the lease is there, and the answer waits until the server runs. If it does not,
+//! `leases` says what the container gets instead. Nothing here blocks: what supervisors are asked, `serve::mps` asks.
 
 use hooks::lease::{Answer, Lease};
+use tracing::info;
 
 use super::Daemon;
+use super::answers::names;
+use crate::failure::printable;
 use crate::mps::protocol::Answer as Of;
 use crate::serve::leases::refusal::No;
 use crate::serve::leases::{Event, Key, Ticket};
@@ -65,6 +68,8 @@ impl Daemon {
             },
         };
         if self.leases.is_starting(key) {
+            let (container, devices) = (&lease.container.id, names(&lease));
+            info!(container, devices, "its MPS server does not run: {}", printable(&no.message));
             return self.happens(Event::Unserved(key, Box::new(no)));
         }
         // A container may run that has it from before, and only this question was in vain.
