@@ -133,6 +133,8 @@ fn who_may_queue_waits_for_a_share_of_another_device() {
          unserved 3 1 -> 3 has nothing
          at 121 ->
          at 122 -> 3 has m-1
+         unserved 3 1 -> 3 has nothing
+         at 182 -> 3 has m-1
          served 3 ->
          at 601 ->
          at 602 -> 4 refused 3",
@@ -150,22 +152,31 @@ fn who_may_queue_waits_for_a_share_of_another_device() {
 
 #[test]
 fn in_the_queue_it_has_the_place_that_it_had() {
-    history(
-        plan("m*2:mps | m*1:mps").wait(60),
-        "ask 1 m -> 1 has m-0
-         at 1 ->
-         ask 2 m-2 -> 2 has m-2
-         served 2 ->
-         ask 3 m -> 3 has m-1
-         at 2 ->
-         ask 4 m -> 4 queues for 300 s behind 0
-         unserved 3 1 -> 3 has nothing, 3 queues for 300 s behind 0
-         ask 5 m -> 5 queues for 300 s behind 2
-         unserved 1 1 -> 1 has nothing, 1 queues for 300 s behind 0
-         gone 2 -> 2 ends, 1 has m-2
-         ask 6 m-0 -> 6 has m-0
-         served 6 -> 3 has m-1",
-    );
+    let asks = "ask 1 m -> 1 has m-0
+                at 1 ->
+                ask 2 m-2 -> 2 has m-2
+                served 2 ->
+                ask 3 m -> 3 has m-1
+                at 2 ->
+                ask 4 m -> 4 queues for 300 s behind 0";
+    for unserved in [
+        "unserved 3 1 -> 3 has nothing, 3 queues for 300 s behind 0
+         unserved 1 1 -> 1 has nothing, 1 queues for 300 s behind 0",
+        "unserved 1 1 -> 1 has nothing, 1 queues for 300 s behind 0
+         unserved 3 1 -> 3 has nothing, 3 queues for 300 s behind 1",
+    ] {
+        history(
+            plan("m*2:mps | m*1:mps").wait(60),
+            &format!(
+                "{asks}
+                 {unserved}
+                 ask 5 m -> 5 queues for 300 s behind 3
+                 gone 2 -> 2 ends, 1 has m-2
+                 ask 6 m-0 -> 6 has m-0
+                 served 6 -> 3 has m-1"
+            ),
+        );
+    }
 }
 
 #[test]
