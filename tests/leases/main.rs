@@ -89,7 +89,7 @@ fn main() -> ExitCode {
     for (name, test) in supervised::TRIALS {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Mps], test));
     }
-    for (name, test) in race::WITH_HOOKS {
+    for (name, test) in race::WITH_HOOKS.into_iter().chain(refusing::WITH_HOOKS) {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

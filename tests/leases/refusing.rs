@@ -10,6 +10,7 @@ use crate::client::{Call, ask_until_answered, granted, refused};
 use crate::container::Container;
 use crate::daemon::Daemon;
 use crate::ground::Ground;
+use crate::hook::Bundle;
 use crate::mps::{MPS, stand_ins};
 use crate::stand_in::Mood;
 
@@ -20,6 +21,9 @@ pub const TRIALS: [(&str, fn()); 5] = [
     ("a_daemon_killed_while_another_gpu_is_tried", daemon_killed_meanwhile),
     ("a_container_that_ends_while_another_gpu_is_tried", container_ends_meanwhile),
 ];
+
+/// With the real hook.
+pub const WITH_HOOKS: [(&str, fn()); 1] = [("a_hook_waits_while_another_gpu_is_tried", hook_waits)];
 
 fn no(gpu: usize) -> Mood {
     Mood::Refuses(1, format!("GPU {gpu} is used by python (4711)"))
@@ -168,6 +172,38 @@ fn daemon_killed_meanwhile() {
     assert_eq!([0, 1].map(|gpu| cannot_open(&container, gpu)), [true, false]);
     container.end();
     ground.wait_for_leases(0);
+}
+
+fn hook_waits() {
+    let ground = Ground::new(MPS);
+    let servers = stand_ins(&ground);
+    let daemon = Daemon::start(&ground);
+    for mood in [Mood::Ready, no(1)] {
+        servers.iter().for_each(|server| server.is(Mood::Silent));
+        let heard = [0, 1].map(|server| servers[server].heard().len());
+        let container = Container::start();
+        let mut hook = Bundle::new(&ground, &container, &["gpu=mps"]).call();
+        servers[0].wait_for(heard[0] + 1);
+        servers[0].is(no(0));
+        servers[1].wait_for(heard[1] + 1);
+        assert_eq!(hook.try_wait().unwrap(), None, "{}", daemon.log());
+        servers[1].is(mood.clone());
+        let ended = hook.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        if mood == Mood::Ready {
+            assert_eq!((ended.status.code(), &*said), (Some(0), ""));
+            container.end();
+            ground.wait_for_leases(0);
+            // Else it would be chosen last.
+            servers[0].is(Mood::Ready);
+            granted(ground.ask(&Container::start(), &["gpu=mps-0"]));
+            ground.wait_for_leases(0);
+        } else {
+            let both = "GPU 0 is used by python (4711); GPU 1 is used by python (4711)";
+            assert!(ended.status.code() == Some(1) && said.contains(both), "{said}");
+            assert!(ground.leases().is_empty());
+        }
+    }
 }
 
 fn container_ends_meanwhile() {
