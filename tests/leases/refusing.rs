@@ -94,25 +94,21 @@ fn queues_for_another() {
         granted(ground.ask(container, &[share]));
     }
     servers[0].is(no(0));
-    let mut calls = Vec::new();
-    for (container, ahead) in containers[2..].iter().zip(0..) {
-        let mut call = Call::new(&ground.socket(), &ground.request(container, &["gpu=mps"])).unwrap();
-        let first = call.next().unwrap();
-        assert_eq!(
-            first,
-            Some(Answer::Queued { seconds: 2040, ahead }),
-            "the time for both tries and the wait"
-        );
-        calls.push(call);
-    }
-    // In the queue after it was refused, and before who came later.
-    assert_eq!(calls[0].next().unwrap(), Some(Answer::Queued { seconds: 2040, ahead: 0 }));
-    assert!(calls.iter().all(Call::is_silent));
+    let queued = |ahead| Some(Answer::Queued { seconds: 2040, ahead });
+    let asks = |container: &Container| {
+        Call::new(&ground.socket(), &ground.request(container, &["gpu=mps"])).unwrap()
+    };
+    let mut first = asks(&containers[2]);
+    // Once for both tries and the wait, and once more when it was refused.
+    assert_eq!([(); 2].map(|()| first.next().unwrap()), [queued(0), queued(0)]);
+    let mut second = asks(&containers[3]);
+    assert_eq!(second.next().unwrap(), queued(1));
+    assert!(first.is_silent() && second.is_silent());
     assert_eq!((ground.leases().len(), servers[0].heard().len()), (2, 1));
     containers[0].kill();
-    assert_eq!(granted(calls[0].last())[0].name, "mps-2");
+    assert_eq!(granted(first.last())[0].name, "mps-2");
     containers[1].kill();
-    assert_eq!(granted(calls[1].last())[0].name, "mps-3");
+    assert_eq!(granted(second.last())[0].name, "mps-3");
     assert_eq!(ground.leases().len(), 2);
 }
 
