@@ -147,6 +147,21 @@ pub fn lift(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Allows what [`deny`] denied to a container that is about to start, as its spec does. A device program of v2 is replaced
+/// by the next one.
+///
+/// # Errors
+/// When the device controller does not take it.
+pub fn allow(path: &Path, devices: &[(u32, u32)]) -> io::Result<()> {
+    let cgroup = File::open(path)?;
+    match cgroup::version(cgroup.as_fd())? {
+        Version::V2 => Ok(()),
+        Version::V1 => devices.iter().try_for_each(|(major, minor)| {
+            fs::write(path.join("devices.allow"), format!("c {major}:{minor} rw"))
+        }),
+    }
+}
+
 /// The programs of divvy's on a cgroup.
 fn divvys(cgroup: BorrowedFd<'_>) -> io::Result<Vec<(OwnedFd, sys::Program)>> {
     let ids = sys::device_programs(cgroup)?;

@@ -29,7 +29,8 @@ use tracing::{debug, error, info, warn};
 use answers::names;
 
 use super::board::{self, Board};
-use super::grant::No;
+use super::grant;
+use super::leases::refusal::No;
 use super::leases::{Ask, Decision, Event, Key, Leases, Ticket};
 use super::listen::Listener;
 use super::message::{Asked, Message};
@@ -376,6 +377,12 @@ impl Daemon {
             Decision::Refuse(ticket, refusal) => self.refuse(ticket, &refusal),
             Decision::Queue(ticket, seconds, ahead) => self.queues(ticket, seconds, ahead),
             Decision::Warn(what) => warn!("{what}"),
+            Decision::Withdraw(lease) => {
+                self.no_longer_watch(Key::of(&lease.container));
+                if let Err(error) = grant::take_back(&self.store, &self.plan, &lease) {
+                    error!(container = lease.container.id, "a lease is not withdrawn as a whole: {error:#}");
+                }
+            }
             Decision::End(lease) => {
                 let key = Key::of(&lease.container);
                 self.no_longer_watch(key);

@@ -3,23 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
+use anyhow::{Context, anyhow};
 use hooks::lease::Lease;
 use tracing::warn;
 
+use super::leases::refusal::No;
 use super::plan_file::PlanFile;
 use super::store::Store;
 use crate::container::deny;
-
-/// A refusal in words.
-#[derive(Clone, Debug)]
-pub struct No {
-    /// Exit status of the hook.
-    pub status: u8,
-    /// Why.
-    pub message: String,
-    /// What to do.
-    pub hint: Option<String>,
-}
 
 /// On disk first: a daemon that dies in between finds the container again, whose hook asks once more.
 pub fn make_good(store: &Store, plan: &PlanFile, lease: &mut Lease) -> Result<(), No> {
@@ -56,6 +47,14 @@ pub fn make_good(store: &Store, plan: &PlanFile, lease: &mut Lease) -> Result<()
         }
     }
     store.write(lease).map_err(not_written)
+}
+
+/// Undoes it, for a container that may be granted something else.
+pub fn take_back(store: &Store, plan: &PlanFile, lease: &Lease) -> anyhow::Result<()> {
+    store.remove(lease).context("its file cannot be removed")?;
+    let Some(cgroup) = lease.container.cgroup.as_deref() else { return Ok(()) };
+    let numbers = numbers(plan, lease).map_err(|no| anyhow!(no.message))?;
+    deny::allow(cgroup, &numbers).context("what it denied cannot be allowed again")
 }
 
 /// The numbers of what was brought and not granted.

@@ -40,8 +40,6 @@ pub struct Passenger {
     pub key: Key,
     /// Its hooks that asked.
     pub tickets: Vec<Ticket>,
-    /// It had no lease before, and shall have none if the server does not run.
-    pub is_new: bool,
 }
 
 /// One question, for all containers that want the same.

@@ -89,7 +89,12 @@ impl Daemon {
             let mut said = [0; 64];
             match notified.recv(&mut said) {
                 Ok(length) => said[..length].starts_with(b"READY=1"),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+                // A machine that is stopped and goes on interrupts a wait that has a limit (signal(7)).
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                {
+                    false
+                }
                 Err(error) => panic!("{error}"),
             }
         });

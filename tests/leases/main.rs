@@ -13,6 +13,7 @@
 //! - `waiting`: who waits, as everybody sees it
 //! - `clock`: the wall clock is set
 //! - `mps`, `stand_in`: shares of MPS servers, and who stands in for their supervisors
+//! - `refusing`: servers that do not run, and others that are tried then
 //! - `supervised`: the same with NVIDIA's own control daemon
 //! - `many`: a thousand leases
 //! - `figures`: what tests/bench-leases.sh prints
@@ -33,6 +34,7 @@ mod many;
 mod mps;
 mod race;
 mod random;
+mod refusing;
 mod stand_in;
 mod supervised;
 #[path = "../support/mod.rs"]
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         &away::TRIALS,
         &waiting::TRIALS,
         &mps::TRIALS,
+        &refusing::TRIALS,
         &many::TRIALS,
     ];
     let of_all =
@@ -86,7 +89,7 @@ fn main() -> ExitCode {
     for (name, test) in supervised::TRIALS {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Mps], test));
     }
-    for (name, test) in race::WITH_HOOKS {
+    for (name, test) in race::WITH_HOOKS.into_iter().chain(refusing::WITH_HOOKS) {
         trials.push(trial(name, &[Need::Root, Need::Cgroup, Need::Hook], test));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

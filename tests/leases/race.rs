@@ -5,7 +5,8 @@
 //! It is exact with callers that vanished too, although nobody hears what these got: more than 32 callers that stay ask
 //! for the pool, so when the last of them is answered nothing is free, and nothing becomes free. Where containers are
 //! killed, what they held goes to others meanwhile: then all that run ask once more, and 32 of them have a lease. At no
-//! moment are two containers that run told that they have one device. When all have ended, no lease is left.
+//! moment are two containers that run told that they have one device. When all have ended, no lease is left. Where one of
+//! the eight MPS servers refuses, all of that holds of the 28 shares of the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
@@ -22,15 +23,21 @@ use crate::ground::{Ground, SHARES, wait_until};
 use crate::hook::Bundle;
 use crate::mps;
 use crate::random::Random;
+use crate::stand_in::Mood;
 
-pub const TRIALS: [(&str, fn()); 2] =
-    [("fifty_rounds", fifty_rounds), ("twelve_rounds_for_shares_of_mps_servers", twelve_rounds_of_mps)];
+pub const TRIALS: [(&str, fn()); 3] = [
+    ("fifty_rounds", fifty_rounds),
+    ("twelve_rounds_for_shares_of_mps_servers", twelve_rounds_of_mps),
+    ("five_rounds_where_a_server_refuses", five_rounds_of_refusals),
+];
 
 /// With the real hook, a process for each caller.
 pub const WITH_HOOKS: [(&str, fn()); 1] = [("hooks_race", hooks_race)];
 
 const ASKERS: usize = 200;
 const ON_OFFER: usize = 32;
+/// Without those of a GPU whose server refuses.
+const OF_OTHERS: usize = 28;
 /// Of the first round; each has the next one. DIVVY_SEED has another.
 const SEED: u64 = 6;
 
@@ -50,6 +57,9 @@ impl Kind {
     /// Of shares of MPS servers, which are granted later.
     const OF_MPS: [(Self, usize); 5] =
         [(Self::Nobody, 1), (Self::Daemon, 4), (Self::Callers, 2), (Self::Containers, 2), (Self::All, 3)];
+    /// Where a server refuses. A daemon that starts does not know whether a container of before runs, so that it leaves it
+    /// the lease with which its start fails; of the containers here none ends by that.
+    const OF_REFUSALS: [(Self, usize); 3] = [(Self::Nobody, 1), (Self::Callers, 2), (Self::Containers, 2)];
 
     fn kills(self, other: Self) -> bool {
         self == other || self == Self::All
@@ -111,7 +121,7 @@ impl Drop for Which {
 }
 
 fn fifty_rounds() {
-    rounds(&[Ground::new(SHARES), Ground::new(SHARES)], Kind::ROUNDS);
+    rounds(&[Ground::new(SHARES), Ground::new(SHARES)], &Kind::ROUNDS, ON_OFFER);
 }
 
 /// With a supervisor for each of the eight GPUs, whom a daemon that was killed has to ask anew.
@@ -119,27 +129,41 @@ fn twelve_rounds_of_mps() {
     let config = SHARES.replace("time-slice", "mps");
     let grounds = [Ground::new(&config), Ground::new(&config)];
     let servers = grounds.each_ref().map(mps::stand_ins);
-    rounds(&grounds, Kind::OF_MPS);
+    rounds(&grounds, &Kind::OF_MPS, ON_OFFER);
     for server in servers.iter().flatten() {
         assert!(server.ensured().len() > 4, "{:?}", server.ensured());
     }
 }
 
-fn rounds(grounds: &[Ground; 2], kinds: [(Kind, usize); 5]) {
+/// Grants are withdrawn while others are made.
+fn five_rounds_of_refusals() {
+    let config = SHARES.replace("time-slice", "mps");
+    let grounds = [Ground::new(&config), Ground::new(&config)];
+    let servers = grounds.each_ref().map(mps::stand_ins);
+    for of_ground in &servers {
+        of_ground[3].is(Mood::Refuses(3, "GPU 3 is used by python (4711)".into()));
+    }
+    rounds(&grounds, &Kind::OF_REFUSALS, OF_OTHERS);
+    for of_ground in &servers {
+        assert!(of_ground[3].ensured().len() > 4, "{:?}", of_ground[3].ensured());
+    }
+}
+
+fn rounds(grounds: &[Ground; 2], kinds: &[(Kind, usize)], on_offer: usize) {
     let first = std::env::var("DIVVY_SEED").ok().and_then(|seed| seed.parse().ok());
     // One makes its socket anew each time it starts, the other's stays while it is away.
     let mut daemons = [Daemon::start(&grounds[0]), Daemon::start_on_held_socket(&grounds[1])];
     let mut containers = Container::start_many(ASKERS);
     let idle = daemons.each_ref().map(Daemon::descriptors);
     let mut tallies: BTreeMap<Kind, Tally> = BTreeMap::new();
-    let kinds = kinds.into_iter().flat_map(|(kind, rounds)| std::iter::repeat_n(kind, rounds));
+    let kinds = kinds.iter().flat_map(|(kind, rounds)| std::iter::repeat_n(*kind, *rounds));
     for (number, kind) in kinds.enumerate() {
         let seed = first.unwrap_or(SEED + number as u64);
         let _which = Which(number, kind, seed);
         let place = number % grounds.len();
         let mut random = Random::new(seed);
-        let tally =
-            round(&grounds[place], &mut daemons[place], idle[place], &mut containers, kind, &mut random);
+        let daemon = (&mut daemons[place], idle[place]);
+        let tally = round(&grounds[place], daemon, &mut containers, kind, on_offer, &mut random);
         tallies.entry(kind).or_default().add(&tally);
     }
     print(&tallies);
@@ -196,10 +220,10 @@ fn hooks_race() {
 /// has when nobody is connected and nothing is leased.
 fn round(
     ground: &Ground,
-    daemon: &mut Daemon,
-    idle: usize,
+    (daemon, idle): (&mut Daemon, usize),
     containers: &mut [Container],
     kind: Kind,
+    on_offer: usize,
     random: &mut Random,
 ) -> Tally {
     let ledger = Mutex::new(Ledger::default());
@@ -269,9 +293,9 @@ fn round(
         }
     }
     if kind.kills(Kind::Containers) {
-        ask_again(ground, containers, &killed, &mut tally);
+        ask_again(ground, containers, &killed, on_offer, &mut tally);
     } else {
-        check(ground, containers, &asks, &outcomes, kind, &tally);
+        check(ground, containers, &asks, &outcomes, (kind, on_offer), &tally);
     }
     end(ground, containers, &killed);
     tally
@@ -322,11 +346,11 @@ fn check(
     containers: &[Container],
     asks: &[(Request, Option<usize>)],
     outcomes: &[(Outcome, usize)],
-    kind: Kind,
+    (kind, on_offer): (Kind, usize),
     tally: &Tally,
 ) {
     let leases = leases_by_namespace(ground);
-    assert_eq!(leases.len(), ON_OFFER);
+    assert_eq!(leases.len(), on_offer);
     let mut of_known = 0;
     for (container, (outcome, _)) in containers.iter().zip(outcomes) {
         let lease = leases.get(&container.mount_namespace());
@@ -341,10 +365,10 @@ fn check(
             assert_eq!((lease.container.pid, lease.container.id.as_str()), (container.pid(), &*container.id));
         }
     }
-    assert_eq!(of_known, ON_OFFER, "a lease is of no container");
+    assert_eq!(of_known, on_offer, "a lease is of no container");
     assert_eq!(tally.granted + tally.refused + tally.vanished, ASKERS);
     if !kind.kills(Kind::Callers) {
-        assert_eq!((tally.granted, tally.refused), (ON_OFFER, ASKERS - ON_OFFER));
+        assert_eq!((tally.granted, tally.refused), (on_offer, ASKERS - on_offer));
     }
     // Who asks the same again gets the same, and takes no more.
     let again = asks.iter().zip(outcomes).filter_map(|((request, _), (outcome, _))| match outcome {
@@ -354,11 +378,17 @@ fn check(
     for (request, devices) in again.take(3) {
         assert_eq!(&granted(ask_until_answered(&ground.socket(), request).0), devices);
     }
-    assert_eq!(ground.leases().len(), ON_OFFER);
+    assert_eq!(ground.leases().len(), on_offer);
 }
 
 /// Where containers died: all that run and have nothing ask once more.
-fn ask_again(ground: &Ground, containers: &[Container], killed: &HashSet<usize>, tally: &mut Tally) {
+fn ask_again(
+    ground: &Ground,
+    containers: &[Container],
+    killed: &HashSet<usize>,
+    on_offer: usize,
+    tally: &mut Tally,
+) {
     let running = || containers.iter().enumerate().filter(|(number, _)| !killed.contains(number));
     let namespaces: HashSet<u64> = running().map(|(_, container)| container.mount_namespace()).collect();
     let are_of_running =
@@ -372,7 +402,7 @@ fn ask_again(ground: &Ground, containers: &[Container], killed: &HashSet<usize>,
             answer => panic!("{answer:?}"),
         }
     }
-    assert_eq!(leases_by_namespace(ground).len(), ON_OFFER);
+    assert_eq!(leases_by_namespace(ground).len(), on_offer);
     assert!(are_of_running());
 }
 

@@ -20,10 +20,11 @@ use crate::mps::{MPS, settings};
 use crate::support::mps::{MpsFiles, all};
 use crate::support::{divvy, facts, mock_nvml, run};
 
-pub const TRIALS: [(&str, fn()); 4] = [
+pub const TRIALS: [(&str, fn()); 5] = [
     ("mps_goes_on_while_the_daemon_is_killed", daemon_killed),
     ("a_supervisor_that_was_killed_is_started_again", supervisor_killed),
     ("mps_that_does_not_start_is_not_granted", does_not_start),
+    ("mps_that_does_not_start_on_one_gpu_does_on_another", starts_on_another),
     ("mps_ends_with_its_last_lease_where_the_plan_has_it_no_more", ends_with_the_plan),
 ];
 
@@ -222,6 +223,30 @@ fn does_not_start() {
     containers[0].kill();
     driver.ground.wait_for_leases(1);
     drop(daemon);
+}
+
+/// An administrator has prohibited the one that is chosen.
+fn starts_on_another() {
+    for files in all() {
+        let driver = Driver::new(files);
+        let version = &driver.files.version;
+        let mode = driver.ground.path("modes").join(&driver.uuid);
+        fs::write(&mode, "2").unwrap();
+        let _daemon = driver.serve();
+        let mut containers = Container::start_many(4);
+        assert_eq!(ask(&driver, &containers[0], "gpu=mps"), has("gpu=mps-2"), "{version}");
+        assert_eq!(ask(&driver, &containers[1], "gpu=mps"), has("gpu=mps-3"), "{version}");
+        for device in ["gpu=mps", "gpu=mps-0"] {
+            let (status, message) = ask(&driver, &containers[2], device);
+            let said = "GPU 0: its compute mode is Prohibited, and nobody is to use it";
+            assert!(status != 0 && message.starts_with(said), "{version}: {message}");
+        }
+        assert_eq!(driver.ground.leases().len(), 2);
+        fs::write(&mode, "0").unwrap();
+        assert_eq!(ask(&driver, &containers[3], "gpu=mps"), has("gpu=mps-0"), "{version}");
+        containers.iter_mut().for_each(Container::kill);
+        driver.ground.wait_for_leases(0);
+    }
 }
 
 fn ends_with_the_plan() {

@@ -7,8 +7,8 @@ use tracing::{error, info, warn};
 
 use super::{Asker, Daemon, now};
 use crate::failure::printable;
-use crate::serve::grant::{self, No};
-use crate::serve::leases::refusal::Refusal;
+use crate::serve::grant;
+use crate::serve::leases::refusal::{No, Refusal};
 use crate::serve::leases::{Key, Ticket};
 use crate::serve::message::Message;
 use crate::serve::refused::Refused;
@@ -54,7 +54,7 @@ impl Daemon {
             self.watch(key, Some(pidfd), container.cgroup.clone());
         }
         match lease.mps {
-            Some(_) => self.ensure(ticket, &lease, is_new),
+            Some(_) => self.ensure(ticket, &lease),
             None => self.say_granted(ticket, &lease),
         }
         None

@@ -1,19 +1,20 @@
-//! A grant of a share of an MPS server: the lease is there, and the answer waits until the server runs. Nothing here
-//! blocks: what supervisors are asked, `serve::mps` asks.
+//! A grant of a share of an MPS server: the lease is there, and the answer waits until the server runs. If it does not,
+//! `leases` says what the container gets instead. Nothing here blocks: what supervisors are asked, `serve::mps` asks.
 
 use hooks::lease::{Answer, Lease};
-use tracing::error;
+use tracing::info;
 
 use super::Daemon;
+use super::answers::names;
+use crate::failure::printable;
 use crate::mps::protocol::Answer as Of;
-use crate::serve::grant::No;
-use crate::serve::leases::queue::MPS_START;
+use crate::serve::leases::refusal::No;
 use crate::serve::leases::{Event, Key, Ticket};
 use crate::serve::mps::{News, Passenger};
 
 impl Daemon {
     /// Has the server run that a lease is of a share of. Its container may have it already, and asks again.
-    pub(super) fn ensure(&mut self, ticket: Ticket, lease: &Lease, is_new: bool) {
+    pub(super) fn ensure(&mut self, ticket: Ticket, lease: &Lease) {
         let key = Key::of(&lease.container);
         let device = lease.devices.iter().find(|device| device.is_share);
         let settings = device.and_then(|device| self.leases.mps(&device.uuid)).cloned();
@@ -22,9 +23,9 @@ impl Daemon {
             let hint = Some("start the container again".into());
             return self.say_no(ticket, &lease.container, &lease.asked, No { status: 6, message, hint });
         };
-        self.answer(ticket, Answer::Queued { seconds: MPS_START, ahead: 0 });
-        let is_idle = is_new && !self.leases.is_used_beside(&settings.uuid, key);
-        self.servers.ensure(&settings, lease, is_idle, Passenger { key, tickets: vec![ticket], is_new });
+        self.answer(ticket, Answer::Queued { seconds: self.leases.longest_start(key), ahead: 0 });
+        let is_idle = self.leases.is_starting(key) && !self.leases.is_used_beside(&settings.uuid, key);
+        self.servers.ensure(&settings, lease, is_idle, Passenger { key, tickets: vec![ticket] });
     }
 
     /// What supervisors answered.
@@ -41,7 +42,7 @@ impl Daemon {
     }
 
     fn arrives(&mut self, passenger: Passenger, answer: &Of) {
-        let Passenger { key, tickets, is_new } = passenger;
+        let Passenger { key, tickets } = passenger;
         let Some(lease) = self.leases.lease_of(key).cloned() else {
             let message = "the container ended while it waited for its MPS server".to_owned();
             let gone = Answer::Refused { status: 1, message, hint: None };
@@ -54,7 +55,8 @@ impl Daemon {
                     .as_ref()
                     .is_some_and(|mps| mps.front == *front && mps.shared_memory == *shared_memory) =>
             {
-                return tickets.into_iter().for_each(|ticket| self.say_granted(ticket, &lease));
+                tickets.into_iter().for_each(|ticket| self.say_granted(ticket, &lease));
+                return self.happens(Event::Served(key));
             }
             Of::Refused { status, message, hint } => {
                 No { status: *status, message: message.clone(), hint: hint.clone() }
@@ -65,17 +67,14 @@ impl Daemon {
                 hint: Some("divvy mps stop, once no container uses it".into()),
             },
         };
+        if self.leases.is_starting(key) {
+            let (container, devices) = (&lease.container.id, names(&lease));
+            info!(container, devices, "its MPS server does not run: {}", printable(&no.message));
+            return self.happens(Event::Unserved(key, Box::new(no)));
+        }
+        // A container may run that has it from before, and only this question was in vain.
         for ticket in tickets {
             self.say_no(ticket, &lease.container, &lease.asked, no.clone());
         }
-        // Else a container may run that has it from before, and only this question was in vain.
-        if !is_new {
-            return;
-        }
-        self.no_longer_watch(key);
-        if let Err(error) = self.store.remove(&lease) {
-            error!(container = lease.container.id, "cannot remove the file of a lease: {error}");
-        }
-        self.happens(Event::Failed(key));
     }
 }

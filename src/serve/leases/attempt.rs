@@ -33,7 +33,7 @@ impl Lack {
 }
 
 /// Devices for a request's pools, if it can be granted. `before_it` are the pools that somebody waits for whose turn it
-/// is first.
+/// is first; `last` are UUIDs of devices that are chosen where there is no other.
 ///
 /// # Errors
 /// With what it lacks.
@@ -41,10 +41,11 @@ pub fn attempt(
     book: &Book,
     waiter: &Waiter,
     before_it: &BTreeSet<GroupId>,
+    last: &BTreeSet<String>,
 ) -> Result<Vec<(GroupId, Index)>, Lack> {
     check(book, waiter, View::Now, before_it)?;
-    let barred = book.barred_to(&waiter.ask.container, View::Now);
-    choose::choose(book.stock(), View::Now, &barred, &waiter.wanted).ok_or_else(|| all_pools(&waiter.wanted))
+    let (barred, wanted) = (barred(book, waiter, View::Now), &waiter.wanted);
+    choose::choose(book.stock(), View::Now, &barred, last, wanted).ok_or_else(|| all_pools(wanted))
 }
 
 /// Whether a request could be granted.
@@ -58,7 +59,7 @@ pub fn check(book: &Book, waiter: &Waiter, view: View, before_it: &BTreeSet<Grou
     if most.is_some_and(|most| held.saturating_add(wanted.count()) > most) {
         return Err(Lack::Cap);
     }
-    let barred = book.barred_to(container, view);
+    let barred = barred(book, waiter, view);
     let taken: Vec<_> =
         wanted.named.iter().copied().filter(|index| !can_be_had(stock, *index, view, &barred)).collect();
     if !taken.is_empty() {
@@ -74,6 +75,13 @@ pub fn check(book: &Book, waiter: &Waiter, view: View, before_it: &BTreeSet<Grou
     if choose::is_possible(stock, view, &barred, wanted) { Ok(()) } else { Err(all_pools(wanted)) }
 }
 
+/// Devices that it cannot have a share of: by what others have there, or since their servers do not run for it.
+fn barred(book: &Book, waiter: &Waiter, view: View) -> Barred {
+    let mut barred = book.barred_to(&waiter.ask.container, view);
+    barred.extend(waiter.tried.iter().map(|tried| tried.uuid.clone()));
+    barred
+}
+
 fn can_be_had(stock: &Stock, index: Index, view: View, barred: &Barred) -> bool {
     stock.is_free(index, view) && !barred.contains(&stock.device(index).uuid)
 }
@@ -85,7 +93,7 @@ fn all_pools(wanted: &Wanted) -> Lack {
 /// The lack for a person. `waiting` is how many wait for a pool before it.
 pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupId) -> u32) -> Reason {
     let (stock, wanted, container) = (book.stock(), &waiter.wanted, &waiter.ask.container);
-    let barred = book.barred_to(container, View::Now);
+    let barred = barred(book, waiter, View::Now);
     match lack {
         Lack::Cap => {
             let cap = stock.cap(container.uid, waiter.ask.user.as_deref());
@@ -107,6 +115,14 @@ pub fn reason(book: &Book, waiter: &Waiter, lack: &Lack, waiting: &dyn Fn(GroupI
                 free: groups.into_iter().map(|group| free_in(stock, group, &barred)).collect(),
             }
         }
+        Lack::Pools(groups) if !waiter.tried.is_empty() => {
+            let devices = groups.iter().flat_map(|group| stock.group(*group).devices.iter().copied());
+            let is_tried = |index: &Index| waiter.has_tried(&stock.device(*index).uuid);
+            let taken =
+                devices.filter(|index| !is_tried(index) && !can_be_had(stock, *index, View::Now, &barred));
+            let (held, more) = by_whom(book, container, taken.collect());
+            Reason::Unserved { tried: waiter.tried.clone(), held, more }
+        }
         Lack::Pools(groups) => {
             let full: Vec<_> = wanted
                 .pools
@@ -126,9 +142,25 @@ fn full(book: &Book, container: &Container, (group, asked): (GroupId, u32), wait
     let stock = book.stock();
     let barred = book.barred_to(container, View::Now);
     let Group { pool, devices, .. } = stock.group(group);
-    let mut taken: Vec<_> =
+    let taken: Vec<_> =
         devices.iter().copied().filter(|index| !can_be_had(stock, *index, View::Now, &barred)).collect();
     let free = devices.len() - taken.len();
+    let (held, more) = by_whom(book, container, taken);
+    Full {
+        pool: pool.name.clone(),
+        asked,
+        devices: devices.len(),
+        free: u32::try_from(free).unwrap_or(u32::MAX),
+        can_queue: pool.wait_seconds > 0,
+        waiting,
+        held,
+        more,
+    }
+}
+
+/// Who has the first of these devices, and how many more there are.
+fn by_whom(book: &Book, container: &Container, mut taken: Vec<Index>) -> (Vec<Held>, usize) {
+    let stock = book.stock();
     let mut by = Vec::<Held>::new();
     // A GPU that is held as a whole is in the way of many shares, and named once.
     while let Some(held) =
@@ -140,16 +172,7 @@ fn full(book: &Book, container: &Container, (group, asked): (GroupId, u32), wait
         }
         by.push(held);
     }
-    Full {
-        pool: pool.name.clone(),
-        asked,
-        devices: devices.len(),
-        free: u32::try_from(free).unwrap_or(u32::MAX),
-        can_queue: pool.wait_seconds > 0,
-        waiting,
-        held: by,
-        more: taken.len(),
-    }
+    (by, taken.len())
 }
 
 fn held(book: &Book, index: Index, container: &Container) -> Option<Held> {

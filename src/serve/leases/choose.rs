@@ -24,8 +24,15 @@ pub fn is_possible(stock: &Stock, view: View, barred: &Barred, wanted: &Wanted) 
     }
 }
 
-/// Devices for a request's pools beside those that it names; none if they do not have enough.
-pub fn choose(stock: &Stock, view: View, barred: &Barred, wanted: &Wanted) -> Option<Vec<(GroupId, Index)>> {
+/// Devices for a request's pools beside those that it names; none if they do not have enough. Those that are `last` are
+/// taken where there is no other.
+pub fn choose(
+    stock: &Stock,
+    view: View,
+    barred: &Barred,
+    last: &BTreeSet<String>,
+    wanted: &Wanted,
+) -> Option<Vec<(GroupId, Index)>> {
     let mut choice = Choice::new(stock, view, barred, wanted);
     choice.is_possible().then_some(())?;
     let mut on_gpus = stock.on_gpus().clone();
@@ -36,7 +43,7 @@ pub fn choose(stock: &Stock, view: View, barred: &Barred, wanted: &Wanted) -> Op
     for line in 0..choice.lines.len() {
         let group = choice.lines[line].group;
         while choice.lines[line].count > 0 {
-            let index = choice.best(line, &on_gpus)?;
+            let index = choice.best(line, &on_gpus, last)?;
             choice.take(line, index);
             *on_gpus.entry(stock.device(index).gpu).or_default() += 1;
             chosen.push((group, index));
@@ -102,13 +109,14 @@ impl<'a> Choice<'a> {
     }
 
     /// The candidate that the pool's order prefers among those that leave enough for the rest.
-    fn best(&self, line: usize, on_gpus: &BTreeMap<u32, u32>) -> Option<Index> {
+    fn best(&self, line: usize, on_gpus: &BTreeMap<u32, u32>, last: &BTreeSet<String>) -> Option<Index> {
         let order = self.stock.group(self.lines[line].group).pool.order;
         let mut candidates = self.lines[line].candidates.clone();
         let leases = |index: &Index| on_gpus.get(&self.stock.device(*index).gpu).copied().unwrap_or_default();
+        let is_last = |index: &Index| last.contains(&self.stock.device(*index).uuid);
         match order {
-            Order::Spread => candidates.sort_by_key(|index| (leases(index), *index)),
-            Order::Pack => candidates.sort_by_key(|index| (Reverse(leases(index)), *index)),
+            Order::Spread => candidates.sort_by_key(|index| (is_last(index), leases(index), *index)),
+            Order::Pack => candidates.sort_by_key(|index| (is_last(index), Reverse(leases(index)), *index)),
         }
         // One candidate of a unit leaves as much as another of the same pool.
         let mut refused = BTreeSet::new();

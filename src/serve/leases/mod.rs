@@ -9,6 +9,7 @@
 //! - `attempt`: what cannot be granted now, and whose fault that is
 //! - `choose`: which devices of a pool
 //! - `brought`: nodes that a container has past what it is granted
+//! - `starting`: grants that wait for an MPS server, and whose it is if that does not run
 //! - `refusal`: why not, in data and in words
 
 mod admit;
@@ -18,6 +19,7 @@ mod brought;
 mod choose;
 pub mod queue;
 pub mod refusal;
+mod starting;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -35,8 +37,9 @@ use crate::publish::PLAN;
 use admit::{admit, no_cgroup};
 use attempt::{Lack, attempt, check};
 use book::Book;
-use queue::{Place, State, Waiter};
-use refusal::{Reason, Refusal};
+use queue::{State, Waiter, ahead};
+use refusal::{No, Reason, Refusal};
+use starting::Starting;
 use stock::{GroupId, Index, View, Wanted};
 
 /// A request that was not answered yet.
@@ -92,6 +95,10 @@ pub enum Event {
     Gone(Key),
     /// A grant could not be carried out: as if it had never been made. The carrier has answered.
     Failed(Key),
+    /// The MPS server runs of whose shares a container has one.
+    Served(Key),
+    /// It does not, and the container was granted its share for it.
+    Unserved(Key, Box<No>),
     /// Time went by.
     Time(Duration),
 }
@@ -108,6 +115,8 @@ pub enum Decision {
     Queue(Ticket, u64, u32),
     /// Remove the lease.
     End(Box<Lease>),
+    /// Remove the lease, and take back what its grant denied: its container gets another, or none.
+    Withdraw(Box<Lease>),
     /// Something for the log that no caller asked about.
     Warn(String),
 }
@@ -117,6 +126,7 @@ pub enum Decision {
 pub struct Leases {
     book: Book,
     waiters: Vec<Waiter>,
+    starting: Starting,
     /// Where plans come from, and MPS servers have their directories.
     state_dir: PathBuf,
     has_plan: bool,
@@ -143,11 +153,15 @@ impl Leases {
             }
             Event::Gone(key) => {
                 self.forget(key, &mut decisions);
+                self.starting.remove(key);
                 decisions.extend(self.book.strike(key).map(|lease| Decision::End(Box::new(lease))));
             }
             Event::Failed(key) => {
+                self.starting.remove(key);
                 self.book.strike(key);
             }
+            Event::Served(key) => self.served(key),
+            Event::Unserved(key, no) => self.unserved(key, *no, &mut decisions),
             Event::Time(now) => self.now = self.now.max(now),
         }
         self.serve(&mut decisions);
@@ -156,7 +170,8 @@ impl Leases {
 
     /// When `Event::Time` is needed; none while nothing waits.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.waiters.iter().map(|waiter| waiter.until).min()
+        let ends = self.waiters.iter().map(|waiter| waiter.until);
+        ends.chain(self.starting.next_try(&self.waiters)).min()
     }
 
     /// A container's lease.
@@ -188,25 +203,6 @@ impl Leases {
     /// Whether a container but this one has something of the device with this UUID.
     pub fn is_used_beside(&self, uuid: &str, key: Key) -> bool {
         self.book.is_used_beside(uuid, key)
-    }
-
-    /// Who queues for a pool, the first in turn first. Who waits for a container that is about to end does not.
-    pub fn queue(&self) -> Vec<Place<'_>> {
-        let queued = self.waiters.iter().enumerate().filter(|(_, waiter)| waiter.state == State::Queued);
-        queued.map(|(place, _)| self.place(place)).collect()
-    }
-
-    /// Where in the queue a request is.
-    pub fn place_of(&self, ticket: Ticket) -> Option<Place<'_>> {
-        let is_it = |waiter: &Waiter| waiter.state == State::Queued && waiter.tickets.contains(&ticket);
-        self.waiters.iter().position(is_it).map(|place| self.place(place))
-    }
-
-    fn place(&self, place: usize) -> Place<'_> {
-        let waiter = &self.waiters[place];
-        let ask = &waiter.ask;
-        let until = ask.wall.saturating_add(waiter.until.saturating_sub(ask.now).as_secs());
-        Place { ask, until, ahead: ahead(&self.waiters[..place], &waiter.lacks) }
     }
 
     fn take_up(&mut self, plan: Kept, decisions: &mut Vec<Decision>) {
@@ -249,11 +245,12 @@ impl Leases {
         let key = Key::of(&ask.container);
         let asked = &ask.request.devices;
         if let Some(held) = self.book.get(key) {
-            decisions.push(if queue::same(&held.lease.asked, asked) {
-                Decision::Grant(ask.ticket, Box::new(held.lease.clone()))
+            if queue::same(&held.lease.asked, asked) {
+                decisions.push(Decision::Grant(ask.ticket, Box::new(held.lease.clone())));
+                self.starting.joins(key, ask.ticket);
             } else {
-                asks_another(&ask, &held.lease.asked)
-            });
+                decisions.push(asks_another(&ask, &held.lease.asked));
+            }
             return;
         }
         if let Some(place) = self.waiters.iter().position(|waiter| waiter.key() == key) {
@@ -290,6 +287,7 @@ impl Leases {
             waiter.tickets.retain(|other| *other != ticket);
         }
         self.waiters.retain(|waiter| !waiter.tickets.is_empty());
+        self.starting.left(ticket);
     }
 
     /// A container that is gone waits for nothing.
@@ -301,6 +299,7 @@ impl Leases {
     }
 
     fn serve(&mut self, decisions: &mut Vec<Decision>) {
+        self.starting.forgive(&mut self.waiters, self.now);
         // A grant may take what one before it lacks besides: they are looked at again.
         while self.serve_first(decisions) {}
     }
@@ -311,9 +310,9 @@ impl Leases {
         let mut before = BTreeSet::new();
         let mut waiters = std::mem::take(&mut self.waiters).into_iter();
         while let Some(mut waiter) = waiters.next() {
-            match attempt(&self.book, &waiter, &before) {
+            match attempt(&self.book, &waiter, &before, &self.starting.avoided()) {
                 Ok(picks) => {
-                    self.grant(&waiter, &picks, decisions);
+                    self.grant(waiter, &picks, decisions);
                     self.waiters.extend(waiters);
                     return true;
                 }
@@ -333,7 +332,8 @@ impl Leases {
 
     /// Whether a request that cannot be granted waits on.
     fn waits(&self, waiter: &mut Waiter, lack: &Lack, decisions: &mut Vec<Decision>) -> bool {
-        if waiter.state != State::New && waiter.until <= self.now {
+        let is_over = waiter.state != State::New && waiter.until <= self.now;
+        if is_over || self.is_refused_by_all(waiter, lack) {
             return false;
         }
         match waiter.state {
@@ -368,8 +368,8 @@ impl Leases {
     /// hooks believe what they are told first.
     fn longest(&self, waiter: &Waiter) -> u64 {
         let stock = self.book.stock();
-        let mps = if waiter.wanted.may_be_mps(stock) { queue::MPS_START } else { 0 };
-        let left = waiter.seconds_left(self.now).saturating_add(mps);
+        let starts = starting::longest(waiter.wanted.mps_devices(stock));
+        let left = waiter.seconds_left(self.now).saturating_add(starts);
         if waiter.state == State::Queued {
             return left;
         }
@@ -404,7 +404,7 @@ impl Leases {
         Reason::Waited { seconds: (self.now - waiter.ask.now).as_secs(), last: Box::new(reason) }
     }
 
-    fn grant(&mut self, waiter: &Waiter, picks: &[(GroupId, Index)], decisions: &mut Vec<Decision>) {
+    fn grant(&mut self, waiter: Waiter, picks: &[(GroupId, Index)], decisions: &mut Vec<Decision>) {
         let stock = self.book.stock();
         let ask = &waiter.ask;
         let indices: Vec<_> =
@@ -412,7 +412,7 @@ impl Leases {
         let remove = brought::to_remove(stock, &waiter.wanted, &indices, &ask.request.nodes);
         if !remove.is_empty() && ask.container.uid == 0 && ask.container.cgroup.is_none() {
             let reason = no_cgroup(stock, &waiter.wanted);
-            self.refuse(waiter, reason, decisions);
+            self.refuse(&waiter, reason, decisions);
             return;
         }
         let named = waiter.wanted.named.iter().map(|index| stock.leased(*index, None));
@@ -429,7 +429,11 @@ impl Leases {
         };
         let grant = |ticket: &Ticket| Decision::Grant(*ticket, Box::new(lease.clone()));
         decisions.extend(waiter.tickets.iter().map(grant));
+        let is_mps = lease.mps.is_some();
         self.book.enter(waiter.key(), lease, ask.user.clone());
+        if is_mps {
+            self.starting.begins(waiter, self.now);
+        }
     }
 
     /// What a container gets of its share's MPS server.
@@ -453,12 +457,6 @@ impl Leases {
     fn wall(&self, ask: &Ask) -> u64 {
         ask.wall.saturating_add(self.now.saturating_sub(ask.now).as_secs())
     }
-}
-
-/// How many of them wait for one of these pools.
-fn ahead(waiters: &[Waiter], pools: &[GroupId]) -> u32 {
-    let waits = |waiter: &&Waiter| waiter.lacks.iter().any(|group| pools.contains(group));
-    u32::try_from(waiters.iter().filter(waits).count()).unwrap_or(u32::MAX)
 }
 
 fn asks_another(ask: &Ask, before: &[DeviceName]) -> Decision {

@@ -2,10 +2,14 @@
 //! about it is in `hint`.
 
 mod hint;
+mod holders;
+mod unserved;
 
 use std::path::PathBuf;
 
 use hooks::lease::{Container, DeviceName, Unbound};
+
+pub use unserved::{No, Unserved};
 
 /// Most holders that a message lists.
 pub const MOST_LISTED: usize = 3;
@@ -201,6 +205,15 @@ pub enum Reason {
         /// The pools.
         pools: Vec<String>,
     },
+    /// MPS servers that do not run for it, and pools' other devices, if there are any, are held.
+    Unserved {
+        /// Their devices, as they were tried.
+        tried: Vec<Unserved>,
+        /// Who has the others: the first [`MOST_LISTED`].
+        held: Vec<Held>,
+        /// How many are held besides.
+        more: usize,
+    },
     /// It waited until the pool's time was over.
     Waited {
         /// How long, in seconds.
@@ -246,6 +259,7 @@ impl Reason {
             | Reason::MpsBeside { .. }
             | Reason::NoCgroup { .. } => 5,
             Reason::Unknown(_) => 6,
+            Reason::Unserved { tried, held, .. } => unserved::status(tried, held),
             _ => 1,
         }
     }
@@ -329,97 +343,11 @@ impl Reason {
                 "pools {} have free devices, but not at once: whole GPUs of the one are shares of the other",
                 pools.join(" and ")
             ),
+            Reason::Unserved { tried, held, more } => unserved::message(tried, held, *more, clock),
             Reason::Waited { seconds, last } => {
                 format!("waited {} in vain: {}", duration(*seconds), last.message(who, clock))
             }
             Reason::ContainerGone => "the container ended while it waited".into(),
-        }
-    }
-}
-
-impl Holder {
-    /// `podman container web (3f2a1b2c3d4e, since 14:02, user ana)`
-    fn text(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Container { engine, name, id, uid, .. } = &self.container;
-        let engine = engine.as_ref().map(|engine| format!("{engine} ")).unwrap_or_default();
-        let name = name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-        let id: String = id.chars().take(12).collect();
-        let user = user(self.user.as_deref(), *uid);
-        let ending = if self.is_ending { ", ending" } else { "" };
-        format!("{engine}container{name} ({id}, since {}, {user}{ending})", clock(self.since))
-    }
-
-    fn process_user(&self) -> String {
-        self.container
-            .process_uid
-            .map_or("a user without a number here".to_owned(), |uid| format!("uid {uid}"))
-    }
-}
-
-impl Held {
-    fn text(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Self { device, way, holder } = self;
-        let holder = holder.text(clock);
-        match way {
-            Way::Itself => format!("{device} is held by {holder}"),
-            Way::Whole(whole) => format!("{device} cannot be had: {whole} is held as a whole by {holder}"),
-            Way::Share(share) => {
-                format!("{device} cannot be had: {share}, a part of it, is held by {holder}")
-            }
-            Way::OtherUser(whole) => {
-                let user = self.holder.process_user();
-                format!(
-                    "{device} cannot be had: the MPS server of {whole} serves one user at a time, now {user} of {holder}"
-                )
-            }
-            Way::OtherMode(whole) => format!(
-                "{device} cannot be had: {whole} is shared with MPS and without by turns, now as it is for {holder}"
-            ),
-        }
-    }
-
-    fn short(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Self { device, way, holder } = self;
-        let holder = holder.text(clock);
-        match way {
-            Way::Itself => format!("{device} by {holder}"),
-            Way::Whole(whole) => format!("{whole} as a whole by {holder}"),
-            Way::Share(share) => format!("{share} of {device} by {holder}"),
-            Way::OtherUser(whole) => {
-                let user = self.holder.process_user();
-                format!("the MPS server of {whole}, which serves one user at a time, for {user} by {holder}")
-            }
-            Way::OtherMode(whole) => {
-                format!("{whole}, shared with MPS and without by turns, by {holder}")
-            }
-        }
-    }
-}
-
-impl Full {
-    fn text(&self, clock: &dyn Fn(u64) -> String) -> String {
-        let Self { pool, asked, devices, free, waiting, held, more, .. } = self;
-        let mut text = match (*free, *devices) {
-            (0, 1) => format!("the one device of pool {pool} is held"),
-            (0, _) => format!("all {devices} devices of pool {pool} are held"),
-            (_, 1) => format!("the one device of pool {pool} is free"),
-            _ => format!(
-                "of {devices} devices of pool {pool} {free} {} free, {asked} asked for",
-                is_are(*free)
-            ),
-        };
-        let mut by: Vec<_> = held.iter().map(|held| held.short(clock)).collect();
-        if *more > 0 {
-            by.push(format!("{more} more"));
-        }
-        if let Some((last, others)) = by.split_last() {
-            let and = if others.is_empty() { "" } else { " and " };
-            text += &format!(": {}{and}{last}", others.join(", "));
-        }
-        match waiting {
-            0 => text,
-            1 => text + "; one container waits for it already",
-            _ => text + &format!("; {waiting} containers wait for it already"),
         }
     }
 }

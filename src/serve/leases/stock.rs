@@ -99,10 +99,11 @@ impl Wanted {
         self.pools.iter().fold(named, |sum, (_, count)| sum.saturating_add(*count))
     }
 
-    /// Whether what it comes to may be a share of an MPS server.
-    pub fn may_be_mps(&self, stock: &Stock) -> bool {
+    /// On how many devices it may come to a share of an MPS server.
+    pub fn mps_devices(&self, stock: &Stock) -> usize {
         let pools = self.pools.iter().flat_map(|(group, _)| &stock.group(*group).devices);
-        self.named.iter().chain(pools).any(|index| stock.is_mps(*index))
+        let shares = self.named.iter().chain(pools).filter(|index| stock.is_mps(**index));
+        shares.map(|index| &stock.device(*index).uuid).collect::<BTreeSet<_>>().len()
     }
 
     /// How many devices of each pool, by whatever name.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hooks::lease::Unbound;
 
-use super::{FreeIn, Full, Held, Reason, Way};
+use super::{FreeIn, Full, Held, Reason, Unserved, Way};
 
 /// Where the configuration is, unless `generate --config` says otherwise: the daemon does not read it.
 const CONFIG: &str = "/etc/divvy/config.toml";
@@ -40,6 +40,8 @@ impl Reason {
             Reason::AsksAnother { .. } => "start another container for them",
             Reason::Taken { held, free, .. } => return Some(taken(free) + several_users(held)),
             Reason::Full(pools) => return Some(full(pools)),
+            Reason::Unserved { tried, held, .. } => return unserved(tried, held),
+            Reason::Waited { last, .. } if matches!(**last, Reason::Unserved { .. }) => return last.hint(),
             Reason::NotTogether { .. } | Reason::Waited { .. } => WHO_HAS_WHAT,
             Reason::ContainerGone => return None,
         };
@@ -76,6 +78,14 @@ fn full(pools: &[Full]) -> String {
         return format!("{WHO_HAS_WHAT}{users}");
     }
     format!("{WHO_HAS_WHAT}; with `wait` in {} starts queue{users}", tables.join(" and "))
+}
+
+/// With the first of them there would be a share; who has the others may end.
+fn unserved(tried: &[Unserved], held: &[Held]) -> Option<String> {
+    let first = tried.first().and_then(|first| first.no.hint.clone());
+    let others = (!held.is_empty()).then(|| WHO_HAS_WHAT.to_owned());
+    let hints: Vec<_> = first.into_iter().chain(others).collect();
+    (!hints.is_empty()).then(|| hints.join("; "))
 }
 
 /// What would let containers of different users share a GPU.

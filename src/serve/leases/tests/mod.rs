@@ -7,6 +7,7 @@ mod mps;
 mod nodes;
 mod random;
 mod scale;
+mod starting;
 mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use hooks::lease::{Container, DeviceName, Labels, Lease, Request, VERSION};
 use serde_json::json;
 
+use super::refusal::No;
 use super::{Ask, Decision, Event, Key, Leases};
 use crate::plan::kept::Kept;
 use crate::plan::pools::UserCap;
@@ -204,9 +206,15 @@ fn said(decisions: &[Decision]) -> Vec<String> {
         Decision::Refuse(ticket, refusal) => format!("{ticket} refused {}", refusal.status()),
         Decision::Queue(ticket, seconds, ahead) => format!("{ticket} queues for {seconds} s behind {ahead}"),
         Decision::End(lease) => format!("{} ends", lease.container.pid),
+        Decision::Withdraw(lease) => format!("{} has nothing", lease.container.pid),
         Decision::Warn(_) => "warning".into(),
     };
     decisions.iter().map(said).collect()
+}
+
+/// What a supervisor says.
+fn no(status: u8) -> No {
+    No { status, message: format!("no server: {status}"), hint: Some("wait".into()) }
 }
 
 /// The state machine under a plan, and the time.
@@ -224,8 +232,8 @@ impl World {
     }
 
     /// What is decided on a line of a history:
-    /// `ask PID[@UID][~PROCESS_UID][#TICKET] NAME...`, `first PID`, `gone PID`, `failed PID`, `left TICKET`, `at SECONDS`,
-    /// `plan WORDS`, `restart`.
+    /// `ask PID[@UID][~PROCESS_UID][#TICKET] NAME...`, `first PID`, `gone PID`, `failed PID`, `served PID`,
+    /// `unserved PID STATUS`, `left TICKET`, `at SECONDS`, `plan WORDS`, `restart`.
     fn does(&mut self, line: &str) -> Vec<String> {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         let pid = || key(rest.parse().unwrap());
@@ -244,6 +252,11 @@ impl World {
             "first" => Event::FirstProcessGone(pid()),
             "gone" => Event::Gone(pid()),
             "failed" => Event::Failed(pid()),
+            "served" => Event::Served(pid()),
+            "unserved" => {
+                let (pid, status) = rest.split_once(' ').unwrap();
+                Event::Unserved(key(pid.parse().unwrap()), Box::new(no(status.parse().unwrap())))
+            }
             "left" => Event::Left(rest.parse().unwrap()),
             "at" => {
                 self.now = rest.parse().unwrap();

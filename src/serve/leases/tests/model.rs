@@ -2,6 +2,8 @@
 //! a request can be met is found by trying every combination. It says what has to be decided, and takes the devices that
 //! were picked as they come, once it has seen that they may be.
 
+mod picks;
+
 use std::path::Path;
 
 use hooks::lease::{DeviceName, LeasedDevice};
@@ -20,6 +22,12 @@ pub struct Member {
     pub is_mps: bool,
     pub is_ending: bool,
     pub queue: Option<Queue>,
+    /// Its MPS server is asked for.
+    pub is_starting: bool,
+    /// Devices whose servers do not run for it, with what was said of each; until when there may be more.
+    pub tried: Vec<String>,
+    pub statuses: Vec<u8>,
+    pub tries_until: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +43,7 @@ pub enum Expected {
     Refuse(u64, u8),
     Queue(u64, u64, u32),
     End(Key),
+    Withdraw(Key),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -42,6 +51,8 @@ pub struct Model {
     pub plan: Kept,
     pub holders: Vec<Member>,
     pub waiters: Vec<Member>,
+    /// Devices that are chosen last, each until then.
+    pub avoided: BTreeMap<String, u64>,
     pub now: u64,
 }
 
@@ -57,6 +68,11 @@ fn keeps(plan: &Kept, held: &LeasedDevice, device: &LeasedDevice) -> bool {
 
 fn exclude(a: &LeasedDevice, b: &LeasedDevice) -> bool {
     if a.is_share && b.is_share { a.name == b.name } else { a.uuid == b.uuid }
+}
+
+/// That of the first server that did not run, if waiting would not help.
+fn refused_with(waiter: &Member, others_are_held: bool) -> u8 {
+    if others_are_held || waiter.statuses.contains(&3) { 3 } else { waiter.statuses[0] }
 }
 
 impl Model {
@@ -104,14 +120,16 @@ impl Model {
         self.plan.devices.iter().find(is_it).is_some_and(|of| of.mode == crate::config::Mode::Mps)
     }
 
-    fn may_be_mps(&self, ask: &Ask) -> bool {
-        let members = self.pools(ask).iter().flat_map(|pool| self.members(pool)).collect::<Vec<_>>();
-        self.named(ask).iter().chain(&members).any(|device| self.is_mps(device))
+    fn mps_devices(&self, ask: &Ask) -> BTreeSet<String> {
+        let members = self.pools(ask).into_iter().flat_map(|pool| self.members(&pool));
+        let all = members.chain(self.named(ask)).filter(|device| self.is_mps(device));
+        all.map(|device| device.uuid).collect()
     }
 
-    /// Devices that serve one user at a time, and that is another; and those that are shared in another mode by now.
-    fn of_others(&self, ask: &Ask, with_ending: bool) -> Vec<String> {
-        let user = ask.container.process_uid;
+    /// Devices that serve one user at a time, and that is another; those that are shared in another mode by now; and those
+    /// whose servers do not run for it.
+    fn of_others(&self, waiter: &Member, with_ending: bool) -> Vec<String> {
+        let user = waiter.ask.container.process_uid;
         let there = self.holders.iter().filter(|holder| with_ending || !holder.is_ending);
         let devices = there.flat_map(|holder| holder.devices.iter().map(move |device| (holder, device)));
         let bars = |(holder, device): &(&Member, &LeasedDevice)| {
@@ -120,7 +138,7 @@ impl Model {
             let is_of_one_user = server.is_some_and(|server| !server.multi_user);
             server.is_some() != holder.is_mps || is_of_one_user && is_other
         };
-        devices.filter(bars).map(|(_, device)| device.uuid.clone()).collect()
+        devices.filter(bars).map(|(_, device)| &device.uuid).chain(&waiter.tried).cloned().collect()
     }
 
     fn held(&self, with_ending: bool) -> Vec<LeasedDevice> {
@@ -168,7 +186,7 @@ impl Model {
             !named.iter().all(may) || !pools.iter().all(|pool| allowed.contains(pool))
         });
         let is_over = cap.and_then(|cap| cap.shares).is_some_and(|most| count > most as usize);
-        let is_mps = self.may_be_mps(ask);
+        let is_mps = !self.mps_devices(ask).is_empty();
         if count == 0 || named.iter().any(clashes) || is_mps && count > 1 {
             return Some(1);
         }
@@ -199,9 +217,10 @@ impl Model {
     }
 
     /// The pools that a request lacks, or none of them if something else is in the way; `Ok` if it can be granted.
-    fn lacks(&self, ask: &Ask, with_ending: bool, before: &[String]) -> Result<(), Vec<String>> {
+    fn lacks(&self, waiter: &Member, with_ending: bool, before: &[String]) -> Result<(), Vec<String>> {
+        let ask = &waiter.ask;
         let (named, pools) = (self.named(ask), self.pools(ask));
-        let (held, others) = (self.held(with_ending), self.of_others(ask, with_ending));
+        let (held, others) = (self.held(with_ending), self.of_others(waiter, with_ending));
         let mut of_uid = self.holders.iter().filter(|h| h.ask.container.uid == ask.container.uid);
         let has: usize =
             of_uid.by_ref().filter(|h| with_ending || !h.is_ending).map(|h| h.devices.len()).sum();
@@ -233,7 +252,7 @@ impl Model {
 
     fn ending_is_in_the_way(&self, waiter: &Member) -> bool {
         self.holders.iter().any(|holder| holder.is_ending)
-            && match self.lacks(&waiter.ask, false, &[]) {
+            && match self.lacks(waiter, false, &[]) {
                 Ok(()) => true,
                 Err(pools) => self.wait_of(&pools).is_some(),
             }
@@ -261,6 +280,8 @@ impl Model {
             Event::Adopted(_) => unreachable!("a restart keeps the holders"),
             Event::Asked(ask) => self.asked(ask, picked, &mut expected),
             Event::Left(ticket) => {
+                let starting = self.holders.iter_mut().filter(|holder| holder.is_starting);
+                starting.for_each(|holder| holder.tickets.retain(|of| of != ticket));
                 self.waiters.iter_mut().for_each(|waiter| waiter.tickets.retain(|of| of != ticket));
                 self.waiters.retain(|waiter| !waiter.tickets.is_empty());
             }
@@ -277,10 +298,48 @@ impl Model {
                 }
             }
             Event::Failed(key) => self.holders.retain(|holder| key_of(holder) != *key),
+            Event::Served(key) => {
+                if let Some(holder) = self.holders.iter_mut().find(|holder| key_of(holder) == *key) {
+                    holder.is_starting = false;
+                    if holder.is_mps {
+                        self.avoided.remove(&holder.devices[0].uuid);
+                    }
+                }
+            }
+            Event::Unserved(key, no) => self.unserved(*key, no.status, &mut expected),
             Event::Time(now) => self.now = now.as_secs(),
         }
         self.serve(picked, &mut expected);
         expected
+    }
+
+    fn unserved(&mut self, key: Key, status: u8, expected: &mut Vec<Expected>) {
+        let is_it = |holder: &Member| holder.is_starting && key_of(holder) == key;
+        let Some(place) = self.holders.iter().position(is_it) else { return };
+        let mut member = self.holders.remove(place);
+        expected.push(Expected::Withdraw(key));
+        let LeasedDevice { uuid, pool, .. } = member.devices.remove(0);
+        self.avoided.insert(uuid.clone(), self.now + 60);
+        member.tried.push(uuid);
+        member.statuses.push(status);
+        let is_heard = !member.tickets.is_empty();
+        if !is_heard {
+            member.tickets.push(member.ask.ticket);
+        }
+        let is_queued = member.queue.is_some_and(|queue| queue.is_for_pools && self.now < queue.until);
+        let has_time = member.tries_until.unwrap() > self.now || is_queued;
+        let never = self.never(&member.ask);
+        if !is_heard || member.is_ending || pool.is_none() || !has_time {
+            let status = refused_with(&member, false);
+            expected.extend(member.tickets.iter().map(|ticket| Expected::Refuse(*ticket, status)));
+        } else if let Some(status) = never {
+            expected.extend(member.tickets.iter().map(|ticket| Expected::Refuse(*ticket, status)));
+        } else {
+            member.queue = member.queue.filter(|queue| queue.is_for_pools);
+            member.is_starting = false;
+            let later = self.waiters.iter().position(|other| other.ask.now > member.ask.now);
+            self.waiters.insert(later.unwrap_or(self.waiters.len()), member);
+        }
     }
 
     fn asked(
@@ -295,8 +354,11 @@ impl Model {
             names
         };
         let key = Key::of(&ask.container);
-        if let Some(holder) = self.holders.iter().find(|holder| key_of(holder) == key) {
+        if let Some(holder) = self.holders.iter_mut().find(|holder| key_of(holder) == key) {
             if sorted(&holder.ask) == sorted(ask) {
+                if holder.is_starting {
+                    holder.tickets.push(ask.ticket);
+                }
                 assert_eq!(picked(ask.ticket).as_ref(), Some(&holder.devices), "another grant than before");
                 expected.push(Expected::Grant(ask.ticket));
             } else {
@@ -320,6 +382,10 @@ impl Model {
                 is_mps: false,
                 is_ending: false,
                 queue: None,
+                is_starting: false,
+                tried: Vec::new(),
+                statuses: Vec::new(),
+                tries_until: None,
             });
         }
     }
@@ -329,7 +395,7 @@ impl Model {
         let queue = waiter.queue.unwrap();
         let pools = self.pools(&waiter.ask);
         let waits = pools.iter().filter_map(|pool| self.wait_of(std::slice::from_ref(pool)));
-        let mps = if self.may_be_mps(&waiter.ask) { 120 } else { 0 };
+        let mps = [0, 120, 240][self.mps_devices(&waiter.ask).len().min(2)];
         queue.until - self.now + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
     }
 
@@ -337,29 +403,44 @@ impl Model {
     fn lacked_before(&self, place: usize) -> Vec<Vec<String>> {
         let mut before: Vec<Vec<String>> = Vec::new();
         for waiter in &self.waiters[..place] {
-            before.push(self.lacks(&waiter.ask, true, &before.concat()).err().unwrap_or_default());
+            before.push(self.lacks(waiter, true, &before.concat()).err().unwrap_or_default());
         }
         before
     }
 
     fn ahead(&self, place: usize) -> u32 {
         let before = self.lacked_before(place);
-        let own = self.lacks(&self.waiters[place].ask, true, &before.concat()).err().unwrap_or_default();
+        let own = self.lacks(&self.waiters[place], true, &before.concat()).err().unwrap_or_default();
         let wait = before.iter().filter(|pools| pools.iter().any(|pool| own.contains(pool)));
         u32::try_from(wait.count()).unwrap()
     }
 
     fn serve(&mut self, picked: &dyn Fn(u64) -> Option<Vec<LeasedDevice>>, expected: &mut Vec<Expected>) {
-        let mut place = 0;
+        let (mut place, now) = (0, self.now);
+        self.avoided.retain(|_, until| *until > now);
+        for waiter in &mut self.waiters {
+            if waiter.queue.is_some_and(|queue| queue.is_for_pools && queue.until > now) {
+                let is_avoided: Vec<_> =
+                    waiter.tried.iter().map(|uuid| self.avoided.contains_key(uuid)).collect();
+                let mut keep = is_avoided.iter();
+                waiter.tried.retain(|_| *keep.next().unwrap());
+                let mut keep = is_avoided.iter();
+                waiter.statuses.retain(|_| *keep.next().unwrap());
+            }
+        }
         while place < self.waiters.len() {
             let mut waiter = self.waiters[place].clone();
             let lacked_before = self.lacked_before(place).concat();
-            let lacking = match self.lacks(&waiter.ask, true, &lacked_before) {
+            let lacking = match self.lacks(&waiter, true, &lacked_before) {
                 Ok(()) => {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");
                     self.check_pick(&waiter);
                     waiter.is_mps = waiter.devices.iter().any(|device| self.is_mps(device));
+                    waiter.is_starting = waiter.is_mps;
+                    if waiter.is_mps {
+                        waiter.tries_until.get_or_insert(self.now + 120);
+                    }
                     self.waiters.remove(place);
                     self.holders.push(waiter);
                     place = 0;
@@ -371,7 +452,9 @@ impl Model {
             let is_queued = waiter.queue.is_some_and(|queue| queue.is_for_pools);
             let wait = self.wait_of(&lacking).filter(|_| !is_queued && !is_over);
             let before = waiter.queue.map(|queue| queue.is_for_pools);
-            if is_over {
+            let is_tried = |device: &LeasedDevice| waiter.tried.contains(&device.uuid);
+            let in_vain = lacking.iter().any(|pool| self.members(pool).iter().all(is_tried));
+            if is_over || in_vain {
                 waiter.queue = None;
             } else if let Some(seconds) = wait {
                 waiter.queue = Some(Queue { is_for_pools: true, until: self.now + seconds });
@@ -393,58 +476,20 @@ impl Model {
                 }
                 place += 1;
             } else {
-                expected.extend(waiter.tickets.iter().map(|ticket| Expected::Refuse(*ticket, 3)));
+                let is_held = |device: LeasedDevice| {
+                    let is_kept = self.held(true).iter().any(|held| keeps(&self.plan, held, &device));
+                    let others = self.of_others(&waiter, true).contains(&device.uuid);
+                    (is_kept || others) && !waiter.tried.contains(&device.uuid)
+                };
+                let of_pools = lacking.iter().flat_map(|pool| self.members(pool));
+                let has_more = waiter.tried.is_empty() || of_pools.into_iter().any(is_held);
+                // Whoever waited in vain might have had it at another time.
+                let has_waited = is_over && before == Some(true);
+                let status =
+                    if has_waited { 3 } else { refused_with(&waiter, has_more || lacking.is_empty()) };
+                expected.extend(waiter.tickets.iter().map(|ticket| Expected::Refuse(*ticket, status)));
                 self.waiters.remove(place);
             }
         }
-    }
-
-    /// All or nothing, and of nobody else's.
-    fn check_pick(&self, waiter: &Member) {
-        let held = self.held(true);
-        let devices = &waiter.devices;
-        for (place, device) in devices.iter().enumerate() {
-            let others = held.iter().chain(&devices[..place]);
-            assert!(!others.clone().any(|other| exclude(other, device)), "{device:?} is had twice");
-        }
-        let mut named: Vec<_> = devices.iter().filter(|device| device.pool.is_none()).cloned().collect();
-        named.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut asked = self.named(&waiter.ask);
-        asked.sort_by(|a, b| a.name.cmp(&b.name));
-        assert_eq!(named, asked);
-        let mut pools: Vec<_> = devices.iter().filter_map(|device| device.pool.clone()).collect();
-        pools.sort();
-        let mut asked = self.pools(&waiter.ask);
-        asked.sort();
-        assert_eq!(pools, asked);
-        for device in devices {
-            let Some(pool) = &device.pool else { continue };
-            let is_this = |of: &LeasedDevice| of.name == device.name && of.uuid == device.uuid;
-            assert!(self.members(pool).iter().any(is_this), "{device:?} is not of {pool}");
-        }
-        let others = self.of_others(&waiter.ask, true);
-        assert!(
-            !devices.iter().any(|device| others.contains(&device.uuid)),
-            "{devices:?} serves another user"
-        );
-        self.check_order(waiter, &held, &others);
-    }
-
-    /// Of a single pick: no other free device of the pool lies on a GPU that its order prefers.
-    fn check_order(&self, waiter: &Member, held: &[LeasedDevice], others: &[String]) {
-        let ([device], [pool]) = (&waiter.devices[..], &self.pools(&waiter.ask)[..]) else { return };
-        let gpu = |device: &LeasedDevice| {
-            self.plan.devices.iter().find(|of| of.uuid == device.uuid).map(|device| device.gpu)
-        };
-        let leases = |on: &LeasedDevice| held.iter().filter(|held| gpu(held) == gpu(on)).count();
-        let of = self.plan.pools.iter().find(|of| of.name == *pool).unwrap();
-        let free = self.members(pool);
-        let free = free.iter().filter(|device| !others.contains(&device.uuid));
-        let free = free.filter(|device| !held.iter().any(|held| keeps(&self.plan, held, device)));
-        let best = match of.order {
-            crate::plan::pools::Order::Spread => free.min_by_key(|device| leases(device)),
-            crate::plan::pools::Order::Pack => free.rev().max_by_key(|device| leases(device)),
-        };
-        assert_eq!(best.unwrap().name, device.name, "not in the order of {pool}");
     }
 }

@@ -17,6 +17,8 @@ enum Step {
     FirstProcessGone { container: usize },
     Gone { container: usize },
     Failed { container: usize },
+    Served { container: usize },
+    Unserved { container: usize, status: u8 },
     Time { seconds: u64 },
     Plan { plan: usize },
     Restart,
@@ -30,6 +32,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..CONTAINERS).prop_map(|container| Step::FirstProcessGone { container }),
         5 => (0..CONTAINERS).prop_map(|container| Step::Gone { container }),
         1 => (0..CONTAINERS).prop_map(|container| Step::Failed { container }),
+        2 => (0..CONTAINERS).prop_map(|container| Step::Served { container }),
+        5 => (0..CONTAINERS, prop_oneof![Just(1), Just(3), Just(5)])
+            .prop_map(|(container, status)| Step::Unserved { container, status }),
         2 => (1..25u64).prop_map(|seconds| Step::Time { seconds }),
         1 => (0..plans().len()).prop_map(|plan| Step::Plan { plan }),
         1 => Just(Step::Restart),
@@ -135,6 +140,10 @@ impl Run {
                 Event::Gone(key)
             }
             Step::Failed { container } => Event::Failed(self.key(container)),
+            Step::Served { container } => Event::Served(self.key(container)),
+            Step::Unserved { container, status } => {
+                Event::Unserved(self.key(container), Box::new(no(status)))
+            }
             Step::Time { seconds } => Event::Time(Duration::from_secs(self.model.now + seconds)),
             Step::Plan { plan } => Event::Plan(Box::new(plans().swap_remove(plan))),
             Step::Restart => return self.restart(),
@@ -146,6 +155,8 @@ impl Run {
     fn restart(&mut self) {
         let before = std::mem::take(&mut self.leases);
         self.model.waiters.clear();
+        self.model.avoided.clear();
+        self.model.holders.iter_mut().for_each(|holder| holder.is_starting = false);
         assert_eq!(self.leases.handle(Event::Plan(Box::new(self.model.plan.clone()))), []);
         for lease in before.all() {
             let clash = self.leases.handle(Event::Adopted(Box::new(lease.clone())));
@@ -175,6 +186,7 @@ impl Run {
                 Decision::Refuse(ticket, refusal) => Expected::Refuse(*ticket, refusal.status()),
                 Decision::Queue(ticket, seconds, ahead) => Expected::Queue(*ticket, *seconds, *ahead),
                 Decision::End(lease) => Expected::End(Key::of(&lease.container)),
+                Decision::Withdraw(lease) => Expected::Withdraw(Key::of(&lease.container)),
                 Decision::Warn(warning) => panic!("{warning}"),
             })
             .collect();
@@ -205,15 +217,20 @@ impl Run {
         let leases: Vec<_> =
             self.leases.all().map(|lease| (Key::of(&lease.container), devices(&lease.devices))).collect();
         assert_eq!(leases, model);
-        let until =
-            self.model.waiters.iter().filter_map(|waiter| waiter.queue).map(|queue| queue.until).min();
+        let until = self.model.waiters.iter().filter_map(|waiter| {
+            let queue = waiter.queue?;
+            let tried = waiter.tried.iter().filter(|_| queue.is_for_pools);
+            let again = tried.filter_map(|uuid| self.model.avoided.get(uuid).copied());
+            again.chain([queue.until]).min()
+        });
+        let until = until.min();
         assert_eq!(self.leases.next_deadline(), until.map(Duration::from_secs));
     }
 }
 
 #[test]
 fn any_history_goes_as_the_model_has_it() {
-    let (grants, queues) = (Cell::new(0), Cell::new(0));
+    let (grants, queues, tries) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let config = ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() };
     proptest!(config, |(steps in prop::collection::vec(step(), 1..60))| {
         let mut run = Run::new();
@@ -221,8 +238,11 @@ fn any_history_goes_as_the_model_has_it() {
             run.step(step);
             grants.set(grants.get() + run.model.holders.len());
             queues.set(queues.get() + run.model.waiters.len());
+            let are_tried_again = run.model.holders.iter().filter(|holder| !holder.tried.is_empty());
+            tries.set(tries.get() + are_tried_again.count());
         }
     });
     // Histories in which nothing is held and nobody waits would show nothing.
-    assert!(grants.get() > 5_000 && queues.get() > 500, "{grants:?} {queues:?}");
+    let enough = grants.get() > 5_000 && queues.get() > 500 && tries.get() > 100;
+    assert!(enough, "{grants:?} {queues:?} {tries:?}");
 }

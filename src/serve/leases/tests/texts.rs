@@ -315,6 +315,70 @@ fn an_mps_server_that_serves_another_user() {
     );
 }
 
+#[test]
+fn servers_that_do_not_run() {
+    let refused = |plan: Kept, lines: &[&str], words: &[&str], says: &[(u8, &str)]| {
+        let mut world = World::new(plan);
+        for line in lines {
+            world.does(line);
+        }
+        let last = ask(&world.plan, 9, words, world.now);
+        let mut decisions = world.leases.handle(Event::Asked(Box::new(last)));
+        for (status, message) in says {
+            let no =
+                No { status: *status, message: (*message).into(), hint: Some(format!("mend {message}")) };
+            decisions = world.leases.handle(Event::Unserved(key(9), Box::new(no)));
+        }
+        text(&decisions)
+    };
+    for (plan, words) in [(plan("m*2:mps | m*2:mps"), "m-0"), (plan("m*2:mps"), "m")] {
+        let (message, hint) = refused(plan, &[], &[words], &[(1, "no process may use it")]);
+        assert_eq!([&*message, &*hint], ["no process may use it", "mend no process may use it"]);
+    }
+    // One that does not say which device it is of.
+    let says = [(1, "GPU 0 is used by python (4711)"), (5, "it cannot be asked")];
+    let (message, hint) = refused(plan("m*2:mps | m*2:mps"), &[], &["m"], &says);
+    assert_eq!(message, "GPU 0 is used by python (4711); GPU 1: it cannot be asked");
+    assert_eq!(hint, "mend GPU 0 is used by python (4711)");
+    let by = |pid: u32, share: u32| {
+        format!("m-{share} by podman container web{pid} (000{pid}2b1c3d4e, since 14:00, user root)")
+    };
+    let (message, hint) = refused(
+        plan("m*1:mps | m*5:mps"),
+        &["ask 1 m-1", "ask 2 m-2", "ask 3 m-3", "ask 4 m-4", "ask 5 m-5"],
+        &["m"],
+        &says[..1],
+    );
+    assert_eq!(
+        message,
+        format!(
+            "GPU 0 is used by python (4711); the others are held: {}, {}, {} and 2 more",
+            by(1, 1),
+            by(2, 2),
+            by(3, 3)
+        )
+    );
+    assert_eq!(hint, "mend GPU 0 is used by python (4711); `divvy ps` shows who has what");
+    let words = ["m*1:mps"; 6].join(" | ");
+    let (message, _) = refused(plan(&words), &[], &["m"], &[(1, "no"); 6]);
+    assert_eq!(message, "GPU 0: no; GPU 1: no; GPU 2: no; GPU 3, GPU 4, GPU 5 refused too");
+}
+
+#[test]
+fn a_wait_for_another_server_in_vain() {
+    let mut world = World::new(plan("m*1:mps | m*1:mps").wait(50));
+    for line in ["ask 1 m-1", "ask 2 m", "unserved 2 5"] {
+        world.does(line);
+    }
+    let (message, hint) = text(&world.leases.handle(Event::Time(Duration::from_secs(50))));
+    assert_eq!(
+        message,
+        "waited 50 s in vain: GPU 0: no server: 5; the others are held: \
+         m-1 by podman container web1 (00012b1c3d4e, since 14:00, user root)"
+    );
+    assert_eq!(hint, "wait; `divvy ps` shows who has what");
+}
+
 fn message_of_unknown() -> String {
     message(plan("m*3:one"), &["ask 1~? m-0"], &["m-1"])
 }
