@@ -15,9 +15,10 @@ use crate::readme;
 const NEEDS: &[Need] = &[Need::Podman, Need::Mps];
 
 /// Every trial.
-pub const TRIALS: [MachineTrial; 7] = [
-    ("units_at_boot", NEEDS, at_boot),
+pub const TRIALS: [MachineTrial; 8] = [
+    ("units_at_boot", &[Need::Docker, Need::Podman, Need::Mps], at_boot),
     ("units_by_socket", NEEDS, by_socket),
+    ("units_for_users", &[Need::Rootless, Need::Podman, Need::Mps], for_users),
     ("units_time_slices", NEEDS, time_slices),
     ("units_mps", NEEDS, mps),
     ("units_mps_supervisor", NEEDS, mps_supervisor),
@@ -54,7 +55,11 @@ fn host(ground: &Ground) -> Host<'_> {
         panic!("the machine does not boot: {why}");
     }
     // What a trial that failed left behind.
-    host.sh("podman rm --force --all --time=0").ok();
+    host.sh("podman rm --force --all --time=0
+             rm -f /run/divvy/leases/77.json
+             systemctl reset-failed
+             systemctl start divvy.socket")
+        .ok();
     host
 }
 
@@ -111,11 +116,18 @@ impl Host<'_> {
     #[track_caller]
     fn remove(&self, name: &str) {
         self.sh(&format!("podman rm --force --time=0 {name}")).ok();
-        self.wait("the end of the lease", || !self.sh("divvy ps").stdout.contains(&format!(" {name} ")));
+        self.wait("the end of the lease", || !self.holds(&format!("podman {name}")));
+    }
+
+    /// A container, by its engine and name, has a lease.
+    #[track_caller]
+    fn holds(&self, container: &str) -> bool {
+        self.sh("divvy ps").ok().contains(&format!(" {container} "))
     }
 }
 
-/// The units as enabled, and what a boot makes of them: /run is empty then, and the driver has forgotten all.
+/// The units as enabled, and what a boot makes of them: /run is empty then, the driver has forgotten all, and Docker brings
+/// back its containers.
 fn at_boot(ground: &Ground) {
     let host = host(ground);
     let is_up = || {
@@ -127,12 +139,26 @@ fn at_boot(ground: &Ground) {
         }
     };
     is_up();
-    host.sh("systemctl stop divvy.socket divvy.service divvy-generate.service 'divvy-mps@*'
+    host.sh("systemctl enable --now docker.service && docker import /images/glibc.tar glibc").ok();
+    for (name, device) in [("turns", "shared"), ("server", "mps")] {
+        let devices = format!("--device=nvidia.com/gpu={device}");
+        host.sh(&format!("docker run --detach --restart=always --name={name} {devices} glibc sleep 600"))
+            .ok();
+    }
+    host.sh("systemctl stop docker.socket docker.service containerd.service
+             systemctl stop divvy.socket divvy.service divvy-generate.service
+             divvy mps stop 1 --force && systemctl stop 'divvy-mps@*' && [ -z \"$(pgrep nvidia-cuda-mps)\" ] || exit
              rm -rf /run/divvy /run/cdi/* /dev/nvidia5 /dev/nvidia-caps/nvidia-cap31 /dev/driver/GPU-*
              systemctl start sockets.target multi-user.target")
         .ok();
     is_up();
     assert!(host.sh("[ -c /dev/nvidia5 ] && [ -c /dev/nvidia-caps/nvidia-cap31 ]").status == 0, "the nodes");
+    for name in ["turns", "server"] {
+        host.wait("a container of Docker's", || host.holds(&format!("docker {name}")));
+    }
+    assert_eq!(host.sh("docker exec server probe cuda").ok(), MET_MPS);
+    host.sh("docker rm --force turns server; systemctl disable --now docker.service docker.socket").ok();
+
     // Status 7 hides no device from the others.
     host.configure(&format!("{CONFIG}[[gpu]]\nmatch = [\"99\"]\nmode = \"time-slice\"\n"));
     host.sh("systemctl restart divvy-generate").ok();
@@ -182,6 +208,26 @@ fn by_socket(ground: &Ground) {
     host.sh("podman rm --force second").ok();
     host.start("third", &share).ok();
     host.remove("third");
+}
+
+/// What the daemon knows of a user's container, it knows within its sandbox.
+fn for_users(ground: &Ground) {
+    let host = host(ground);
+    // No manager of the user's runs.
+    let podman = |arguments: &[&str]| {
+        let podman: &[&str] = &["podman", "--cgroup-manager=cgroupfs", "--runtime=crun"];
+        command_in(BOOTED, 120, "as-user.sh", &[podman, arguments].concat())
+    };
+    for (name, device, answer) in [("turns", "shared", ALONE), ("server", "mps", MET_MPS)] {
+        let device = format!("--device=nvidia.com/gpu={device}");
+        podman(&["run", "--detach", "--name", name, &device, "glibc", "sleep", "600"]).ok();
+        assert!(host.holds(&format!("podman {name}")));
+        assert_eq!(podman(&["exec", name, "probe", "cuda"]).ok(), answer);
+    }
+    let table = host.sh("divvy ps");
+    assert_eq!(table.ok().matches(" dev ").count(), 2, "{table:?}");
+    podman(&["rm", "--force", "--time=0", "turns", "server"]).ok();
+    host.wait("the end of the leases", || host.sh("divvy ps").stdout == "nothing is held\n");
 }
 
 /// nvidia-smi runs within the daemon's sandbox.
@@ -271,11 +317,8 @@ fn mps(ground: &Ground) {
     host.wait("another supervisor", || mps.is_supervised() && mps.pid("supervisor_pid") != supervisor);
     assert_eq!(mps.servers(), servers);
     assert!(mps.is_wired("first") && mps.is_wired("second"));
-    let held = host.sh("divvy ps");
     for name in ["first", "second", "turns"] {
-        assert!(held.ok().contains(&format!("podman {name} ")), "{name} in {held:?}");
-    }
-    for name in ["first", "second", "turns"] {
+        assert!(host.holds(&format!("podman {name}")), "{name}");
         host.remove(name);
     }
     assert_eq!(host.sh("divvy ps").ok(), "nothing is held");
@@ -287,10 +330,13 @@ fn mps_supervisor(ground: &Ground) {
     host.start("first", "mps").ok();
     let mps = Mps::new(&host);
     let servers = mps.servers();
-    host.sh(&format!("systemctl stop {}", mps.unit)).ok();
+    // The daemon would start it again, sooner or later.
+    let stop = format!("systemctl stop divvy.socket divvy.service {}", mps.unit);
+    host.sh(&stop).ok();
     assert!(host.is("inactive", &mps.unit));
     assert!(mps.is_wired("first"), "without a supervisor");
-    // The next start brings it back.
+    // And does, for who asks.
+    host.sh("systemctl start divvy.socket").ok();
     host.start("second", "mps").ok();
     assert!(mps.is_supervised());
     host.remove("second");
@@ -303,7 +349,7 @@ fn mps_supervisor(ground: &Ground) {
 
     // One that somebody runs by hand is not fought by the unit, which begins when it is asked for.
     let by_hand = format!(
-        "systemctl stop {unit}
+        "{stop}
          setsid divvy mps supervise {uuid} >/dev/null 2>&1 </dev/null & pid=$!
          until grep -q \"\\\"supervisor_pid\\\":$pid,\" {directory}/status.json; do sleep 0.02; done
          systemctl start {unit} || exit
@@ -318,6 +364,7 @@ fn mps_supervisor(ground: &Ground) {
     host.sh("divvy mps restart 1 --force").ok();
     assert!(mps.is_supervised(), "who types it has the unit started");
     assert!(mps.is_wired("first"));
+    host.sh("systemctl start divvy.socket").ok();
 
     let refused = host.sh("divvy mps stop 1");
     assert!(

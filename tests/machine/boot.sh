@@ -106,11 +106,11 @@ mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
 # A machine without one is on its first boot, where systemd enables whatever it finds.
 tr -d - <proc/sys/kernel/random/uuid >etc/machine-id
-# Of Debian's units those that every service depends on, and the journal. No generator: what these make of a host's disks
-# and consoles has no place in here.
+# Of Debian's units those that every service depends on, the journal, and Docker, which nobody has enabled. No generator:
+# what these make of a host's disks and consoles has no place in here.
 mkdir -p run/units/sockets.target.wants
 for unit in {sysinit,basic,sockets,timers,paths,slices,local-fs,local-fs-pre,swap,multi-user,shutdown,umount,final}.target \
-    systemd-journald.service systemd-journald{,-dev-log}.socket; do
+    systemd-journald.service systemd-journald{,-dev-log}.socket {docker,containerd}.service docker.socket; do
     ln -s "/usr/lib/systemd/system/$unit" run/units/
 done
 ln -s ../systemd-journald.socket ../systemd-journald-dev-log.socket run/units/sockets.target.wants/

@@ -2,8 +2,9 @@
 # units-host.sh SUITE NAME VERSION NVML SERVER: starts a machine whose first process is systemd, as a host with GPUs on
 # which divvy has just been installed: its files as `make install PREFIX=/opt/divvy` puts them, no unit enabled, and no
 # configuration. The GPUs are those of a100-lab, live: VERSION, NVML and SERVER as mps-host.sh takes them, for `here`. Its
-# nvidia-smi keeps turns below /dev, as the driver does (tests/time_slices). Podman has the image glibc.
-# Services have the variables of /run/mps-here.sh; who types `divvy` takes them from there. Podman's containers are scopes.
+# nvidia-smi keeps turns below /dev, as the driver does (tests/time_slices). Podman has the image glibc, for root and for the
+# user, and root's containers are scopes of systemd's.
+# Services have the variables of /run/mps-here.sh; who types `divvy` takes them from there.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 
@@ -29,11 +30,12 @@ tar --create --directory "$installed" --owner=0 --group=0 --mode=go-w opt |
 "$HERE/in.sh" "$name" sh -es <<'S'
 printf '#!/bin/sh\nexec /dev/driver/nvidia-smi "$@"\n' >/usr/bin/nvidia-smi
 chmod 755 /usr/bin/nvidia-smi
+# Users' containers have a /proc only where there is one that nothing covers.
+mkdir /run/proc
+mount -t proc proc /run/proc
 for part in proc/driver proc/devices sys/bus; do mount --bind "/sim/$part" "/$part"; done
 ldconfig
 sed -i 's/"cgroupfs"/"systemd"\nruntime = "runc"/' /etc/containers/containers.conf
-podman import --quiet --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' --change 'CMD ["/bin/sh"]' \
-    /images/glibc.tar glibc:latest >/dev/null
 
 for _ in $(seq 600); do
     state=$(systemctl is-system-running 2>/dev/null) || true
@@ -45,3 +47,7 @@ done
 facts
 systemctl import-environment MOCK_NVML_FACTS MOCK_NVML_COMPUTE_MODES MOCK_NVML_PROCESSES
 S
+for entry in in.sh as-user.sh; do
+    "$HERE/$entry" "$name" podman import --quiet --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin' \
+        --change 'CMD ["/bin/sh"]' /images/glibc.tar glibc:latest >/dev/null
+done
