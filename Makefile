@@ -13,17 +13,20 @@ help: ## this list
 build: ## divvy, the guard for MPS and the static divvy-hook, into .build/bin
 	@packaging/build.sh $(BIN) release
 
+# DESTDIR is where a package is put together; what is installed knows nothing of it.
+AT := $(or $(PREFIX),/usr/local)
+
 .PHONY: install
 install: ## copy them and the systemd units below /usr/local (after make build, as root)
 	@[ -x $(BIN)/divvy-hook ] || { echo "error: nothing is built yet" >&2; echo "hint: make build" >&2; exit 1; }
-	@mkdir -p $(or $(PREFIX),/usr/local)/bin 2>/dev/null; [ -w $(or $(PREFIX),/usr/local)/bin ] || \
-	  { echo "error: cannot write to $(or $(PREFIX),/usr/local)/bin" >&2; echo "hint: sudo make install" >&2; exit 1; }
-	@install -D -m 755 -t $(or $(PREFIX),/usr/local)/bin $(BIN)/divvy $(BIN)/divvy-hook
-	@install -D -m 644 -t $(or $(PREFIX),/usr/local)/lib/divvy $(BIN)/libdivvy_mps_guard.so
-	@mkdir -p $(or $(PREFIX),/usr/local)/lib/systemd/system
+	@mkdir -p $(DESTDIR)$(AT)/bin 2>/dev/null; [ -w $(DESTDIR)$(AT)/bin ] || \
+	  { echo "error: cannot write to $(DESTDIR)$(AT)/bin" >&2; echo "hint: sudo make install" >&2; exit 1; }
+	@install -D -m 755 -t $(DESTDIR)$(AT)/bin $(BIN)/divvy $(BIN)/divvy-hook
+	@install -D -m 644 -t $(DESTDIR)$(AT)/lib/divvy $(BIN)/libdivvy_mps_guard.so
+	@mkdir -p $(DESTDIR)$(AT)/lib/systemd/system
 	@for unit in packaging/divvy*.service packaging/divvy.socket; do \
-	  sed 's:/usr/local/bin/:$(or $(PREFIX),/usr/local)/bin/:' $$unit >$(or $(PREFIX),/usr/local)/lib/systemd/system/$${unit##*/}; done
-	@echo "installed divvy and divvy-hook in $(or $(PREFIX),/usr/local)/bin, and their units in $(or $(PREFIX),/usr/local)/lib/systemd/system"
+	  sed 's:/usr/local/bin/:$(AT)/bin/:' $$unit >$(DESTDIR)$(AT)/lib/systemd/system/$${unit##*/}; done
+	@echo "installed divvy and divvy-hook in $(DESTDIR)$(AT)/bin, and their units in $(DESTDIR)$(AT)/lib/systemd/system"
 
 .PHONY: demo
 demo: ## GPUs in real Podman containers on a simulated host

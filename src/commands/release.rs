@@ -239,7 +239,9 @@ fn in_namespace(container: &Container) -> io::Result<Vec<(i32, OwnedFd)>> {
     let namespace = File::open(format!("/proc/{}/ns/mnt", container.pid))
         .and_then(|file| Namespace::of_file(&file).map(|found| (found, file)))
         .ok()
-        .filter(|(found, _)| found.inode == container.mount_namespace);
+        .filter(|(found, _)| found.inode == container.mount_namespace)
+        // Whoever wrote such a lease, the host's processes are no container's.
+        .filter(|(found, _)| Namespace::own("mnt").is_ok_and(|own| own != *found));
     let is_in = |pid: i32| {
         let is_the_same = |(namespace, _): &(Namespace, File)| {
             Namespace::of(pid, "mnt").is_ok_and(|found| found == *namespace)
@@ -310,6 +312,7 @@ fn stands(lease: &Lease, path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::process;
 
     fn container(engine: &str, name: Option<&str>, id: &str) -> Container {
         Container {
@@ -325,6 +328,23 @@ mod tests {
             engine: Some(engine.into()),
             name: name.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn nobody_else_among_the_hosts_mounts_is_killed() {
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = i32::try_from(process.id()).unwrap();
+        let container = Container {
+            mount_namespace: Namespace::own("mnt").unwrap().inode,
+            pid,
+            start_time: process::Stat::read(pid).unwrap().start_time,
+            boot_id: process::boot_id().unwrap(),
+            ..container("podman", None, "3f2a")
+        };
+        let found = in_namespace(&container).unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(found.iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), [pid]);
     }
 
     #[test]

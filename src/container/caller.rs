@@ -56,7 +56,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// It is in the mount namespace of the daemon or of the caller.
+    /// It is in the mount namespace of the host, the daemon or the caller.
     #[error("process {pid} is in no container: it has no mount namespace of its own")]
     NoContainer {
         /// That process.
@@ -119,6 +119,8 @@ impl Error {
 pub struct Daemon {
     boot_id: String,
     mounts: Namespace,
+    /// Those of the host, from which its unit keeps the daemon apart.
+    hosts_mounts: Namespace,
     users: Namespace,
     hierarchies: Hierarchies,
 }
@@ -132,6 +134,7 @@ impl Daemon {
         Ok(Self {
             boot_id: process::boot_id()?,
             mounts: Namespace::own("mnt")?,
+            hosts_mounts: Namespace::of(1, "mnt")?,
             users: Namespace::own("user")?,
             hierarchies: Hierarchies::read()?,
         })
@@ -162,7 +165,7 @@ impl Daemon {
         let caller = (peer.pid > 0).then_some(peer.pid);
         // A caller that went away shares nothing any more.
         let callers_mounts = caller.and_then(|caller| Namespace::of(caller, "mnt").ok());
-        if mounts == self.mounts || Some(mounts) == callers_mounts {
+        if mounts == self.mounts || mounts == self.hosts_mounts || Some(mounts) == callers_mounts {
             return Err(Error::NoContainer { pid });
         }
         let cgroup = self.hierarchies.own(First { pid, uid, caller });

@@ -19,7 +19,7 @@ const SYSTEMD: &str = "/run/systemd/system";
 /// # Errors
 /// When the program or systemctl cannot be run, or systemctl fails.
 pub fn supervisor(state_dir: &Path, uuid: &str) -> io::Result<()> {
-    if is_systemds(state_dir) {
+    if is_systemds(state_dir, uuid) {
         return run(Command::new("systemctl").args(["--no-block", "start", &unit(uuid)]));
     }
     let place = Place::new(state_dir, uuid);
@@ -37,7 +37,7 @@ pub fn supervisor(state_dir: &Path, uuid: &str) -> io::Result<()> {
 
 /// What shows more of it.
 pub fn hint(uuid: &str) -> String {
-    match is_systemds(Path::new(STATE_DIR)) {
+    match is_systemds(Path::new(STATE_DIR), uuid) {
         true => format!("`journalctl -u {}` has its last words", unit(uuid)),
         false => format!("`divvy mps` shows its state, and its last words are in mps/{uuid}/log"),
     }
@@ -53,10 +53,16 @@ pub fn supervise(state_dir: &Path, uuid: &str) -> io::Result<Command> {
     Ok(command)
 }
 
-/// Whether its unit is to be started: this process is a service itself, and what it starts would end with it.
-fn is_systemds(state_dir: &Path) -> bool {
-    let is_service = std::env::var_os("INVOCATION_ID").is_some();
-    is_service && Path::new(SYSTEMD).exists() && state_dir == Path::new(STATE_DIR)
+/// Whether its unit is to be started. By a service always: what that starts by itself would end with it. By who types
+/// `divvy mps restart`, where there is such a unit: of a supervisor beside it `systemctl restart 'divvy-mps@*'` knows nothing.
+fn is_systemds(state_dir: &Path, uuid: &str) -> bool {
+    let is_service = || std::env::var_os("INVOCATION_ID").is_some();
+    state_dir == Path::new(STATE_DIR) && Path::new(SYSTEMD).exists() && (is_service() || has_unit(uuid))
+}
+
+/// Where divvy was installed without its units there is none. Asked for an instance, systemctl asks systemd.
+fn has_unit(uuid: &str) -> bool {
+    run(Command::new("systemctl").args(["--quiet", "cat", &unit(uuid)])).is_ok()
 }
 
 fn unit(uuid: &str) -> String {

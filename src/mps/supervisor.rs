@@ -69,14 +69,21 @@ pub fn run(state_dir: &Path, uuid: &str) -> Result<()> {
         lock::take(&place.lock()).with_context(|| format!("cannot lock {}", place.lock().display()))?;
     let Some(_lock) = lock else {
         info!("{uuid}: another supervisor keeps it");
+        // Else this start has failed for systemd, which repeats it as long as the other one lives.
+        tell_systemd();
         return Ok(());
     };
     let listener = listen(&place.socket())?;
     let keeper = Keeper::new(state_dir, uuid)
         .with_context(|| format!("cannot take up what is in {}", place.directory().display()))?;
+    tell_systemd();
+    Supervisor { keeper, listener, waiting: Vec::new(), stopping: Vec::new(), written: None }.serve()
+}
+
+/// That the device is kept.
+fn tell_systemd() {
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    Supervisor { keeper, listener, waiting: Vec::new(), stopping: Vec::new(), written: None }.serve()
 }
 
 fn prepare(state_dir: &Path, place: &Place) -> Result<()> {

@@ -19,6 +19,8 @@ const DEFAULT_SUITE: &str = "sid";
 const DEFAULT_CGROUP: &str = "v2";
 /// The machine's name.
 pub const NAME: &str = "engines";
+/// That of the machine of `units`, whose first process is systemd.
+pub const BOOTED: &str = "units";
 
 /// What a trial may need. The words are those of `DIVVY_REQUIRE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,11 +161,16 @@ impl Ground {
 
     /// The same for a command that may take so many seconds.
     pub fn command_for(&self, seconds: u32, entry: &str, command: &[&str]) -> Output {
-        // An engine that hangs is a failure and must not keep the machine up for ever.
-        let mut timeout = Command::new("timeout");
-        timeout.args(["--kill-after=5", &seconds.to_string()]).arg(script(entry)).arg(NAME).args(command);
-        Output::of(&mut timeout)
+        command_in(NAME, seconds, entry, command)
     }
+}
+
+/// The same in a machine by its name.
+pub fn command_in(machine: &str, seconds: u32, entry: &str, command: &[&str]) -> Output {
+    // An engine that hangs is a failure and must not keep the machine up for ever.
+    let mut timeout = Command::new("timeout");
+    timeout.args(["--kill-after=5", &seconds.to_string()]).arg(script(entry)).arg(machine).args(command);
+    Output::of(&mut timeout)
 }
 
 fn start(ground: &mut Ground) -> Result<(), Unmet> {
@@ -322,7 +329,7 @@ fn import_images(ground: &Ground, entry: &str, engine: &str) -> Result<(), Strin
     ground.command(entry, &["sh", "-c", &script]).require()
 }
 
-/// Takes the machine down when this process ends, in whatever way: it waits for the end of a pipe that only this
+/// Takes the machines down when this process ends, in whatever way: it waits for the end of a pipe that only this
 /// process holds open. It also holds a lock, so that of two runs in one checkout the second waits.
 #[derive(Debug)]
 struct Minder(Child);
@@ -336,9 +343,9 @@ impl Minder {
         }
         let mut child = Command::new("flock")
             .arg(&lock)
-            .args(["sh", "-c", "echo; cat >/dev/null; exec \"$0\" \"$1\""])
+            .args(["sh", "-c", "echo; cat >/dev/null; for name; do \"$0\" \"$name\" || s=1; done; exit $s"])
             .arg(script("down.sh"))
-            .arg(NAME)
+            .args([BOOTED, NAME])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // A group of its own: Ctrl-C ends the trials, and the minder still has work to do.
@@ -354,7 +361,7 @@ impl Minder {
         drop(self.0.stdin.take());
         match self.0.wait() {
             Ok(status) if status.success() => {}
-            other => eprintln!("warning: the machine {NAME} was not taken down: {other:?}"),
+            other => eprintln!("warning: not all machines were taken down: {other:?}"),
         }
     }
 }

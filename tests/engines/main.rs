@@ -15,6 +15,7 @@
 //! - `remap`: a Docker whose containers have user namespaces
 //! - `beside`: divvy's spec beside that of NVIDIA's generator
 //! - `bundle`, `bundles`: images of every kind on runc and crun themselves, as docs/images.md has it
+//! - `units`: divvy's own units, on a machine that systemd runs
 //! - `race`: 200 bundles on runc, racing for 32 shares
 //! - `machine`: `divvy` itself on that machine, without a container
 //!
@@ -52,6 +53,7 @@ mod race;
 mod readme;
 mod remap;
 mod table;
+mod units;
 
 use engine::{ENGINES, Engine};
 use ground::{Ground, Need, ground};
@@ -152,8 +154,10 @@ fn main() -> ExitCode {
         let name = format!("{}machine/{name}", ground::label());
         trials.push(Trial::ignorable_test(name, move || run(needs, trial)));
     }
-    // What races does not depend on the engines' release.
-    for (name, needs, trial) in race::TRIALS.into_iter().filter(|_| ground::label().is_empty()) {
+    // What races, and what systemd runs, does not depend on the engines' release.
+    for (name, needs, trial) in
+        race::TRIALS.into_iter().chain(units::TRIALS).filter(|_| ground::label().is_empty())
+    {
         trials.push(Trial::ignorable_test(format!("machine/{name}"), move || run(needs, trial)));
     }
     let is_one_of =

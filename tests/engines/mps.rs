@@ -15,8 +15,8 @@ pub mod recovery;
 pub mod wiring;
 
 /// What cuInit answers to a client of MPS, which the stand-in for the server hangs up on, and where a tombstone is.
-const MET_MPS: &str = "805";
+pub const MET_MPS: &str = "805";
 /// What it answers where it looks for a GPU by itself.
-const ALONE: &str = "100";
+pub const ALONE: &str = "100";
 /// In a container: starts CUDA as the first program finds it, and with nothing in its environment.
 const CUDA_TWICE: &str = "probe cuda; env -i /usr/bin/probe cuda";

@@ -19,6 +19,11 @@ pub fn block(beginning: &str) -> String {
     lines.take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect()
 }
 
+/// Whether it says this.
+pub fn has(words: &str) -> bool {
+    README.contains(words)
+}
+
 /// Puts that `nvidia-smi` in its place, in one step: containers of other trials start meanwhile. With `--loop` it
 /// stays until it is told to end.
 pub fn put_nvidia_smi(ground: &Ground) {

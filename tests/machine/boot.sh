@@ -1,10 +1,10 @@
 #!/bin/bash
-# boot.sh NAME MACHINE VERSION: the first process of a machine, already in its namespaces. up.sh starts it, nobody else.
-# It mounts what a booted host has, makes the overlay on the tree its root, reports on descriptor 3, and
-# becomes catatonit, because pid 1 must reap: engines take a zombie for a container that still runs.
+# boot.sh NAME MACHINE VERSION INIT: the first process of a machine, already in its namespaces. up.sh starts it, nobody else.
+# It mounts what a booted host has, makes the overlay on the tree its root, reports on descriptor 3, and becomes INIT:
+# systemd, or catatonit, because pid 1 must reap: engines take a zombie for a container that still runs.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
-name=$1 machine=$2 version=$3
+name=$1 machine=$2 version=$3 init=$4
 
 # The host's /proc is still mounted here, so this is the process id as the host sees it. Written first of all:
 # down.sh finds the machine by it, however little of the machine there is.
@@ -67,10 +67,11 @@ else
 fi
 # Docker warns at every start of a container where this is off.
 echo 1 >proc/sys/net/ipv4/ip_forward
-for leaf in "${leaves[@]}"; do echo 0 >"$leaf/cgroup.procs"; done
+# systemd makes leaves of its own, below the cgroup that it finds itself in.
+[ "$init" = systemd ] || for leaf in "${leaves[@]}"; do echo 0 >"$leaf/cgroup.procs"; done
 
 # No container here needs a network, and none is set up: the engines' firewalls would need more of the host's
-# kernel than the tests do. No systemd either: cgroupfs, a file for events, and no limit that wants a controller.
+# kernel than the tests do. They ask nothing of systemd: cgroupfs, a file for events, and no limit that wants a controller.
 mkdir -p run/lock run/user/1001 etc/cdi run/cdi etc/docker etc/containers home/dev
 chown 1001:1001 run/user/1001 home/dev
 chmod 700 run/user/1001 home/dev
@@ -94,6 +95,28 @@ umount -l .
 cd /
 mount --make-rshared /
 
+if [ "$init" != systemd ]; then
+    echo ready >&3
+    exec 3>&-
+    exec env -i PATH=/usr/sbin:/usr/bin catatonit -P
+fi
+
+# It would raise limits in there that are the whole host's.
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
+# A machine without one is on its first boot, where systemd enables whatever it finds.
+tr -d - <proc/sys/kernel/random/uuid >etc/machine-id
+# Of Debian's units those that every service depends on, the journal, and Docker, which nobody has enabled. No generator:
+# what these make of a host's disks and consoles has no place in here.
+mkdir -p run/units/sockets.target.wants
+for unit in {sysinit,basic,sockets,timers,paths,slices,local-fs,local-fs-pre,swap,multi-user,shutdown,umount,final}.target \
+    systemd-journald.service systemd-journald{,-dev-log}.socket {docker,containerd}.service docker.socket; do
+    ln -s "/usr/lib/systemd/system/$unit" run/units/
+done
+ln -s ../systemd-journald.socket ../systemd-journald-dev-log.socket run/units/sockets.target.wants/
+# The administrator's units, those of containers, divvy's, and the few.
+path=/etc/systemd/system:/run/systemd/system:/run/systemd/transient:/opt/divvy/lib/systemd/system:/run/units
 echo ready >&3
 exec 3>&-
-exec env -i PATH=/usr/sbin:/usr/bin catatonit -P
+exec env -i container=divvy PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin SYSTEMD_UNIT_PATH=$path \
+    SYSTEMD_GENERATOR_PATH=/run/units/generators /usr/lib/systemd/systemd --unit=multi-user.target

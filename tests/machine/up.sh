@@ -1,5 +1,5 @@
 #!/bin/bash
-# up.sh SUITE NAME [v1|v2]: starts a machine, an environment that looks like a host of its own to the engines in it.
+# up.sh SUITE NAME [v1|v2 [catatonit|systemd]]: starts a machine, an environment that looks like a host of its own to the engines in it.
 # It is a set of namespaces on the tree of SUITE, with a cgroup and a file system of its own, and starts in a
 # fraction of a second. It keeps tests from the host by accident, not attackers: there is no user namespace. All of it ends with the machine's first process.
 #   in.sh NAME COMMAND       a command in it, as root       as-user.sh NAME COMMAND   as its unprivileged user
@@ -7,8 +7,8 @@
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 
-[ $# = 2 ] || [ $# = 3 ] || die "usage: up.sh SUITE NAME [v1|v2]"
-suite=$1 name=$2 version=${3:-v2}
+[ $# -ge 2 ] && [ $# -le 4 ] || die "usage: up.sh SUITE NAME [v1|v2 [catatonit|systemd]]"
+suite=$1 name=$2 version=${3:-v2} init=${4:-catatonit}
 as_root "namespaces, mounts and a cgroup need it" "$@"
 machine=$(machine_dir "$name")
 tree=$TREES/$suite
@@ -56,7 +56,7 @@ done
 (
     for cgroup in "${cgroups[@]}"; do echo "$BASHPID" >"$cgroup/cgroup.procs"; done
     exec setsid unshare --mount --propagation private --pid --net --uts --ipc --cgroup --fork --kill-child \
-        "$HERE/boot.sh" "$name" "$machine" "$version"
+        "$HERE/boot.sh" "$name" "$machine" "$version" "$init"
 ) </dev/null >"$machine/log" 2>&1 3>"$machine/ready" &
 outer=$!
 

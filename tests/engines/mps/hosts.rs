@@ -79,7 +79,7 @@ pub fn lay_out(ground: &Ground) -> Result<(), String> {
 }
 
 /// Of the versions that tests/machine/mps.sh unpacked, the newest that serves all users, and the newest that does not.
-fn versions() -> Result<[String; 2], String> {
+pub fn versions() -> Result<[String; 2], String> {
     let entries = fs::read_dir(ground::build_dir().join("mps")).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut known: Vec<(u32, String)> =
@@ -91,6 +91,14 @@ fn versions() -> Result<[String; 2], String> {
         version.ok_or("there are not NVIDIA's MPS programs of both kinds: tests/machine/mps.sh says why")
     };
     Ok([newest(true)?, newest(false)?])
+}
+
+/// What stands in for NVML and for the MPS server, as built.
+pub fn stand_ins() -> Result<[String; 2], String> {
+    let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+    // target/debug/deps/engines-... -> target/debug
+    let target = exe.ancestors().nth(2).unwrap_or(Path::new("/"));
+    Ok(["libnvidia_ml.so", "nvidia-cuda-mps-server"].map(|file| target.join(file).display().to_string()))
 }
 
 impl Host {
@@ -112,11 +120,7 @@ impl Host {
 
     fn lay_out(&self, ground: &Ground, version: &str, more: &str) -> Result<(), String> {
         let name = self.name;
-        let exe = std::env::current_exe().map_err(|error| error.to_string())?;
-        // target/debug/deps/engines-... -> target/debug
-        let target = exe.ancestors().nth(2).unwrap_or(Path::new("/"));
-        let [nvml, server] =
-            ["libnvidia_ml.so", "nvidia-cuda-mps-server"].map(|file| target.join(file).display().to_string());
+        let [nvml, server] = stand_ins()?;
         ground::run_script("mps-host.sh", &[ground::NAME, name, version, &nvml, &server])?;
         ground
             .sh(&format!(
