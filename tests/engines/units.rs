@@ -59,7 +59,8 @@ fn host(ground: &Ground) -> Host<'_> {
     host.sh("podman rm --force --all --time=0
              rm -f /run/divvy/leases/77.json
              systemctl reset-failed
-             systemctl start divvy.socket")
+             systemctl start divvy.socket divvy-generate.service
+             ! systemctl --quiet is-active docker || docker rm --force turns server")
         .ok();
     host
 }
