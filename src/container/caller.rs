@@ -9,7 +9,7 @@ use hooks::lease::{Container, Request};
 use nix::libc;
 use nix::unistd::{Uid, User};
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::container::cgroup::{First, Hierarchies};
 use crate::container::names;
@@ -119,8 +119,8 @@ impl Error {
 pub struct Daemon {
     boot_id: String,
     mounts: Namespace,
-    /// Those of the host, from which its unit keeps the daemon apart.
-    hosts_mounts: Namespace,
+    /// Those of the host, from which its unit keeps the daemon apart; none where that may not look at process 1.
+    hosts_mounts: Option<Namespace>,
     users: Namespace,
     hierarchies: Hierarchies,
 }
@@ -131,10 +131,13 @@ impl Daemon {
     /// # Errors
     /// Without /proc.
     pub fn read() -> io::Result<Self> {
+        let hosts_mounts = Namespace::of(1, "mnt").inspect_err(|error| {
+            warn!("a process among the host's mounts may pass for a container: {error}")
+        });
         Ok(Self {
             boot_id: process::boot_id()?,
             mounts: Namespace::own("mnt")?,
-            hosts_mounts: Namespace::of(1, "mnt")?,
+            hosts_mounts: hosts_mounts.ok(),
             users: Namespace::own("user")?,
             hierarchies: Hierarchies::read()?,
         })
@@ -165,7 +168,7 @@ impl Daemon {
         let caller = (peer.pid > 0).then_some(peer.pid);
         // A caller that went away shares nothing any more.
         let callers_mounts = caller.and_then(|caller| Namespace::of(caller, "mnt").ok());
-        if mounts == self.mounts || mounts == self.hosts_mounts || Some(mounts) == callers_mounts {
+        if [Some(self.mounts), self.hosts_mounts, callers_mounts].contains(&Some(mounts)) {
             return Err(Error::NoContainer { pid });
         }
         let cgroup = self.hierarchies.own(First { pid, uid, caller });

@@ -1,6 +1,7 @@
 //! divvy's units as `make install` puts them, under a systemd that is the first process of a machine of its own
 //! (tests/machine/units-host.sh): enabled as README.md has it, started by their socket and by each other, within their
-//! sandboxes, stopped, killed and upgraded under containers that run. These are Podman's, scopes of that systemd.
+//! sandboxes, stopped, killed and upgraded under containers that run. These are Podman's and Docker's, scopes of that
+//! systemd, and a user's.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -49,8 +50,8 @@ struct Host<'a> {
 #[track_caller]
 fn host(ground: &Ground) -> Host<'_> {
     static BOOT: OnceLock<Result<(), String>> = OnceLock::new();
-    static ALONE: Mutex<()> = Mutex::new(());
-    let host = Host { ground, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) };
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let host = Host { ground, _alone: ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner) };
     if let Err(why) = BOOT.get_or_init(|| host.boot()) {
         panic!("the machine does not boot: {why}");
     }
@@ -58,7 +59,8 @@ fn host(ground: &Ground) -> Host<'_> {
     host.sh("podman rm --force --all --time=0
              rm -f /run/divvy/leases/77.json
              systemctl reset-failed
-             systemctl start divvy.socket")
+             systemctl start divvy.socket divvy-generate.service
+             ! systemctl --quiet is-active docker || docker rm --force turns server")
         .ok();
     host
 }
@@ -147,7 +149,8 @@ fn at_boot(ground: &Ground) {
     }
     host.sh("systemctl stop docker.socket docker.service containerd.service
              systemctl stop divvy.socket divvy.service divvy-generate.service
-             divvy mps stop 1 --force && systemctl stop 'divvy-mps@*' && [ -z \"$(pgrep nvidia-cuda-mps)\" ] || exit
+             divvy mps stop 1 || exit
+             while pgrep 'nvidia-cuda-mps|divvy' >/dev/null; do sleep 0.02; done
              rm -rf /run/divvy /run/cdi/* /dev/nvidia5 /dev/nvidia-caps/nvidia-cap31 /dev/driver/GPU-*
              systemctl start sockets.target multi-user.target")
         .ok();
@@ -377,7 +380,7 @@ fn mps_supervisor(ground: &Ground) {
     // It waits for no other start.
     assert_eq!(host.property(&mps.unit, "SubState"), "dead");
     assert_eq!(host.property(&mps.unit, "Result"), "success");
-    assert_eq!(host.sh("pgrep --count nvidia-cuda-mps").stdout, "0\n");
+    host.wait("the end of MPS", || host.sh("pgrep nvidia-cuda-mps").stdout.is_empty());
     assert_eq!(host.sh("cat /run/mps-here-modes/*").ok(), "0", "the compute mode");
 }
 

@@ -1,5 +1,6 @@
 #!/bin/bash
-# up.sh SUITE NAME [v1|v2 [catatonit|systemd]]: starts a machine, an environment that looks like a host of its own to the engines in it.
+# up.sh SUITE NAME [v1|v2 [catatonit|systemd]]: starts a machine, an environment that looks like a host of its own to the
+# engines in it. The last word is its first process, once all is mounted.
 # It is a set of namespaces on the tree of SUITE, with a cgroup and a file system of its own, and starts in a
 # fraction of a second. It keeps tests from the host by accident, not attackers: there is no user namespace. All of it ends with the machine's first process.
 #   in.sh NAME COMMAND       a command in it, as root       as-user.sh NAME COMMAND   as its unprivileged user
