@@ -2,13 +2,12 @@
 //! the same socket, or a tombstone, on which the supervisor greets and hangs up: CUDA fails with 805 then
 //! (CUDA_ERROR_MPS_CONNECTION_FAILED). Where nothing listened, CUDA would run without MPS, and without limits.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, send, socket,
 };
@@ -18,8 +17,6 @@ use super::place::Place;
 
 /// The socket's name, in the front as in the pipe directory.
 pub const CONTROL: &str = "control";
-/// A file as it is there, whatever it is.
-const NO_LINK: i32 = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 /// The first that a control daemon says.
 const GREETING: &[u8] = b"OUTBHELL\0";
 
@@ -111,17 +108,13 @@ impl Front {
                 undone.push(format!("{:?} in it", entry.file_name()));
             }
         }
-        let control = match OpenOptions::new().read(true).custom_flags(NO_LINK).open(&self.socket) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(undone),
-            control => control?,
-        };
-        let found = control.metadata()?;
-        // Who may not connect to it runs without MPS.
-        if found.file_type().is_socket() && found.mode() & 0o666 != 0o666 {
-            // By its descriptor: it may be another by now, or a link to anywhere.
-            let path = format!("/proc/self/fd/{}", control.as_raw_fd());
-            fs::set_permissions(path, Permissions::from_mode(found.mode() & 0o7777 | 0o666))?;
-            undone.push("who may connect".into());
+        match fs::symlink_metadata(&self.socket) {
+            // Who may not connect to it runs without MPS.
+            Ok(control) if control.mode() & 0o666 != 0o666 => {
+                fs::set_permissions(&self.socket, Permissions::from_mode(control.mode() & 0o7777 | 0o666))?;
+                undone.push("who may connect".into());
+            }
+            _ => {}
         }
         Ok(undone)
     }
