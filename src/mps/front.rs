@@ -5,13 +5,12 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, send, socket,
 };
-use nix::unistd::geteuid;
 
 use super::place::Place;
 
@@ -81,42 +80,6 @@ impl Front {
         fs::rename(&self.beside, &self.socket)?;
         self.tombstone = Some(tombstone);
         Ok(())
-    }
-
-    /// Undoes what somebody did who mounted the front writable, as CAP_SYS_ADMIN lets root of a container: hooks refuse a front
-    /// with anything else in it, and so every other container. Tells what it was, in words.
-    ///
-    /// # Errors
-    /// When some of it cannot be undone.
-    pub fn tidy(&self) -> io::Result<Vec<String>> {
-        let Some(front) = self.socket.parent() else { return Ok(Vec::new()) };
-        let mut undone = Vec::new();
-        let found = fs::symlink_metadata(front)?;
-        if (found.uid(), found.mode() & 0o7777) != (geteuid().as_raw(), 0o755) {
-            std::os::unix::fs::chown(front, Some(geteuid().as_raw()), None)?;
-            fs::set_permissions(front, Permissions::from_mode(0o755))?;
-            undone.push("its owner or mode".into());
-        }
-        for entry in fs::read_dir(front)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if entry.file_name() != CONTROL || !kind.is_socket() {
-                match kind.is_dir() {
-                    true => fs::remove_dir_all(entry.path())?,
-                    false => fs::remove_file(entry.path())?,
-                }
-                undone.push(format!("{:?} in it", entry.file_name()));
-            }
-        }
-        match fs::symlink_metadata(&self.socket) {
-            // Who may not connect to it runs without MPS.
-            Ok(control) if control.mode() & 0o666 != 0o666 => {
-                fs::set_permissions(&self.socket, Permissions::from_mode(control.mode() & 0o7777 | 0o666))?;
-                undone.push("who may connect".into());
-            }
-            _ => {}
-        }
-        Ok(undone)
     }
 
     /// Readable while somebody knocks at the tombstone.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::at_work::AtWork;
 use super::blocked;
@@ -28,19 +28,6 @@ const SILENT: u32 = 2;
 impl Keeper {
     /// Looks at everything.
     pub(super) fn look(&mut self) -> Seen {
-        match self.front.tidy() {
-            Ok(undone) if undone.is_empty() => {}
-            Ok(undone) => {
-                let what = self.what();
-                warn!(
-                    "{what}: a container changed the directory that all have, undone: {}",
-                    undone.join(", ")
-                );
-            }
-            Err(error) => {
-                warn!("{}: the directory that containers have is not as it should be: {error}", self.what())
-            }
-        }
         if self.server.as_mut().is_some_and(Process::has_ended) {
             self.server = None;
             self.read_back = None;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -17,7 +17,7 @@ use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, 
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 13] = [
+pub const TRIALS: [Test; 12] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
     ("somebody_takes_the_gpu_while_it_is_away", somebody_takes_the_gpu_while_it_is_away),
     ("the_server_is_killed", the_server_is_killed),
@@ -30,7 +30,6 @@ pub const TRIALS: [Test; 13] = [
     ("limits_that_somebody_changed", limits_that_somebody_changed),
     ("who_holds_the_lock_is_named", who_holds_the_lock_is_named),
     ("a_daemon_in_the_place_of_another", a_daemon_in_the_place_of_another),
-    ("what_somebody_did_to_the_front_is_undone", what_somebody_did_to_the_front_is_undone),
 ];
 
 /// Of those that tell how a server is (get_server_status), which 535 does not.
@@ -280,28 +279,4 @@ fn a_daemon_in_the_place_of_another(files: &MpsFiles) {
     ground.wait_for("ready");
     ground.ensured();
     assert!(ground.log().contains("would obey root of a container"), "{}", ground.log());
-}
-
-/// Root of a container with CAP_SYS_ADMIN can mount it writable.
-fn what_somebody_did_to_the_front_is_undone(files: &MpsFiles) {
-    let ground = Ground::ready(files);
-    let (front, control) = (ground.state("front"), ground.state("front/control"));
-    let mode = |path: &PathBuf| fs::metadata(path).unwrap().mode() & 0o777;
-    let before = mode(&control);
-    fs::create_dir_all(front.join("full/of")).unwrap();
-    fs::write(front.join("full/of/files"), "").unwrap();
-    std::os::unix::fs::symlink("/etc", front.join("link")).unwrap();
-    fs::set_permissions(&front, fs::Permissions::from_mode(0o777)).unwrap();
-    fs::set_permissions(&control, fs::Permissions::from_mode(0o000)).unwrap();
-    std::os::unix::fs::chown(&front, Some(65534), None).unwrap();
-    // For the next container it is looked at.
-    ground.ensured();
-    fs::remove_file(&control).unwrap();
-    fs::create_dir(&control).unwrap();
-    ground.ensured();
-    let names: Vec<_> = fs::read_dir(&front).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names, ["control"]);
-    assert_eq!((mode(&front), mode(&control), fs::metadata(&front).unwrap().uid()), (0o755, before, 0));
-    assert!(fs::metadata("/etc").unwrap().is_dir());
-    assert!(ground.log().contains("a container changed the directory that all have, undone: "));
 }
