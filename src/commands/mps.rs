@@ -106,10 +106,12 @@ fn row(known: Known) -> Row {
     let Known { uuid, settings, status, is_supervised, .. } = known;
     let settings = settings.as_ref();
     let lost = status.as_ref().filter(|_| !is_supervised);
-    let lost = lost.map(|status| format!("its supervisor, process {}, is gone", status.supervisor_pid));
+    let device = settings.map_or_else(|| uuid.clone(), |settings| settings.what.clone());
+    let lost =
+        lost.map(|status| format!("{device}: its supervisor, process {}, is gone", status.supervisor_pid));
     let status = status.as_ref();
     Row {
-        device: settings.map_or_else(|| uuid.clone(), |settings| settings.what.clone()),
+        device,
         state: status.map(|status| status.state),
         supervised: is_supervised,
         control_pid: status.and_then(|status| status.control_pid),
@@ -119,7 +121,7 @@ fn row(known: Known) -> Row {
         memory_mib: settings.map(|settings| settings.memory_mib),
         since: status.map(|status| status.since),
         hint: match &lost {
-            Some(_) => Some("`divvy serve` starts another".to_owned()),
+            Some(_) => Some("the daemon, `divvy serve`, starts another within 30 seconds".to_owned()),
             None => status.and_then(|status| status.hint.clone()),
         },
         why: lost.or_else(|| status.and_then(|status| status.why.clone())),
@@ -144,7 +146,7 @@ fn cells(row: &Row, now: u64) -> [String; HEAD.len()] {
         pid(row.control_pid),
         pid(row.server_pid),
         or_dash(Some(clients.join(" ")).filter(|clients| !clients.is_empty())),
-        or_dash(limits.map(|(percent, mib)| format!("{percent}% SMs, {mib}MiB"))),
+        or_dash(limits.map(|(percent, mib)| in_words_of(percent, mib))),
         or_dash(row.since.map(|since| sys::local_time(since, now))),
     ]
 }
@@ -177,16 +179,18 @@ fn stop(args: &MpsDeviceArgs) -> Result<Status> {
     for holder in &holders {
         say("warning", format_args!("CUDA fails in {holder} from now on (error 805)"));
     }
-    if !holders.is_empty() {
-        say(
-            "note",
-            format_args!("{} stays closed until no container has a share of it", in_question(&known)),
-        );
-    }
     let plan = planned(&state_dir).unwrap_or_default();
     let at_boot = plan.mps.iter().any(|settings| settings.uuid == known.uuid && settings.at_boot);
+    let device = in_question(&known);
+    match holders[..] {
+        [] => say("note", format_args!("{device}: MPS has ended, and the compute mode is that of before")),
+        _ => say(
+            "note",
+            format_args!("{device}: MPS has ended; until they have ended too, nobody gets the GPU"),
+        ),
+    }
     if !at_boot {
-        say("note", "it begins again when a container asks for a share of the device");
+        say("note", "MPS begins again when another container asks for a share");
         return Ok(Status::Done);
     }
     let when = match holders[..] {
@@ -211,8 +215,17 @@ fn restart(args: &MpsDeviceArgs) -> Result<Status> {
             return Err(Failure::new(error).hint("`divvy mps` shows how it is").into());
         }
     };
-    match client::restart(&state_dir, &known.uuid, args.force) {
-        Answer::Ready { .. } => Ok(Status::Done),
+    let plan = planned(&state_dir).unwrap_or_default();
+    let settings = plan.mps.iter().find(|settings| settings.uuid == known.uuid);
+    match client::restart(&state_dir, &known.uuid, args.force, settings) {
+        Answer::Ready { .. } => {
+            let limits = settings.or(known.settings.as_ref()).map(limits).unwrap_or_default();
+            say(
+                "note",
+                format_args!("{}: MPS runs anew, with {limits} for each process", in_question(&known)),
+            );
+            Ok(Status::Done)
+        }
         other => Err(refused(other)),
     }
 }
@@ -222,6 +235,15 @@ fn end(args: &MpsDeviceArgs, known: &Known) -> Result<()> {
         Answer::Stopped => Ok(()),
         other => Err(refused(other)),
     }
+}
+
+/// `25% SMs, 5000MiB`.
+fn limits(settings: &Settings) -> String {
+    in_words_of(settings.active_thread_percentage, settings.memory_mib)
+}
+
+fn in_words_of(percent: u32, mib: u64) -> String {
+    format!("{percent}% SMs, {mib}MiB")
 }
 
 /// `GPU 0`, or the UUID where that is all that is known.

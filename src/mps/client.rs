@@ -46,9 +46,10 @@ pub fn terminate(state_dir: &Path, uuid: &str, pids: &[i32]) -> Answer {
     ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Terminate { pids: pids.to_vec() })
 }
 
-/// Has MPS end and begin anew on the device; `force`: whoever uses it.
-pub fn restart(state_dir: &Path, uuid: &str, force: bool) -> Answer {
-    ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Restart { force })
+/// Has MPS end and begin anew on the device, with other settings if there are any; `force`: whoever uses it.
+pub fn restart(state_dir: &Path, uuid: &str, force: bool, settings: Option<&Settings>) -> Answer {
+    let settings = settings.map(|settings| Box::new(settings.clone()));
+    ask(state_dir, &Place::new(state_dir, uuid), uuid, What::Restart { force, settings })
 }
 
 /// Has supervisors look anew, so that what is known is of now. None is started for it.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, send, socket,
 };
@@ -19,6 +20,9 @@ pub const CONTROL: &str = "control";
 /// The first that a control daemon says.
 const GREETING: &[u8] = b"OUTBHELL\0";
 
+/// As many as may wait to be turned away.
+const BACKLOG: i32 = 64;
+
 /// The front of one device.
 #[derive(Debug)]
 pub struct Front {
@@ -26,7 +30,14 @@ pub struct Front {
     control: PathBuf,
     /// Made here, and renamed: nobody finds the front without a socket.
     beside: PathBuf,
-    tombstone: Option<OwnedFd>,
+    tombstone: Option<Tombstone>,
+}
+
+#[derive(Debug)]
+struct Tombstone {
+    listener: OwnedFd,
+    /// Device and inode of its socket: who may mount the front writable can put another in its place.
+    file: (u64, u64),
 }
 
 impl Front {
@@ -46,9 +57,13 @@ impl Front {
 
     /// Whether containers reach the control daemon.
     pub fn is_open(&self) -> bool {
-        let file = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
         let control = file(&self.control);
         self.tombstone.is_none() && control.is_some() && file(&self.socket) == control
+    }
+
+    /// Whether they find the tombstone.
+    fn is_closed(&self) -> bool {
+        self.tombstone.as_ref().is_some_and(|tombstone| file(&self.socket) == Some(tombstone.file))
     }
 
     /// Lets containers reach the control daemon.
@@ -58,7 +73,7 @@ impl Front {
     pub fn link(&mut self) -> io::Result<()> {
         self.clear()?;
         fs::hard_link(&self.control, &self.beside)?;
-        fs::rename(&self.beside, &self.socket)?;
+        self.put()?;
         self.take_down();
         Ok(())
     }
@@ -68,7 +83,7 @@ impl Front {
     /// # Errors
     /// When the socket cannot be made.
     pub fn close(&mut self) -> io::Result<()> {
-        if self.tombstone.is_some() {
+        if self.is_closed() {
             return Ok(());
         }
         self.clear()?;
@@ -76,21 +91,24 @@ impl Front {
         let tombstone = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         bind(tombstone.as_raw_fd(), &UnixAddr::new(&self.beside)?)?;
         fs::set_permissions(&self.beside, Permissions::from_mode(0o666))?;
-        listen(&tombstone, Backlog::new(64)?)?;
-        fs::rename(&self.beside, &self.socket)?;
-        self.tombstone = Some(tombstone);
+        listen(&tombstone, Backlog::new(BACKLOG)?)?;
+        let file = file(&self.beside).ok_or(io::ErrorKind::NotFound)?;
+        self.put()?;
+        self.tombstone = Some(Tombstone { listener: tombstone, file });
         Ok(())
     }
 
     /// Readable while somebody knocks at the tombstone.
     pub fn tombstone(&self) -> Option<BorrowedFd<'_>> {
-        self.tombstone.as_ref().map(AsFd::as_fd)
+        self.tombstone.as_ref().map(|tombstone| tombstone.listener.as_fd())
     }
 
-    /// Turns away everybody who knocks.
+    /// Turns away those who knock, as many as may wait.
     pub fn turn_away(&self) {
         let Some(tombstone) = &self.tombstone else { return };
-        while let Ok(fd) = accept4(tombstone.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+        for _ in 0..BACKLOG {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let Ok(fd) = accept4(tombstone.listener.as_raw_fd(), flags) else { return };
             let caller = crate::sys::accepted(fd);
             // Who has left already needs no greeting.
             let _ = send(caller.as_raw_fd(), GREETING, MsgFlags::MSG_NOSIGNAL);
@@ -113,10 +131,28 @@ impl Front {
         self.tombstone = None;
     }
 
+    /// Puts what was made beside it there, in the place of whatever is there.
+    fn put(&self) -> io::Result<()> {
+        match fs::rename(&self.beside, &self.socket) {
+            // Of somebody who mounted the front writable. It may be full: it is not removed, but out of everybody's way.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                renameat2(AT_FDCWD, &self.beside, AT_FDCWD, &self.socket, RenameFlags::RENAME_EXCHANGE)?;
+                let found = fs::symlink_metadata(&self.beside)?.ino();
+                fs::rename(&self.beside, self.beside.with_file_name(format!(".found-{found}")))
+            }
+            renamed => renamed,
+        }
+    }
+
     /// What was left beside it by a supervisor that was killed.
     fn clear(&self) -> io::Result<()> {
         remove(&self.beside)
     }
+}
+
+/// Device and inode.
+fn file(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok()
 }
 
 fn remove(path: &Path) -> io::Result<()> {

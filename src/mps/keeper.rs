@@ -82,7 +82,11 @@ impl Keeper {
     pub fn new(state_dir: &Path, uuid: &str) -> io::Result<Self> {
         let place = Place::new(state_dir, uuid);
         let kept = Kept::read(&place)?;
-        let goal = if kept.is_some() { Goal::Run } else { Goal::Rest };
+        let goal = match kept {
+            Some(_) if place.closed().exists() => Goal::Close,
+            Some(_) => Goal::Run,
+            None => Goal::Rest,
+        };
         Ok(Self {
             front: Front::open(&place)?,
             gpu: Gpu::new(&place),
@@ -157,12 +161,10 @@ impl Keeper {
                     self.course = Course { goal, retry_at: self.course.retry_at, ..Course::default() };
                     self.forced = None;
                     if goal == Goal::End {
-                        let holders = self.holders();
-                        if holders.is_empty() {
+                        if self.holders().is_empty() {
                             return true;
                         }
                         self.course.goal = Goal::Close;
-                        self.reason = Some(self.closed(&holders));
                     }
                 }
                 Step::TryGuard => {
@@ -177,9 +179,21 @@ impl Keeper {
                 }
                 Step::Fail(trouble) => self.fail(Reason::of(trouble, &self.what(), &self.uuid)),
                 Step::Launch if !self.is_asked_for && !self.is_needed() => self.leave_alone(),
-                Step::Launch | Step::SetLimits | Step::StartServer | Step::Open => {
+                Step::Launch | Step::SetLimits | Step::StartServer => {
                     if let Err(reason) = self.go_up(step, now) {
                         self.fail(reason);
+                    }
+                }
+                Step::Open => {
+                    if let Err(reason) = self.check_alone() {
+                        self.fail(reason);
+                    } else if let Err(error) = self.front.link() {
+                        // Those at work have their connections.
+                        self.reason = Some(self.not_opened(&error));
+                        self.next_look = Some(now + LATER);
+                        return false;
+                    } else {
+                        self.reason = None;
                     }
                 }
             }
@@ -197,6 +211,9 @@ impl Keeper {
         }
         if self.state == State::Fault {
             self.reason = Some(self.fault());
+        }
+        if self.course.goal == Goal::Close {
+            self.reason = Some(self.closed());
         }
         if self.reason.is_some() {
             // Whether it is mended is to be seen at the next look.
@@ -245,22 +262,23 @@ impl Keeper {
                 self.tell(&format!("set_default_device_pinned_mem_limit 0 {memory_mib}M"));
                 self.read_back = None;
             }
-            Step::StartServer => {
+            _ => {
                 self.gpu.admit_server(&settings)?;
                 self.tell(&format!("start_server -uid {uid}"));
                 // The daemon may have been busy until now.
                 self.course.server_asked = Some(Instant::now());
             }
-            _ => {
-                self.gpu.admit_server(&settings)?;
-                let mut own = self.clients.clone();
-                own.extend(self.server.as_ref().map(|server| server.pid));
-                self.gpu.check_alone(&settings, &own)?;
-                self.front.link().map_err(failed)?;
-                self.reason = None;
-            }
         }
         Ok(())
+    }
+
+    /// Nobody was faster on the GPU than its server.
+    fn check_alone(&mut self) -> Result<(), Reason> {
+        let Some(Kept { settings, .. }) = self.kept.clone() else { return Ok(()) };
+        self.gpu.admit_server(&settings)?;
+        let mut own = self.clients.clone();
+        own.extend(self.server.as_ref().map(|server| server.pid));
+        self.gpu.check_alone(&settings, &own)
     }
 
     /// A control daemon that was started by an older divvy, or by hand, may have none.
@@ -317,6 +335,9 @@ impl Keeper {
     /// Starts MPS, if it does not run.
     pub fn begin(&mut self) {
         self.is_asked_for = true;
+        if let Err(error) = remove(&self.place.closed()) {
+            warn!("{}: {} stays: {error}", self.what(), self.place.closed().display());
+        }
         self.course.goal = Goal::Run;
         self.course.retry_at = None;
         self.reason = None;
@@ -331,6 +352,12 @@ impl Keeper {
     /// Ends MPS for good, once nobody has a share any more: until then its containers find no GPU without limits.
     pub fn begin_end_for_good(&mut self) {
         self.course.goal = Goal::End;
+        // The next supervisor keeps to it, if this one is killed.
+        if !self.holders().is_empty()
+            && let Err(error) = std::fs::write(self.place.closed(), "")
+        {
+            warn!("{}: {} cannot be written: {error}", self.what(), self.place.closed().display());
+        }
         self.begin_end();
     }
 
@@ -387,6 +414,7 @@ impl Keeper {
             shared_memory::unmount(&self.place),
             remove(&self.place.settings()),
             remove(&self.place.status()),
+            remove(&self.place.closed()),
         ];
         for error in undone.into_iter().filter_map(Result::err) {
             warn!("{}: something of MPS is left: {error}", self.what());
@@ -429,8 +457,16 @@ impl Keeper {
         )
     }
 
-    fn closed(&self, holders: &[String]) -> Reason {
-        let what = self.what();
+    fn not_opened(&self, error: &io::Error) -> Reason {
+        let front = self.place.front();
+        Reason::failed(
+            format!("{}: containers cannot reach MPS through {}: {error}", self.what(), front.display()),
+            "a container with CAP_SYS_ADMIN can have changed that directory: see what is in it",
+        )
+    }
+
+    fn closed(&self) -> Reason {
+        let (what, holders) = (self.what(), self.holders());
         Reason::not_now(
             format!("{what}: MPS was ended, and CUDA fails in what has a share: {}", holders.join(", ")),
             format!("end that, or begin MPS again: divvy mps restart {}", self.uuid),

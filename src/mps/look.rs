@@ -35,6 +35,8 @@ impl Keeper {
         let mut daemon = self.look_for_daemon();
         if daemon != Daemon::Running {
             self.clients.clear();
+        }
+        if daemon != Daemon::Running || !self.front.is_open() {
             // Whoever has the front finds somebody who turns him away.
             let _ = self.front.close();
         }

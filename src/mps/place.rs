@@ -66,6 +66,11 @@ impl Place {
         self.directory.join("status.json")
     }
 
+    /// There while MPS was ended under containers that have shares.
+    pub fn closed(&self) -> PathBuf {
+        self.directory.join("closed")
+    }
+
     /// The compute mode that was there before, while it is another.
     pub fn compute_mode(&self) -> PathBuf {
         self.directory.join("compute-mode.json")

@@ -44,6 +44,9 @@ pub enum What {
     Restart {
         /// Also with clients, whose work is lost.
         force: bool,
+        /// What it shall be from then on; none: what it was.
+        #[serde(default)]
+        settings: Option<Box<Settings>>,
     },
     /// That MPS ends here, and the compute mode of before is restored. Refused while it has clients, or a container a share.
     Stop {

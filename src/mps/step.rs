@@ -165,7 +165,7 @@ pub fn next(course: &Course, seen: &Seen, now: Instant) -> (State, Step) {
     let since =
         |then: Option<Instant>| then.map_or(Duration::ZERO, |then| now.saturating_duration_since(then));
     match seen.daemon {
-        Daemon::Gone if course.ending.is_some() => (State::Down, Step::Ended),
+        Daemon::Gone if course.ending.is_some() || course.goal == Goal::End => (State::Down, Step::Ended),
         Daemon::Gone if course.goal != Goal::Run => (State::Down, Step::Wait),
         Daemon::Gone if course.server.is_some() => (State::Down, Step::Fail(Trouble::DaemonEnded)),
         Daemon::Gone if course.launched.is_some() => (State::Down, Step::Fail(Trouble::NotStarted)),

@@ -127,6 +127,9 @@ fn to_the_end_with_growing_force() {
         assert_eq!(next(&ending, &running, at), (State::Down, Step::End(force)), "{seconds}");
     }
     assert_eq!(next(&ending, &gone(), now), (State::Down, Step::Ended));
+    // Whoever did not hear of it hears it again.
+    let ended = Course { ending: None, ..ending };
+    assert_eq!(next(&ended, &gone(), now), (State::Down, Step::Ended));
     let rests = Course { goal: Goal::Rest, ..Course::default() };
     assert_eq!(next(&rests, &gone(), now), (State::Down, Step::Wait));
 }

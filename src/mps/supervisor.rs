@@ -22,6 +22,7 @@ use super::kept::{self, Kept};
 use super::place::Place;
 use super::protocol::{Answer, LINE_LIMIT, Request, Status, VERSION, What};
 use super::reason::Reason;
+use super::settings::Settings;
 use super::step::Goal;
 use super::{lock, place};
 use crate::failure::Failure;
@@ -136,7 +137,9 @@ impl Supervisor {
             // A full disk is no reason to leave containers without a tombstone.
             self.try_write_status();
             self.answer_waiting();
-            self.wait()?;
+            while !self.wait()? {
+                self.keeper.front.turn_away();
+            }
             self.keeper.front.turn_away();
             while let Ok((caller, _)) = self.listener.accept() {
                 self.hear(caller);
@@ -144,13 +147,15 @@ impl Supervisor {
         }
     }
 
-    /// Until something happens, or it is time to look.
-    fn wait(&self) -> Result<()> {
+    /// Until something happens, or it is time to look: then it is true. Not where somebody knocks at the tombstone, as
+    /// anybody may, as often as he likes.
+    fn wait(&self) -> Result<bool> {
         let keeper = &self.keeper;
         let mut fds = vec![self.listener.as_fd()];
-        fds.extend(keeper.front.tombstone());
         fds.extend(keeper.daemon.as_ref().map(AsFd::as_fd));
         fds.extend(keeper.server.as_ref().map(AsFd::as_fd));
+        let of_interest = fds.len();
+        fds.extend(keeper.front.tombstone());
         let mut polled: Vec<PollFd<'_>> =
             fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let timeout = keeper.next_look.map_or(PollTimeout::NONE, |at| {
@@ -159,9 +164,12 @@ impl Supervisor {
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut polled, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Ok(0) | Err(Errno::EINTR) => return Ok(true),
+            Ok(_) => {}
             Err(error) => bail!("cannot wait: {error}"),
         }
+        let is_time = keeper.next_look.is_some_and(|at| Instant::now() >= at);
+        Ok(is_time || polled[..of_interest].iter().any(|fd| fd.any().unwrap_or(true)))
     }
 
     fn hear(&mut self, caller: UnixStream) {
@@ -187,7 +195,9 @@ impl Supervisor {
                 self.await_it(caller, wanted);
             }
             What::Terminate { pids } => answer(&caller, &self.terminate(&pids)),
-            What::Restart { force } => self.restart(caller, force),
+            What::Restart { force, settings } => {
+                self.restart(caller, force, settings.map(|settings| *settings))
+            }
             What::Stop { force } => self.stop(caller, force),
         }
     }
@@ -314,8 +324,8 @@ impl Supervisor {
         Reason::failed("nobody has said yet what MPS shall be there", hint)
     }
 
-    fn restart(&mut self, caller: UnixStream, force: bool) {
-        let Some(kept) = self.keeper.kept.clone() else {
+    fn restart(&mut self, caller: UnixStream, force: bool, settings: Option<Settings>) {
+        let Some(mut kept) = self.keeper.kept.clone() else {
             let reason = self.untold();
             let message = format!("{}: {}", self.keeper.what(), reason.message);
             return answer(&caller, &Reason { message, ..reason }.into());
@@ -324,6 +334,11 @@ impl Supervisor {
         let is_closed = self.keeper.course.goal == Goal::Close;
         if let Some(reason) = self.use_of_it(force || is_closed) {
             return answer(&caller, &reason.into());
+        }
+        if let Some(settings) = settings {
+            let uid = if settings.multi_user { 0 } else { kept.uid };
+            kept = Kept { settings, uid };
+            self.keep(&kept);
         }
         info!("{}: ending MPS, to begin anew", self.keeper.what());
         self.keeper.begin_anew();
@@ -336,6 +351,9 @@ impl Supervisor {
     }
 
     fn stop(&mut self, caller: UnixStream, force: bool) {
+        if self.keeper.course.goal == Goal::Close {
+            return answer(&caller, &Answer::Stopped);
+        }
         if let Some(reason) = self.use_of_it(force) {
             return answer(&caller, &reason.into());
         }

@@ -17,7 +17,7 @@ use crate::ground::{EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, kill_hard, 
 use crate::peer::{Peer, is_turned_away};
 use crate::support::mps::{self, MpsFiles};
 
-pub const TRIALS: [Test; 12] = [
+pub const TRIALS: [Test; 13] = [
     ("the_control_daemon_is_killed", the_control_daemon_is_killed),
     ("somebody_takes_the_gpu_while_it_is_away", somebody_takes_the_gpu_while_it_is_away),
     ("the_server_is_killed", the_server_is_killed),
@@ -30,6 +30,7 @@ pub const TRIALS: [Test; 12] = [
     ("limits_that_somebody_changed", limits_that_somebody_changed),
     ("who_holds_the_lock_is_named", who_holds_the_lock_is_named),
     ("a_daemon_in_the_place_of_another", a_daemon_in_the_place_of_another),
+    ("who_changes_the_front_harms_no_client", who_changes_the_front_harms_no_client),
 ];
 
 /// Of those that tell how a server is (get_server_status), which 535 does not.
@@ -279,4 +280,21 @@ fn a_daemon_in_the_place_of_another(files: &MpsFiles) {
     ground.wait_for("ready");
     ground.ensured();
     assert!(ground.log().contains("would obey root of a container"), "{}", ground.log());
+}
+
+/// Root of a container with CAP_SYS_ADMIN can mount it writable.
+fn who_changes_the_front_harms_no_client(files: &MpsFiles) {
+    let ground = Ground::ready(files);
+    let control = ground.state("front/control");
+    let client = Peer::client(&ground.state("front"), 0);
+    fs::remove_file(&control).unwrap();
+    fs::create_dir_all(control.join("full/of/directories")).unwrap();
+    ground.ensured();
+    assert!(ground.is_open());
+    fs::remove_file(&control).unwrap();
+    std::os::unix::fs::symlink("/nowhere", &control).unwrap();
+    ground.ensured();
+    assert!(ground.is_open());
+    assert!(client.leave(), "{}", ground.log());
+    assert_eq!(ground.status()["failures"], 0);
 }

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::Test;
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, wait_until};
-use crate::peer::{Peer, is_turned_away};
+use crate::peer::{Peer, greeted, is_turned_away};
 use crate::support::mps::MpsFiles;
 use crate::support::run;
 
@@ -45,6 +46,14 @@ fn other_limits_begin_when_nobody_has_a_share(files: &MpsFiles) {
     assert!(!is_alive(control));
     assert_eq!(ground.received().last().unwrap()["percentage"], 50.0);
     assert_eq!(ground.mode(), EXCLUSIVE_PROCESS);
+    // Or when somebody says so, whoever has one.
+    lease(&ground);
+    let restart = |force: bool| {
+        ground.ask(json!({"request": "restart", "force": force, "settings": with_limit(&ground, 75)}))
+    };
+    ground.refused(&restart(false), 3, "podman container web has a share");
+    assert_eq!(restart(true)["answer"], "ready", "{}", ground.log());
+    assert_eq!(ground.received().last().unwrap()["percentage"], 75.0);
 }
 
 fn what_needs_no_restart_gets_none(files: &MpsFiles) {
@@ -112,7 +121,17 @@ fn it_is_not_ended_while_it_is_used(files: &MpsFiles) {
     assert!(ground.is_open());
     assert_eq!(ground.stop(true)["answer"], "stopped", "{}", ground.log());
     ground.is_closed_to_web();
-    ground.refused(&ground.stop(false), 3, "podman container web has a share");
+    assert_eq!(ground.stop(false)["answer"], "stopped", "it is already");
+    // Nor does another supervisor open it.
+    ground.end_supervisor(Signal::SIGKILL);
+    ground.supervise();
+    wait_until("another status", || ground.pid("supervisor_pid").is_some_and(is_alive));
+    wait_until("a tombstone", || greeted(&ground.state("front/control")).is_ok());
+    ground.is_closed_to_web();
+    // Nor somebody who can change the front.
+    fs::remove_file(ground.state("front/control")).unwrap();
+    fs::create_dir_all(ground.state("front/control/full")).unwrap();
+    wait_until("the tombstone again", || greeted(&ground.state("front/control")).is_ok());
     fs::remove_file(ground.path("state/leases/1.json")).unwrap();
     ground.wait_for_end();
     assert_eq!(ground.mode(), DEFAULT);
@@ -185,7 +204,7 @@ fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
     let (status, _, errors) = ground.run(&["mps", "stop", "0", "--force"]);
     assert_eq!(status, 0, "{errors}");
     let warning = "warning: CUDA fails in podman container web from now on (error 805)\n\
-        note: GPU 0 stays closed until no container has a share of it\n";
+        note: GPU 0: MPS has ended; until they have ended too, nobody gets the GPU\n";
     assert!(errors.starts_with(warning), "{errors}");
     ground.is_closed_to_web();
     let (_, _, errors) = ground.run(&["mps"]);
@@ -199,6 +218,8 @@ fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
     let (status, _, errors) = ground.run(&["mps", "stop", "0", "--force"]);
     assert_eq!(status, 0, "{errors}");
     fs::remove_file(ground.path("state/leases/1.json")).unwrap();
+    // Who looks at once is the first who sees that it is over.
+    ground.run(&["mps"]);
     ground.wait_for_end();
     assert_eq!(ground.mode(), DEFAULT);
     let (status, said, _) = ground.run(&["mps"]);
