@@ -95,7 +95,10 @@ fn of_mps(plan: &mut Plan) {
         let is_member = |device: &&Device| {
             device.pool.as_ref() == Some(&pool.name) && device.classes.contains(&pool.class)
         };
-        let members: Vec<_> = plan.devices.iter().filter(is_member).map(|device| device.mps).collect();
+        let members = || plan.devices.iter().filter(is_member);
+        let unlimited: Vec<&str> =
+            members().filter(|device| device.mps.is_none()).map(|device| device.name.as_str()).collect();
+        let members: Vec<_> = members().map(|device| device.mps).collect();
         let shares = || members.iter().flatten();
         let percentage = shares().map(|share| share.active_thread_percentage).max();
         let memory = shares().map(|share| share.memory_mib).max();
@@ -107,7 +110,13 @@ fn of_mps(plan: &mut Plan) {
                 pool.name
             ));
         }
-        if members.iter().any(|other| Some(other) != members.first()) {
+        if !unlimited.is_empty() {
+            plan.warnings.push(format!(
+                "pool {:?} has shares in mode mps and shares without limits ({}), and who asks for any may get one of these: give them a name of their own",
+                pool.name,
+                unlimited.join(", ")
+            ));
+        } else if members.iter().any(|other| Some(other) != members.first()) {
             plan.notes.push(format!(
                 "shares of pool {:?} differ: who asks for any of them asks MPS for the most that one has, {memory}MiB and {percentage} % of the SMs, and is held to what the server of the granted one allows",
                 pool.name

@@ -300,5 +300,12 @@ fn a_pool_tells_the_most_and_gives_one() {
     let plan = after(&lab(), &alike, &Earlier::default());
     assert_eq!((&plan.notes, &plan.warnings, plan.mps.len()), (&vec![], &vec![], 2));
     let beside = cut_by("mps", "\"1\"", "replicas = 2") + &cut_by("time-slice", "\"2\"", "replicas = 2");
-    assert_eq!(after(&lab(), &beside, &Earlier::default()).notes.len(), 1);
+    let plan = after(&lab(), &beside, &Earlier::default());
+    assert_eq!(
+        (&plan.notes, &plan.warnings[..]),
+        (
+            &vec![],
+            &["pool \"shared\" has shares in mode mps and shares without limits (shared-2, shared-3), and who asks for any may get one of these: give them a name of their own".to_owned()][..]
+        )
+    );
 }
