@@ -262,7 +262,7 @@ fn the_configuration_in_the_readme_is_one() {
         "ci-0 to ci-1, notebook-0",
         "\nwhole: 1 device\n",
         "leased, with graphics",
-        "shared-3    mps, 1 of 4 on 0",
+        "large-0     mps, 1 of 3 on 3",
     ] {
         assert!(out.contains(decided), "{decided}: {out}{errors}");
     }

@@ -180,8 +180,8 @@ fn mps_note(uuid: &str, mps: &Mps) -> Option<String> {
         }
         State::Blocked => "nobody can connect",
     };
-    let why = mps.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-    Some(format!("the MPS server of {uuid}{why}: {means}; `divvy mps` shows more"))
+    let what = mps.why.clone().unwrap_or_else(|| format!("the MPS server of {uuid} does not serve"));
+    Some(format!("{what} ({means}; `divvy mps` shows more)"))
 }
 
 fn notes(held: &Held, state_dir: &Path) -> Vec<String> {
