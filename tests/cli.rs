@@ -260,7 +260,7 @@ fn the_configuration_in_the_readme_is_one() {
     let (_, out, errors) = run(&mut divvy(&["generate", "--host=sim:mixed", &config, "--dry-run"]));
     for decided in [
         "ci-0 to ci-1, notebook-0",
-        "\nwhole: 1 device\n",
+        "\nwhole: 2 devices\n",
         "leased, with graphics",
         "large-0     mps, 1 of 3 on 3",
     ] {
