@@ -432,7 +432,8 @@ impl Leases {
         let is_mps = lease.mps.is_some();
         self.book.enter(waiter.key(), lease, ask.user.clone());
         if is_mps {
-            self.starting.begins(waiter, self.now);
+            let longest = self.longest(&waiter);
+            self.starting.begins(waiter, longest, self.now);
         }
     }
 

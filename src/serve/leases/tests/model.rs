@@ -28,6 +28,8 @@ pub struct Member {
     pub tried: Vec<String>,
     pub statuses: Vec<u8>,
     pub tries_until: Option<u64>,
+    /// For how long its hooks were told to wait when its MPS server was asked for.
+    pub told: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -386,17 +388,24 @@ impl Model {
                 tried: Vec::new(),
                 statuses: Vec::new(),
                 tries_until: None,
+                told: 0,
             });
         }
     }
 
     /// How long who waits for an end, and may queue after it, or queues, waits at most.
     fn longest(&self, waiter: &Member) -> u64 {
-        let queue = waiter.queue.unwrap();
+        let queue = waiter.queue.unwrap_or(Queue { is_for_pools: false, until: self.now });
         let pools = self.pools(&waiter.ask);
         let waits = pools.iter().filter_map(|pool| self.wait_of(std::slice::from_ref(pool)));
         let mps = [0, 120, 240][self.mps_devices(&waiter.ask).len().min(2)];
-        queue.until - self.now + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
+        queue.until.saturating_sub(self.now) + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
+    }
+
+    /// For how long a hook of a container with a lease is told to wait; without a start that is under way, for one.
+    pub fn told(&self, key: Key) -> u64 {
+        let holder = self.holders.iter().find(|holder| key_of(holder) == key);
+        holder.filter(|holder| holder.is_starting).map_or(120, |holder| holder.told)
     }
 
     /// The pools that those in front of a place lack, each for itself.
@@ -439,6 +448,7 @@ impl Model {
                     waiter.is_mps = waiter.devices.iter().any(|device| self.is_mps(device));
                     waiter.is_starting = waiter.is_mps;
                     if waiter.is_mps {
+                        waiter.told = self.longest(&waiter);
                         waiter.tries_until.get_or_insert(self.now + 120);
                     }
                     self.waiters.remove(place);

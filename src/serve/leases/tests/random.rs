@@ -196,8 +196,12 @@ impl Run {
             other => format!("{other:?}"),
         };
         assert_eq!(decided, expected, "{what}");
-        // Every refusal can be put in words.
+        // Every refusal can be put in words, and whoever waits for a server is told for how long.
         for decision in &decisions {
+            if let Decision::Grant(_, lease) = decision {
+                let told = self.model.told(Key::of(&lease.container));
+                assert_eq!(self.leases.longest_start(Key::of(&lease.container)), told, "{what}");
+            }
             if let Decision::Refuse(_, refusal) = decision {
                 assert!(!refusal.message(&|at| at.to_string()).is_empty());
             }

@@ -228,3 +228,30 @@ fn a_hook_is_told_how_long_all_tries_may_take() {
     assert_eq!(told(two(1), "m"), 240);
     assert_eq!(told(plan("m*1:mps | m*1:mps | m*1:mps").wait(60), "m"), 300);
 }
+
+#[test]
+fn a_plan_that_comes_meanwhile_changes_nothing_that_was_told() {
+    // Places in the plan before, of a pool and of a device, are none in this one, or another's.
+    for (before, name, after) in [
+        ("a*1 | m*2:mps | m*2:mps", "m", "m*2:mps | m*2:mps"),
+        ("a*1 | m*2:mps | m*2:mps", "m", "m*1:mps | s*4"),
+        ("a*1 | m*2:mps | m*2:mps", "m", "s*4"),
+        ("m*2:mps | m*2:mps", "m-3", "m*2:mps"),
+    ] {
+        let mut world = World::new(plan(before));
+        let granted = world.does(&format!("ask 1 {name}"))[0].clone();
+        let told = world.leases.longest_start(key(1));
+        assert!(told > 0);
+        assert_eq!(world.does(&format!("plan {after}")), [""; 0]);
+        assert_eq!(world.does(&format!("ask 1#11 {name}")), [format!("1{granted}")], "{after}");
+        assert_eq!(world.leases.longest_start(key(1)), told, "{after}");
+    }
+    // And what it may be tried on is what the new one has.
+    history(
+        plan("a*1 | m*1:mps | m*1:mps"),
+        "ask 1 m -> 1 has m-0
+         plan open | m*1:mps | m*3:mps ->
+         unserved 1 1 -> 1 has nothing, 1 has m-1
+         unserved 1 3 -> 1 has nothing, 1 refused 3",
+    );
+}
