@@ -317,7 +317,9 @@ impl Leases {
                     return true;
                 }
                 Err(lack) if self.waits(&mut waiter, &lack, decisions) => {
-                    before.extend(lack.pools().iter().copied());
+                    if !self.is_free_for_others(&waiter, &before) {
+                        before.extend(lack.pools().iter().copied());
+                    }
                     waiter.lacks = lack.pools().to_vec();
                     self.waiters.push(waiter);
                 }

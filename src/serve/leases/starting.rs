@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use hooks::lease::LeasedDevice;
 
-use crate::serve::leases::attempt::Lack;
+use crate::serve::leases::attempt::{Lack, check};
 use crate::serve::leases::queue::{MPS_START, State, Waiter};
 use crate::serve::leases::refusal::{No, Reason, Unserved};
-use crate::serve::leases::stock::Wanted;
+use crate::serve::leases::stock::{GroupId, View, Wanted};
 use crate::serve::leases::{Decision, Key, Leases, Ticket};
 
 /// For how long a device whose server did not run is chosen last, unless it does before: each container that it is chosen
@@ -150,6 +150,12 @@ impl Leases {
         }
         let later = self.waiters.iter().position(|other| other.ask.now > waiter.ask.now);
         self.waiters.insert(later.unwrap_or(self.waiters.len()), waiter);
+    }
+
+    /// Whether it would be granted what servers refuse to it alone: it holds up nobody then.
+    pub(super) fn is_free_for_others(&self, waiter: &Waiter, before: &BTreeSet<GroupId>) -> bool {
+        let other = Waiter { tried: Vec::new(), ..waiter.clone() };
+        !waiter.tried.is_empty() && check(&self.book, &other, View::Now, before).is_ok()
     }
 
     /// Whether no end of another container would help: the servers of all devices of a pool do not run for it.

@@ -408,18 +408,24 @@ impl Model {
         holder.filter(|holder| holder.is_starting).map_or(120, |holder| holder.told)
     }
 
-    /// The pools that those in front of a place lack, each for itself.
-    fn lacked_before(&self, place: usize) -> Vec<Vec<String>> {
-        let mut before: Vec<Vec<String>> = Vec::new();
+    /// The pools that those in front of a place lack, each for itself; and those that are kept for them. What servers have
+    /// refused to one of them, and is free, is anybody's.
+    fn lacked_before(&self, place: usize) -> (Vec<Vec<String>>, Vec<String>) {
+        let (mut lacked, mut kept) = (Vec::new(), Vec::new());
         for waiter in &self.waiters[..place] {
-            before.push(self.lacks(waiter, true, &before.concat()).err().unwrap_or_default());
+            let lacks = self.lacks(waiter, true, &kept).err().unwrap_or_default();
+            let untried = Member { tried: Vec::new(), ..waiter.clone() };
+            if self.lacks(&untried, true, &kept).is_err() {
+                kept.extend(lacks.clone());
+            }
+            lacked.push(lacks);
         }
-        before
+        (lacked, kept)
     }
 
     fn ahead(&self, place: usize) -> u32 {
-        let before = self.lacked_before(place);
-        let own = self.lacks(&self.waiters[place], true, &before.concat()).err().unwrap_or_default();
+        let (before, kept) = self.lacked_before(place);
+        let own = self.lacks(&self.waiters[place], true, &kept).err().unwrap_or_default();
         let wait = before.iter().filter(|pools| pools.iter().any(|pool| own.contains(pool)));
         u32::try_from(wait.count()).unwrap()
     }
@@ -439,8 +445,8 @@ impl Model {
         }
         while place < self.waiters.len() {
             let mut waiter = self.waiters[place].clone();
-            let lacked_before = self.lacked_before(place).concat();
-            let lacking = match self.lacks(&waiter, true, &lacked_before) {
+            let (_, kept) = self.lacked_before(place);
+            let lacking = match self.lacks(&waiter, true, &kept) {
                 Ok(()) => {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");

@@ -122,22 +122,21 @@ fn who_may_queue_waits_for_a_share_of_another_device() {
          ask 2 m -> 2 has m-1
          unserved 2 1 -> 2 has nothing, 2 queues for 840 s behind 0
          at 1 ->
-         ask 3 m -> 3 queues for 840 s behind 1
-         gone 1 -> 1 ends, 2 has m-0, 3 has m-1
+         ask 3 m -> 3 has m-1
+         unserved 3 1 -> 3 has nothing, 3 queues for 840 s behind 1
+         gone 1 -> 1 ends, 2 has m-0
          served 2 ->
-         at 2 ->
+         at 60 ->
+         at 61 -> 3 has m-1
          unserved 3 1 -> 3 has nothing
-         ask 4 m -> 4 queues for 840 s behind 1
-         at 61 ->
-         at 62 -> 3 has m-1
-         unserved 3 1 -> 3 has nothing
-         at 121 ->
-         at 122 -> 3 has m-1
-         unserved 3 1 -> 3 has nothing
-         at 182 -> 3 has m-1
-         served 3 ->
-         at 601 ->
-         at 602 -> 4 refused 3",
+         ask 4 m -> 4 has m-1
+         unserved 4 1 -> 4 has nothing, 4 queues for 840 s behind 1
+         at 120 ->
+         at 121 -> 3 has m-1
+         unserved 3 1 -> 3 has nothing, 4 has m-1
+         served 4 ->
+         at 600 ->
+         at 601 -> 3 refused 3",
     );
     // What it refused just now may serve another, and then it too.
     history(
@@ -151,14 +150,42 @@ fn who_may_queue_waits_for_a_share_of_another_device() {
 }
 
 #[test]
+fn who_waits_for_another_device_holds_up_nobody_who_may_have_the_one_that_refused() {
+    history(
+        plan("m*1:mps | m*4:mps").wait(600),
+        "ask 1 m-0 -> 1 has m-0
+         served 1 ->
+         ask 2 m -> 2 has m-1
+         unserved 2 3 -> 2 has nothing, 2 queues for 840 s behind 0
+         ask 3 m -> 3 has m-1
+         ask 4 m -> 4 has m-2
+         gone 1 -> 1 ends, 2 has m-0
+         ask 5 m -> 5 has m-3
+         ask 6 m -> 6 has m-4
+         ask 7 m -> 7 queues for 840 s behind 0",
+    );
+    // What comes to be free of another is first of all its.
+    history(
+        plan("m*1:mps | m*1:mps").wait(600),
+        "ask 1 m-0 -> 1 has m-0
+         served 1 ->
+         ask 2 m -> 2 has m-1
+         unserved 2 3 -> 2 has nothing, 2 queues for 840 s behind 0
+         ask 3 m -> 3 has m-1
+         ask 4 m -> 4 queues for 840 s behind 1
+         gone 1 -> 1 ends, 2 has m-0
+         gone 3 -> 3 ends, 4 has m-1",
+    );
+}
+
+#[test]
 fn in_the_queue_it_has_the_place_that_it_had() {
     let asks = "ask 1 m -> 1 has m-0
                 at 1 ->
                 ask 2 m-2 -> 2 has m-2
                 served 2 ->
                 ask 3 m -> 3 has m-1
-                at 2 ->
-                ask 4 m -> 4 queues for 300 s behind 0";
+                at 2 ->";
     for unserved in [
         "unserved 3 1 -> 3 has nothing, 3 queues for 300 s behind 0
          unserved 1 1 -> 1 has nothing, 1 queues for 300 s behind 0",
@@ -170,10 +197,12 @@ fn in_the_queue_it_has_the_place_that_it_had() {
             &format!(
                 "{asks}
                  {unserved}
-                 ask 5 m -> 5 queues for 300 s behind 3
+                 ask 4 m -> 4 has m-0
+                 ask 5 m -> 5 has m-1
+                 ask 6 m -> 6 queues for 300 s behind 2
                  gone 2 -> 2 ends, 1 has m-2
-                 ask 6 m-0 -> 6 has m-0
-                 served 6 -> 3 has m-1"
+                 served 4 ->
+                 gone 5 -> 5 ends, 3 has m-1"
             ),
         );
     }
