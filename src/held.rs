@@ -38,7 +38,17 @@ pub fn read(dir: &Path) -> (Vec<Lease>, Vec<String>) {
         }
     };
     let (mut leases, mut warnings) = (Vec::new(), Vec::new());
-    for path in entries.flatten().map(|entry| entry.path()).filter(|path| is_lease(path)) {
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                warnings.push(format!("cannot read the leases in {}: {error}", dir.display()));
+                continue;
+            }
+        };
+        if !is_lease(&path) {
+            continue;
+        }
         let text = match read_regular(&path, LEASE_LIMIT) {
             Ok(text) => text,
             // It ended meanwhile.
@@ -58,10 +68,13 @@ pub fn read(dir: &Path) -> (Vec<Lease>, Vec<String>) {
     (leases, warnings)
 }
 
-/// `<mount namespace>.json`; what is being written bears other names.
+/// `<mount namespace>.json`, or with `-<start time>` where another container has a namespace of that number by now; what
+/// is being written bears other names.
 fn is_lease(path: &Path) -> bool {
+    let is_number = |n: &str| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit());
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.strip_suffix(".json").is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+    let Some(name) = name.strip_suffix(".json") else { return false };
+    name.split_once('-').map_or(is_number(name), |(one, other)| is_number(one) && is_number(other))
 }
 
 /// Whether its container still runs: its first process, or one in the cgroup that is its own.
@@ -180,9 +193,11 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         let (good, later) = (lease(7, 100), Lease { since: 2, ..lease(8, 200) });
         fs::write(at("2.json"), serde_json::to_string(&good).unwrap()).unwrap();
-        fs::write(at("1.json"), serde_json::to_string(&later).unwrap()).unwrap();
+        fs::write(at("1-200.json"), serde_json::to_string(&later).unwrap()).unwrap();
         fs::write(at(".3.json.tmp"), "{").unwrap();
-        fs::write(at("notes.json"), "{").unwrap();
+        for name in ["notes.json", "-1.json", "1-.json", "1-2-3.json", "1-2.json.tmp"] {
+            fs::write(at(name), "{").unwrap();
+        }
         fs::write(at("4.json"), "{").unwrap();
         fs::write(at("5.json"), serde_json::to_string(&Lease { version: 2, ..good.clone() }).unwrap())
             .unwrap();

@@ -49,7 +49,6 @@ pub fn run(args: &ReleaseArgs) -> Result<Status> {
     let Some(lease) = held.iter().find(|lease| typed.is_of(lease, plan.as_ref())) else {
         return not_held(&args.device, &typed, plan.as_ref(), &held);
     };
-    let path = Lease::path(&leases, lease.container.mount_namespace);
     if held::is_alive(lease) {
         if !args.kill {
             return Err(refuse(&args.device, lease));
@@ -57,7 +56,7 @@ pub fn run(args: &ReleaseArgs) -> Result<Status> {
         end_work(lease, &state_dir);
         kill(&lease.container).map_err(|error| cannot_kill(lease, error))?;
     }
-    wait(args, lease, &path, &state_dir)
+    wait(args, lease, &leases, &state_dir)
 }
 
 impl<'a> Typed<'a> {
@@ -269,11 +268,11 @@ fn cannot_kill(lease: &Lease, error: io::Error) -> anyhow::Error {
 }
 
 /// Until the daemon has seen that the container is gone.
-fn wait(args: &ReleaseArgs, lease: &Lease, path: &Path, state_dir: &Path) -> Result<Status> {
+fn wait(args: &ReleaseArgs, lease: &Lease, leases: &Path, state_dir: &Path) -> Result<Status> {
     let device = &args.device;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if !stands(lease, path) {
+        if !stands(lease, leases) {
             return say(&format!("{device} is free: {} is gone", held::who(&lease.container)));
         }
         let is_alive = held::is_alive(lease);
@@ -302,11 +301,10 @@ fn wait(args: &ReleaseArgs, lease: &Lease, path: &Path, state_dir: &Path) -> Res
     }
 }
 
-/// Whether the file is there and of the same container: mount namespaces are used again.
-fn stands(lease: &Lease, path: &Path) -> bool {
-    let read = publish::read_regular(path, hooks::lease::LEASE_LIMIT).ok();
-    let now = read.and_then(|text| Lease::parse(text.as_bytes()).ok());
-    now.is_some_and(|now| now.container == lease.container)
+/// Whether there is one of the same container, in whichever file: mount namespaces are used again.
+fn stands(lease: &Lease, leases: &Path) -> bool {
+    let (now, _) = held::read(leases);
+    now.iter().any(|now| now.container == lease.container)
 }
 
 #[cfg(test)]

@@ -92,12 +92,14 @@ pub fn known(state_dir: &Path) -> Vec<Known> {
     known
 }
 
-/// Containers with a share of a device in mode mps, in words.
+/// Containers with a share of a device in mode mps, in words. A lease that cannot be read may be of one.
 pub fn holders(state_dir: &Path, uuid: &str) -> Vec<String> {
-    let (leases, _) = held::leases(state_dir);
+    let (leases, unread) = held::leases(state_dir);
     let has_share =
         |lease: &&Lease| lease.mps.is_some() && lease.devices.iter().any(|leased| leased.uuid == uuid);
-    leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container)).collect()
+    let known = leases.running.iter().filter(has_share).map(|lease| held::who(&lease.container));
+    let unknown = unread.first().map(|_| "a container whose lease cannot be read".to_owned());
+    known.chain(unknown).collect()
 }
 
 /// None where nothing is kept and nobody keeps anything: MPS was stopped.
@@ -197,5 +199,62 @@ fn failed(uuid: &str, why: &str) -> Answer {
         status: 1,
         message: format!("the MPS supervisor of {uuid} cannot be asked: {why}"),
         hint: Some(start::hint(uuid)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hooks::lease::{Container, LEASES, LeasedDevice, LeasedMps, VERSION};
+
+    use super::*;
+
+    /// Of a container whose first process is this one.
+    fn lease(uuid: &str) -> Lease {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let container = Container {
+            mount_namespace: 1,
+            pid: i32::try_from(std::process::id()).unwrap(),
+            start_time: fields.split_whitespace().nth(19).unwrap().parse().unwrap(),
+            boot_id: boot_id.trim().into(),
+            cgroup: None,
+            uid: 0,
+            process_uid: None,
+            id: "3f2a".into(),
+            bundle: "/b".into(),
+            engine: None,
+            name: Some("web".into()),
+        };
+        let name = "gpu=mps-0".parse().unwrap();
+        let devices = vec![LeasedDevice { name, uuid: uuid.into(), is_share: true, pool: None }];
+        let mps = Some(LeasedMps { front: "/f".into(), shared_memory: None });
+        let (asked, remove) = (Vec::new(), Vec::new());
+        Lease { version: VERSION, container, since: 0, asked, devices, remove, denied_by: None, mps }
+    }
+
+    #[test]
+    fn who_has_a_share_and_who_may_have_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = dir.path().join(LEASES);
+        let holders = |uuid: &str| holders(dir.path(), uuid);
+        assert_eq!(holders("GPU-0"), [""; 0]);
+        fs::create_dir(&leases).unwrap();
+        let put = |name: &str, lease: &Lease| {
+            fs::write(leases.join(name), serde_json::to_string(lease).unwrap()).unwrap();
+        };
+        put("1.json", &lease("GPU-1"));
+        assert_eq!(holders("GPU-0"), [""; 0]);
+        // Another container has its mount namespace's number.
+        put("1-7.json", &lease("GPU-0"));
+        assert_eq!(holders("GPU-0"), ["container web"]);
+        fs::write(leases.join("2.json"), "{").unwrap();
+        fs::write(leases.join("3.json"), "{").unwrap();
+        let unknown = "a container whose lease cannot be read";
+        assert_eq!(holders("GPU-0"), ["container web", unknown]);
+        assert_eq!(holders("GPU-2"), [unknown]);
+        fs::remove_dir_all(&leases).unwrap();
+        fs::write(&leases, "").unwrap();
+        assert_eq!(holders("GPU-0"), [unknown]);
     }
 }

@@ -147,7 +147,8 @@ impl PlannedDevice {
 /// What is on a device, by container or process: whose lease, if any, or the container by its cgroup, or else itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Whose {
-    Lease(u64),
+    /// Its place.
+    Lease(usize),
     Container(cgroup_name::Named),
     Process(u32),
 }
@@ -186,10 +187,10 @@ pub fn look(state_dir: &Path, nvml: &mut Option<Session>) -> Held {
 
     let known =
         if leases.iter().any(|lease| lease.mps.is_some()) { client::known(state_dir) } else { Vec::new() };
-    for lease in &leases {
+    for (place, lease) in leases.iter().enumerate() {
         for leased in &lease.devices {
             let at = used.iter().position(|device| device.uuid == leased.uuid);
-            let whose = Whose::Lease(lease.container.mount_namespace);
+            let whose = Whose::Lease(place);
             let mine = at.and_then(|at| of.remove(&(at, whose)));
             let device = at.map(|at| &used[at]);
             let mut row = leased_row(lease, leased, &planned, device);
@@ -253,9 +254,9 @@ fn whose(leases: &[Lease], process: &Process) -> Whose {
     let is_named = |container: &Container| {
         container.cgroup.is_none() && named.as_ref().is_some_and(|named| named.id == container.id)
     };
-    let lease = leases.iter().find(|lease| process.is_in(&lease.container) || is_named(&lease.container));
-    match lease {
-        Some(lease) => Whose::Lease(lease.container.mount_namespace),
+    let is_its = |lease: &Lease| process.is_in(&lease.container) || is_named(&lease.container);
+    match leases.iter().position(is_its) {
+        Some(place) => Whose::Lease(place),
         None => named.map_or(Whose::Process(process.pid), Whose::Container),
     }
 }
@@ -310,12 +311,7 @@ fn unleased_row(
     row.since = process.started;
     row.pid = Some(process.pid.into());
     match whose {
-        Whose::Lease(namespace) => {
-            let of = leases.iter().find(|lease| lease.container.mount_namespace == *namespace);
-            if let Some(lease) = of {
-                row.held_by(&lease.container);
-            }
-        }
+        Whose::Lease(place) => row.held_by(&leases[*place].container),
         Whose::Container(named) => {
             row.engine = named.engine.map(str::to_owned);
             row.id = Some(named.id.clone());
@@ -425,7 +421,9 @@ mod tests {
         let cgroups = vec![format!("/sys/fs/cgroup/user.slice/libpod-{id}.scope").into()];
         let mut process = Process::default();
         (process.pid, process.cgroups) = (9, cgroups);
-        assert_eq!(whose(&[lease(None)], &process), Whose::Lease(7));
+        assert_eq!(whose(&[lease(None)], &process), Whose::Lease(0));
+        // One that ends elsewhere had a mount namespace of the same number.
+        assert_eq!(whose(&[lease(Some("/other")), lease(None)], &process), Whose::Lease(1));
         let named = cgroup_name::Named { engine: Some("podman"), id: id.clone() };
         let elsewhere = [lease(Some("/sys/fs/cgroup/machine.slice/other"))];
         assert_eq!(whose(&elsewhere, &process), Whose::Container(named));

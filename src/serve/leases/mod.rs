@@ -317,7 +317,9 @@ impl Leases {
                     return true;
                 }
                 Err(lack) if self.waits(&mut waiter, &lack, decisions) => {
-                    before.extend(lack.pools().iter().copied());
+                    if !self.is_free_for_others(&waiter, &before) {
+                        before.extend(lack.pools().iter().copied());
+                    }
                     waiter.lacks = lack.pools().to_vec();
                     self.waiters.push(waiter);
                 }
@@ -432,7 +434,8 @@ impl Leases {
         let is_mps = lease.mps.is_some();
         self.book.enter(waiter.key(), lease, ask.user.clone());
         if is_mps {
-            self.starting.begins(waiter, self.now);
+            let longest = self.longest(&waiter);
+            self.starting.begins(waiter, longest, self.now);
         }
     }
 

@@ -5,9 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::serve::leases::attempt::Lack;
+use hooks::lease::LeasedDevice;
+
+use crate::serve::leases::attempt::{Lack, check};
 use crate::serve::leases::queue::{MPS_START, State, Waiter};
 use crate::serve::leases::refusal::{No, Reason, Unserved};
+use crate::serve::leases::stock::{GroupId, View, Wanted};
 use crate::serve::leases::{Decision, Key, Leases, Ticket};
 
 /// For how long a device whose server did not run is chosen last, unless it does before: each container that it is chosen
@@ -29,34 +32,43 @@ pub fn longest(devices: usize) -> u64 {
 /// Grants that are not known to be good, and devices that were not.
 #[derive(Debug, Default)]
 pub struct Starting {
-    /// As they were when they were granted it.
-    waiters: BTreeMap<Key, Waiter>,
+    /// As they were when they were granted it, but for what they wanted of the plan: that may be another by the end.
+    waiters: BTreeMap<Key, Start>,
     /// By their UUIDs, and until when.
     avoided: BTreeMap<String, Duration>,
 }
 
+#[derive(Debug)]
+struct Start {
+    waiter: Waiter,
+    /// Seconds within which it is told whether it has a share, of which device ever.
+    longest: u64,
+}
+
 impl Starting {
-    /// A container has a lease, and its server is asked for.
-    pub fn begins(&mut self, mut waiter: Waiter, now: Duration) {
-        waiter.tries_until.get_or_insert(now.saturating_add(TRIES));
-        self.waiters.insert(waiter.key(), waiter);
+    /// A container has a lease, and its server is asked for; with all tries for so many seconds at most.
+    pub fn begins(&mut self, waiter: Waiter, longest: u64, now: Duration) {
+        let tries_until = waiter.tries_until.or(Some(now.saturating_add(TRIES)));
+        let (wanted, lacks) = (Wanted::default(), Vec::new());
+        let waiter = Waiter { wanted, lacks, tries_until, ..waiter };
+        self.waiters.insert(waiter.key(), Start { waiter, longest });
     }
 
     /// Another hook of a container waits for the same.
     pub fn joins(&mut self, key: Key, ticket: Ticket) {
-        if let Some(waiter) = self.waiters.get_mut(&key) {
-            waiter.tickets.push(ticket);
+        if let Some(start) = self.waiters.get_mut(&key) {
+            start.waiter.tickets.push(ticket);
         }
     }
 
     /// A hook waits no more. The container keeps its lease as long as it lives.
     pub fn left(&mut self, ticket: Ticket) {
-        self.waiters.values_mut().for_each(|waiter| waiter.tickets.retain(|other| *other != ticket));
+        self.waiters.values_mut().for_each(|start| start.waiter.tickets.retain(|other| *other != ticket));
     }
 
     /// Nothing is waited for any more.
     pub fn remove(&mut self, key: Key) -> Option<Waiter> {
-        self.waiters.remove(&key)
+        self.waiters.remove(&key).map(|start| start.waiter)
     }
 
     /// Devices to be chosen last.
@@ -91,20 +103,20 @@ impl Leases {
 
     /// Seconds within which it is told whether it has a share, of which device ever.
     pub fn longest_start(&self, key: Key) -> u64 {
-        self.starting.waiters.get(&key).map_or(MPS_START, |waiter| self.longest(waiter))
+        self.starting.waiters.get(&key).map_or(MPS_START, |start| start.longest)
     }
 
     pub(super) fn served(&mut self, key: Key) {
         self.starting.remove(key);
-        if let Some(uuid) = self.mps_device(key) {
-            self.starting.avoided.remove(&uuid);
+        if let Some(share) = self.mps_share(key) {
+            self.starting.avoided.remove(&share.uuid);
         }
     }
 
     pub(super) fn unserved(&mut self, key: Key, no: No, decisions: &mut Vec<Decision>) {
         // Who was told that it has its share keeps it.
         let Some(mut waiter) = self.starting.remove(key) else { return };
-        let Some(uuid) = self.mps_device(key) else { return };
+        let Some(LeasedDevice { uuid, pool, .. }) = self.mps_share(key) else { return };
         let is_ending = self.book.get(key).is_some_and(|held| held.is_ending);
         decisions.extend(self.book.strike(key).map(|lease| Decision::Withdraw(Box::new(lease))));
         self.starting.avoided.insert(uuid.clone(), self.now.saturating_add(AVOIDED));
@@ -113,7 +125,7 @@ impl Leases {
         if waiter.tickets.is_empty() {
             // Nobody hears it, and it is remembered.
             waiter.tickets.push(waiter.ask.ticket);
-        } else if !is_ending && self.may_be_tried_again(&waiter) {
+        } else if !is_ending && pool.is_some() && self.may_be_tried_again(&waiter) {
             return self.try_again(waiter, decisions);
         }
         let reason = Reason::Unserved { tried: waiter.tried.clone(), held: Vec::new(), more: 0 };
@@ -123,7 +135,7 @@ impl Leases {
     fn may_be_tried_again(&self, waiter: &Waiter) -> bool {
         let has_time = waiter.tries_until.is_some_and(|until| self.now < until);
         let has_turn = waiter.state == State::Queued && self.now < waiter.until;
-        !waiter.wanted.pools.is_empty() && (has_time || has_turn)
+        has_time || has_turn
     }
 
     /// It takes the place that it had.
@@ -140,6 +152,12 @@ impl Leases {
         self.waiters.insert(later.unwrap_or(self.waiters.len()), waiter);
     }
 
+    /// Whether it would be granted what servers refuse to it alone: it holds up nobody then.
+    pub(super) fn is_free_for_others(&self, waiter: &Waiter, before: &BTreeSet<GroupId>) -> bool {
+        let other = Waiter { tried: Vec::new(), ..waiter.clone() };
+        !waiter.tried.is_empty() && check(&self.book, &other, View::Now, before).is_ok()
+    }
+
     /// Whether no end of another container would help: the servers of all devices of a pool do not run for it.
     pub(super) fn is_refused_by_all(&self, waiter: &Waiter, lack: &Lack) -> bool {
         let stock = self.book.stock();
@@ -149,9 +167,9 @@ impl Leases {
         })
     }
 
-    /// The device whose MPS server a container's lease is of a share of.
-    fn mps_device(&self, key: Key) -> Option<String> {
+    /// The share of an MPS server that a container's lease is of.
+    fn mps_share(&self, key: Key) -> Option<LeasedDevice> {
         let lease = self.lease_of(key).filter(|lease| lease.mps.is_some())?;
-        lease.devices.iter().find(|device| device.is_share).map(|device| device.uuid.clone())
+        lease.devices.iter().find(|device| device.is_share).cloned()
     }
 }

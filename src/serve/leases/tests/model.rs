@@ -28,6 +28,8 @@ pub struct Member {
     pub tried: Vec<String>,
     pub statuses: Vec<u8>,
     pub tries_until: Option<u64>,
+    /// For how long its hooks were told to wait when its MPS server was asked for.
+    pub told: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -386,31 +388,44 @@ impl Model {
                 tried: Vec::new(),
                 statuses: Vec::new(),
                 tries_until: None,
+                told: 0,
             });
         }
     }
 
     /// How long who waits for an end, and may queue after it, or queues, waits at most.
     fn longest(&self, waiter: &Member) -> u64 {
-        let queue = waiter.queue.unwrap();
+        let queue = waiter.queue.unwrap_or(Queue { is_for_pools: false, until: self.now });
         let pools = self.pools(&waiter.ask);
         let waits = pools.iter().filter_map(|pool| self.wait_of(std::slice::from_ref(pool)));
         let mps = [0, 120, 240][self.mps_devices(&waiter.ask).len().min(2)];
-        queue.until - self.now + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
+        queue.until.saturating_sub(self.now) + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
     }
 
-    /// The pools that those in front of a place lack, each for itself.
-    fn lacked_before(&self, place: usize) -> Vec<Vec<String>> {
-        let mut before: Vec<Vec<String>> = Vec::new();
+    /// For how long a hook of a container with a lease is told to wait; without a start that is under way, for one.
+    pub fn told(&self, key: Key) -> u64 {
+        let holder = self.holders.iter().find(|holder| key_of(holder) == key);
+        holder.filter(|holder| holder.is_starting).map_or(120, |holder| holder.told)
+    }
+
+    /// The pools that those in front of a place lack, each for itself; and those that are kept for them. What servers have
+    /// refused to one of them, and is free, is anybody's.
+    fn lacked_before(&self, place: usize) -> (Vec<Vec<String>>, Vec<String>) {
+        let (mut lacked, mut kept) = (Vec::new(), Vec::new());
         for waiter in &self.waiters[..place] {
-            before.push(self.lacks(waiter, true, &before.concat()).err().unwrap_or_default());
+            let lacks = self.lacks(waiter, true, &kept).err().unwrap_or_default();
+            let untried = Member { tried: Vec::new(), ..waiter.clone() };
+            if self.lacks(&untried, true, &kept).is_err() {
+                kept.extend(lacks.clone());
+            }
+            lacked.push(lacks);
         }
-        before
+        (lacked, kept)
     }
 
     fn ahead(&self, place: usize) -> u32 {
-        let before = self.lacked_before(place);
-        let own = self.lacks(&self.waiters[place], true, &before.concat()).err().unwrap_or_default();
+        let (before, kept) = self.lacked_before(place);
+        let own = self.lacks(&self.waiters[place], true, &kept).err().unwrap_or_default();
         let wait = before.iter().filter(|pools| pools.iter().any(|pool| own.contains(pool)));
         u32::try_from(wait.count()).unwrap()
     }
@@ -430,8 +445,8 @@ impl Model {
         }
         while place < self.waiters.len() {
             let mut waiter = self.waiters[place].clone();
-            let lacked_before = self.lacked_before(place).concat();
-            let lacking = match self.lacks(&waiter, true, &lacked_before) {
+            let (_, kept) = self.lacked_before(place);
+            let lacking = match self.lacks(&waiter, true, &kept) {
                 Ok(()) => {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");
@@ -439,6 +454,7 @@ impl Model {
                     waiter.is_mps = waiter.devices.iter().any(|device| self.is_mps(device));
                     waiter.is_starting = waiter.is_mps;
                     if waiter.is_mps {
+                        waiter.told = self.longest(&waiter);
                         waiter.tries_until.get_or_insert(self.now + 120);
                     }
                     self.waiters.remove(place);

@@ -27,13 +27,13 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => (0..CONTAINERS, 0..REQUESTS.len()).prop_map(|(container, request)| Step::Ask { container, request }),
-        2 => (0..CONTAINERS).prop_map(|container| Step::AskAgain { container }),
+        4 => (0..CONTAINERS).prop_map(|container| Step::AskAgain { container }),
         1 => (0..4u64).prop_map(|ago| Step::Left { ago }),
         2 => (0..CONTAINERS).prop_map(|container| Step::FirstProcessGone { container }),
         5 => (0..CONTAINERS).prop_map(|container| Step::Gone { container }),
         1 => (0..CONTAINERS).prop_map(|container| Step::Failed { container }),
         2 => (0..CONTAINERS).prop_map(|container| Step::Served { container }),
-        5 => (0..CONTAINERS, prop_oneof![Just(1), Just(3), Just(5)])
+        8 => (0..CONTAINERS, prop_oneof![Just(1), Just(3), Just(5)])
             .prop_map(|(container, status)| Step::Unserved { container, status }),
         2 => (1..25u64).prop_map(|seconds| Step::Time { seconds }),
         1 => (0..plans().len()).prop_map(|plan| Step::Plan { plan }),
@@ -196,8 +196,12 @@ impl Run {
             other => format!("{other:?}"),
         };
         assert_eq!(decided, expected, "{what}");
-        // Every refusal can be put in words.
+        // Every refusal can be put in words, and whoever waits for a server is told for how long.
         for decision in &decisions {
+            if let Decision::Grant(_, lease) = decision {
+                let told = self.model.told(Key::of(&lease.container));
+                assert_eq!(self.leases.longest_start(Key::of(&lease.container)), told, "{what}");
+            }
             if let Decision::Refuse(_, refusal) = decision {
                 assert!(!refusal.message(&|at| at.to_string()).is_empty());
             }

@@ -122,22 +122,21 @@ fn who_may_queue_waits_for_a_share_of_another_device() {
          ask 2 m -> 2 has m-1
          unserved 2 1 -> 2 has nothing, 2 queues for 840 s behind 0
          at 1 ->
-         ask 3 m -> 3 queues for 840 s behind 1
-         gone 1 -> 1 ends, 2 has m-0, 3 has m-1
+         ask 3 m -> 3 has m-1
+         unserved 3 1 -> 3 has nothing, 3 queues for 840 s behind 1
+         gone 1 -> 1 ends, 2 has m-0
          served 2 ->
-         at 2 ->
+         at 60 ->
+         at 61 -> 3 has m-1
          unserved 3 1 -> 3 has nothing
-         ask 4 m -> 4 queues for 840 s behind 1
-         at 61 ->
-         at 62 -> 3 has m-1
-         unserved 3 1 -> 3 has nothing
-         at 121 ->
-         at 122 -> 3 has m-1
-         unserved 3 1 -> 3 has nothing
-         at 182 -> 3 has m-1
-         served 3 ->
-         at 601 ->
-         at 602 -> 4 refused 3",
+         ask 4 m -> 4 has m-1
+         unserved 4 1 -> 4 has nothing, 4 queues for 840 s behind 1
+         at 120 ->
+         at 121 -> 3 has m-1
+         unserved 3 1 -> 3 has nothing, 4 has m-1
+         served 4 ->
+         at 600 ->
+         at 601 -> 3 refused 3",
     );
     // What it refused just now may serve another, and then it too.
     history(
@@ -151,14 +150,42 @@ fn who_may_queue_waits_for_a_share_of_another_device() {
 }
 
 #[test]
+fn who_waits_for_another_device_holds_up_nobody_who_may_have_the_one_that_refused() {
+    history(
+        plan("m*1:mps | m*4:mps").wait(600),
+        "ask 1 m-0 -> 1 has m-0
+         served 1 ->
+         ask 2 m -> 2 has m-1
+         unserved 2 3 -> 2 has nothing, 2 queues for 840 s behind 0
+         ask 3 m -> 3 has m-1
+         ask 4 m -> 4 has m-2
+         gone 1 -> 1 ends, 2 has m-0
+         ask 5 m -> 5 has m-3
+         ask 6 m -> 6 has m-4
+         ask 7 m -> 7 queues for 840 s behind 0",
+    );
+    // What comes to be free of another is first of all its.
+    history(
+        plan("m*1:mps | m*1:mps").wait(600),
+        "ask 1 m-0 -> 1 has m-0
+         served 1 ->
+         ask 2 m -> 2 has m-1
+         unserved 2 3 -> 2 has nothing, 2 queues for 840 s behind 0
+         ask 3 m -> 3 has m-1
+         ask 4 m -> 4 queues for 840 s behind 1
+         gone 1 -> 1 ends, 2 has m-0
+         gone 3 -> 3 ends, 4 has m-1",
+    );
+}
+
+#[test]
 fn in_the_queue_it_has_the_place_that_it_had() {
     let asks = "ask 1 m -> 1 has m-0
                 at 1 ->
                 ask 2 m-2 -> 2 has m-2
                 served 2 ->
                 ask 3 m -> 3 has m-1
-                at 2 ->
-                ask 4 m -> 4 queues for 300 s behind 0";
+                at 2 ->";
     for unserved in [
         "unserved 3 1 -> 3 has nothing, 3 queues for 300 s behind 0
          unserved 1 1 -> 1 has nothing, 1 queues for 300 s behind 0",
@@ -170,10 +197,12 @@ fn in_the_queue_it_has_the_place_that_it_had() {
             &format!(
                 "{asks}
                  {unserved}
-                 ask 5 m -> 5 queues for 300 s behind 3
+                 ask 4 m -> 4 has m-0
+                 ask 5 m -> 5 has m-1
+                 ask 6 m -> 6 queues for 300 s behind 2
                  gone 2 -> 2 ends, 1 has m-2
-                 ask 6 m-0 -> 6 has m-0
-                 served 6 -> 3 has m-1"
+                 served 4 ->
+                 gone 5 -> 5 ends, 3 has m-1"
             ),
         );
     }
@@ -227,4 +256,31 @@ fn a_hook_is_told_how_long_all_tries_may_take() {
     assert_eq!(told(plan("m*2:mps"), "m"), 120);
     assert_eq!(told(two(1), "m"), 240);
     assert_eq!(told(plan("m*1:mps | m*1:mps | m*1:mps").wait(60), "m"), 300);
+}
+
+#[test]
+fn a_plan_that_comes_meanwhile_changes_nothing_that_was_told() {
+    // Places in the plan before, of a pool and of a device, are none in this one, or another's.
+    for (before, name, after) in [
+        ("a*1 | m*2:mps | m*2:mps", "m", "m*2:mps | m*2:mps"),
+        ("a*1 | m*2:mps | m*2:mps", "m", "m*1:mps | s*4"),
+        ("a*1 | m*2:mps | m*2:mps", "m", "s*4"),
+        ("m*2:mps | m*2:mps", "m-3", "m*2:mps"),
+    ] {
+        let mut world = World::new(plan(before));
+        let granted = world.does(&format!("ask 1 {name}"))[0].clone();
+        let told = world.leases.longest_start(key(1));
+        assert!(told > 0);
+        assert_eq!(world.does(&format!("plan {after}")), [""; 0]);
+        assert_eq!(world.does(&format!("ask 1#11 {name}")), [format!("1{granted}")], "{after}");
+        assert_eq!(world.leases.longest_start(key(1)), told, "{after}");
+    }
+    // And what it may be tried on is what the new one has.
+    history(
+        plan("a*1 | m*1:mps | m*1:mps"),
+        "ask 1 m -> 1 has m-0
+         plan open | m*1:mps | m*3:mps ->
+         unserved 1 1 -> 1 has nothing, 1 has m-1
+         unserved 1 3 -> 1 has nothing, 1 refused 3",
+    );
 }
