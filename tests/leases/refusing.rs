@@ -14,12 +14,13 @@ use crate::hook::Bundle;
 use crate::mps::{MPS, stand_ins};
 use crate::stand_in::Mood;
 
-pub const TRIALS: [(&str, fn()); 5] = [
+pub const TRIALS: [(&str, fn()); 6] = [
     ("another_gpu_is_tried_where_a_server_refuses", another_is_tried),
     ("who_queues_for_a_server_that_does_not_refuse", queues_for_another),
     ("two_hooks_of_a_container_that_is_tried_again", two_hooks),
     ("a_daemon_killed_while_another_gpu_is_tried", daemon_killed_meanwhile),
     ("a_container_that_ends_while_another_gpu_is_tried", container_ends_meanwhile),
+    ("a_plan_that_comes_while_a_server_starts", plan_comes_meanwhile),
 ];
 
 /// With the real hook.
@@ -230,4 +231,27 @@ fn container_ends_meanwhile() {
     servers[1].is(Mood::Ready);
     assert_eq!(refused(call.last()), ended);
     assert!(ground.leases().is_empty());
+}
+
+/// What was asked for before has another place in it.
+fn plan_comes_meanwhile() {
+    let gpu = |gpus: &str, mode: &str, name: &str| {
+        format!("[[gpu]]\nmatch = [{gpus}]\nmode = \"{mode}\"\nreplicas = 2\nname = \"{name}\"\n\n")
+    };
+    let mps = gpu("\"1\", \"2\"", "mps", "mps");
+    let ground = Ground::new(&format!("{}{mps}", gpu("\"0\"", "time-slice", "slice")));
+    let servers = stand_ins(&ground);
+    let daemon = Daemon::start(&ground);
+    let container = Container::start();
+    servers.iter().for_each(|server| server.is(Mood::Silent));
+    let request = ground.request(&container, &["gpu=mps"]);
+    let mut first = Call::new(&ground.socket(), &request).unwrap();
+    let queued = Some(Answer::Queued { seconds: 240, ahead: 0 });
+    assert_eq!(first.next().unwrap(), queued);
+    ground.plan(&mps);
+    let mut second = Call::new(&ground.socket(), &request).unwrap();
+    assert_eq!(second.next().unwrap(), queued, "{}", daemon.log());
+    servers.iter().for_each(|server| server.is(Mood::Ready));
+    assert_eq!(granted(first.last()), granted(second.last()));
+    assert_eq!(ground.leases().len(), 1);
 }

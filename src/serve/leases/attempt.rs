@@ -86,7 +86,8 @@ fn can_be_had(stock: &Stock, index: Index, view: View, barred: &Barred) -> bool 
     stock.is_free(index, view) && !barred.contains(&stock.device(index).uuid)
 }
 
-fn all_pools(wanted: &Wanted) -> Lack {
+/// As if it lacked all that it asks for by pools.
+pub fn all_pools(wanted: &Wanted) -> Lack {
     Lack::Pools(wanted.pools.iter().map(|(group, _)| *group).collect())
 }
 

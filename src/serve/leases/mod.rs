@@ -35,7 +35,7 @@ use crate::mps::settings::Settings;
 use crate::plan::kept::Kept;
 use crate::publish::PLAN;
 use admit::{admit, no_cgroup};
-use attempt::{Lack, attempt, check};
+use attempt::{Lack, all_pools, attempt, check};
 use book::Book;
 use queue::{State, Waiter, ahead};
 use refusal::{No, Reason, Refusal};
@@ -311,6 +311,11 @@ impl Leases {
         let mut waiters = std::mem::take(&mut self.waiters).into_iter();
         while let Some(mut waiter) = waiters.next() {
             match attempt(&self.book, &waiter, &before, &self.starting.avoided()) {
+                Ok(_) if self.has_had_its_time(&waiter) => {
+                    let all = all_pools(&waiter.wanted);
+                    let reason = attempt::reason(&self.book, &waiter, &all, &|_| 0);
+                    self.refuse(&waiter, reason, decisions);
+                }
                 Ok(picks) => {
                     self.grant(waiter, &picks, decisions);
                     self.waiters.extend(waiters);
@@ -347,7 +352,7 @@ impl Leases {
                     self.tell(waiter, lack, decisions);
                     return true;
                 }
-                if !self.ending_is_in_the_way(waiter) {
+                if self.has_had_its_time(waiter) || !self.ending_is_in_the_way(waiter) {
                     return false;
                 }
                 if waiter.state == State::New {
@@ -370,13 +375,10 @@ impl Leases {
     /// hooks believe what they are told first.
     fn longest(&self, waiter: &Waiter) -> u64 {
         let stock = self.book.stock();
-        let starts = starting::longest(waiter.wanted.mps_devices(stock));
-        let left = waiter.seconds_left(self.now).saturating_add(starts);
-        if waiter.state == State::Queued {
-            return left;
-        }
         let waits = waiter.wanted.pools.iter().map(|(group, _)| stock.group(*group).pool.wait_seconds);
-        left.saturating_add(waits.max().unwrap_or_default())
+        let wait = waits.max().filter(|_| waiter.state != State::Queued).unwrap_or_default();
+        let starts = starting::longest(waiter.wanted.mps_devices(stock), wait);
+        waiter.seconds_left(self.now).saturating_add(starts)
     }
 
     /// How long who lacks this may queue, in seconds; none if not at all.

@@ -20,13 +20,17 @@ const AVOIDED: Duration = Duration::from_secs(60);
 const TRIES: Duration = Duration::from_secs(MPS_START);
 
 /// Seconds within which a start is told whether it has a share, that may be one of so many MPS servers: no try begins
-/// after [`TRIES`], and the last one may take as long again.
-pub fn longest(devices: usize) -> u64 {
-    match devices {
+/// after [`TRIES`], and the last one may take as long again. `wait` is how long it may queue between them, and has one more
+/// after that where two were in vain.
+pub fn longest(devices: usize, wait: u64) -> u64 {
+    let starts = match devices {
         0 => 0,
         1 => MPS_START,
-        _ => TRIES.as_secs() + MPS_START,
-    }
+        2 => TRIES.as_secs() + MPS_START,
+        _ if wait == 0 => TRIES.as_secs() + MPS_START,
+        _ => TRIES.as_secs() + 2 * MPS_START,
+    };
+    starts.saturating_add(wait)
 }
 
 /// Grants that are not known to be good, and devices that were not.
@@ -85,12 +89,12 @@ impl Starting {
         }
     }
 
-    /// When that may be.
+    /// When that may be: at once, where a minute was over before it came to queue.
     pub fn next_try(&self, waiters: &[Waiter]) -> Option<Duration> {
         let queued = waiters.iter().filter(|waiter| waiter.state == State::Queued);
         queued
             .flat_map(|waiter| &waiter.tried)
-            .filter_map(|tried| self.avoided.get(&tried.uuid).copied())
+            .map(|tried| self.avoided.get(&tried.uuid).copied().unwrap_or_default())
             .min()
     }
 }
@@ -125,17 +129,11 @@ impl Leases {
         if waiter.tickets.is_empty() {
             // Nobody hears it, and it is remembered.
             waiter.tickets.push(waiter.ask.ticket);
-        } else if !is_ending && pool.is_some() && self.may_be_tried_again(&waiter) {
+        } else if !is_ending && pool.is_some() {
             return self.try_again(waiter, decisions);
         }
         let reason = Reason::Unserved { tried: waiter.tried.clone(), held: Vec::new(), more: 0 };
         self.refuse(&waiter, reason, decisions);
-    }
-
-    fn may_be_tried_again(&self, waiter: &Waiter) -> bool {
-        let has_time = waiter.tries_until.is_some_and(|until| self.now < until);
-        let has_turn = waiter.state == State::Queued && self.now < waiter.until;
-        has_time || has_turn
     }
 
     /// It takes the place that it had.
@@ -150,6 +148,17 @@ impl Leases {
         }
         let later = self.waiters.iter().position(|other| other.ask.now > waiter.ask.now);
         self.waiters.insert(later.unwrap_or(self.waiters.len()), waiter);
+    }
+
+    /// Whether it has had its time on other devices, and is tried on no more: it may queue for what is held.
+    pub(super) fn has_had_its_time(&self, waiter: &Waiter) -> bool {
+        let is_over = waiter.tries_until.is_some_and(|until| until <= self.now);
+        is_over
+            && match waiter.state {
+                State::New => true,
+                State::Ending => false,
+                State::Queued => waiter.until <= self.now,
+            }
     }
 
     /// Whether it would be granted what servers refuse to it alone: it holds up nobody then.

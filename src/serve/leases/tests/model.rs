@@ -2,9 +2,8 @@
 //! a request can be met is found by trying every combination. It says what has to be decided, and takes the devices that
 //! were picked as they come, once it has seen that they may be.
 
+mod never;
 mod picks;
-
-use std::path::Path;
 
 use hooks::lease::{DeviceName, LeasedDevice};
 
@@ -148,70 +147,6 @@ impl Model {
         there.flat_map(|holder| holder.devices.clone()).collect()
     }
 
-    /// The status with which a request is refused whoever holds what.
-    fn never(&self, ask: &Ask) -> Option<u8> {
-        let (named, pools) = (self.named(ask), self.pools(ask));
-        let is_known = |asked: &DeviceName| {
-            pools.contains(&asked.name)
-                || asked.name == "all"
-                || named
-                    .iter()
-                    .any(|device| device.name == *asked || !device.is_share && device.uuid == asked.name)
-        };
-        if !ask.request.devices.iter().all(is_known) {
-            return Some(6);
-        }
-        let count = named.len() + pools.len();
-        let clashes = |a: &LeasedDevice| named.iter().any(|b| a != b && exclude(a, b));
-        let too_many = self.plan.pools.iter().any(|pool| {
-            let of_pool = pools.iter().filter(|name| **name == pool.name).count()
-                + named.iter().filter(|device| pool.devices.contains(&device.name.name)).count();
-            pool.per_container.is_some_and(|most| of_pool > most as usize)
-        });
-        // A spec of another plan may have brought more than this one's pools.
-        let own = pools.iter().flat_map(|pool| self.members(pool)).chain(named.clone());
-        let own: Vec<_> = own.map(|device| device.uuid).collect();
-        let has_more = self.plan.devices.iter().any(|device| {
-            let node = &device.nodes.last().unwrap().path;
-            device.leased && ask.request.nodes.contains(node) && !own.contains(&device.uuid)
-        });
-        let cap = self.cap(ask);
-        let is_denied = cap.and_then(|cap| cap.pools.as_ref()).is_some_and(|allowed| {
-            let may = |device: &LeasedDevice| {
-                allowed.iter().any(|pool| {
-                    self.plan
-                        .pools
-                        .iter()
-                        .any(|of| of.name == *pool && of.devices.contains(&device.name.name))
-                })
-            };
-            !named.iter().all(may) || !pools.iter().all(|pool| allowed.contains(pool))
-        });
-        let is_over = cap.and_then(|cap| cap.shares).is_some_and(|most| count > most as usize);
-        let is_mps = !self.mps_devices(ask).is_empty();
-        if count == 0 || named.iter().any(clashes) || is_mps && count > 1 {
-            return Some(1);
-        }
-        if has_more || is_mps && self.has_another(ask) {
-            return Some(5);
-        }
-        let refused = too_many || is_denied || is_over || !self.can_pick(&pools, &named, &[]);
-        refused.then_some(1)
-    }
-
-    /// A GPU's or MIG device's node that nothing of what is asked for brings.
-    fn has_another(&self, ask: &Ask) -> bool {
-        let names: Vec<_> =
-            self.pools(ask).iter().flat_map(|pool| self.members(pool)).chain(self.named(ask)).collect();
-        let is_own = |device: &&KeptDevice| names.iter().any(|own| own.name.name == device.name);
-        let own: Vec<_> = self.plan.devices.iter().filter(is_own).flat_map(|device| &device.nodes).collect();
-        let beside = ask.request.nodes.iter().filter(|node| !own.iter().any(|own| own.path == **node));
-        let is_a_devices =
-            |node: &Path| self.plan.devices.iter().any(|of| of.nodes.last().unwrap().path == node);
-        let number = |node: &Path| node.to_str().unwrap().replace("/dev/nvidia", "").parse::<u32>().is_ok();
-        beside.into_iter().any(|node| is_a_devices(node) || number(node))
-    }
-
     fn cap(&self, ask: &Ask) -> Option<&UserCap> {
         let uid = ask.container.uid;
         let of = |user: &str| self.plan.users.iter().find(|cap| cap.user == user);
@@ -328,10 +263,8 @@ impl Model {
         if !is_heard {
             member.tickets.push(member.ask.ticket);
         }
-        let is_queued = member.queue.is_some_and(|queue| queue.is_for_pools && self.now < queue.until);
-        let has_time = member.tries_until.unwrap() > self.now || is_queued;
         let never = self.never(&member.ask);
-        if !is_heard || member.is_ending || pool.is_none() || !has_time {
+        if !is_heard || member.is_ending || pool.is_none() {
             let status = refused_with(&member, false);
             expected.extend(member.tickets.iter().map(|ticket| Expected::Refuse(*ticket, status)));
         } else if let Some(status) = never {
@@ -393,13 +326,28 @@ impl Model {
         }
     }
 
+    /// By others, and not refused to it by the server.
+    fn is_held(&self, waiter: &Member, device: LeasedDevice) -> bool {
+        let is_kept = self.held(true).iter().any(|held| keeps(&self.plan, held, &device));
+        let others = self.of_others(waiter, true).contains(&device.uuid);
+        (is_kept || others) && !waiter.tried.contains(&device.uuid)
+    }
+
     /// How long who waits for an end, and may queue after it, or queues, waits at most.
     fn longest(&self, waiter: &Member) -> u64 {
         let queue = waiter.queue.unwrap_or(Queue { is_for_pools: false, until: self.now });
         let pools = self.pools(&waiter.ask);
         let waits = pools.iter().filter_map(|pool| self.wait_of(std::slice::from_ref(pool)));
-        let mps = [0, 120, 240][self.mps_devices(&waiter.ask).len().min(2)];
-        queue.until.saturating_sub(self.now) + mps + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
+        let may_queue = !queue.is_for_pools && waits.clone().max().is_some();
+        let mps = match self.mps_devices(&waiter.ask).len() {
+            0 => 0,
+            1 => 120,
+            2 => 240,
+            _ => 240 + 120 * u64::from(may_queue),
+        };
+        queue.until.saturating_sub(self.now)
+            + mps
+            + if queue.is_for_pools { 0 } else { waits.max().unwrap_or(0) }
     }
 
     /// For how long a hook of a container with a lease is told to wait; without a start that is under way, for one.
@@ -446,7 +394,19 @@ impl Model {
         while place < self.waiters.len() {
             let mut waiter = self.waiters[place].clone();
             let (_, kept) = self.lacked_before(place);
+            // Two minutes after its first grant it is tried on no more, unless it has a turn in a queue.
+            let is_late = waiter.tries_until.is_some_and(|until| until <= now);
+            let is_late =
+                is_late && waiter.queue.is_none_or(|queue| queue.is_for_pools && queue.until <= now);
             let lacking = match self.lacks(&waiter, true, &kept) {
+                Ok(()) if is_late => {
+                    let of_pools = self.pools(&waiter.ask).into_iter().flat_map(|pool| self.members(&pool));
+                    let status =
+                        refused_with(&waiter, of_pools.into_iter().any(|of| self.is_held(&waiter, of)));
+                    expected.extend(waiter.tickets.iter().map(|ticket| Expected::Refuse(*ticket, status)));
+                    self.waiters.remove(place);
+                    continue;
+                }
                 Ok(()) => {
                     expected.extend(waiter.tickets.iter().map(|ticket| Expected::Grant(*ticket)));
                     waiter.devices = picked(waiter.tickets[0]).expect("it is in the way of nobody");
@@ -478,7 +438,7 @@ impl Model {
                 if lacking.is_empty() && !self.ending_is_in_the_way(&waiter) {
                     waiter.queue = None;
                 }
-            } else if !self.ending_is_in_the_way(&waiter) {
+            } else if is_late || !self.ending_is_in_the_way(&waiter) {
                 waiter.queue = None;
             } else if waiter.queue.is_none() {
                 waiter.queue = Some(Queue { is_for_pools: false, until: self.now + 5 });
@@ -492,11 +452,7 @@ impl Model {
                 }
                 place += 1;
             } else {
-                let is_held = |device: LeasedDevice| {
-                    let is_kept = self.held(true).iter().any(|held| keeps(&self.plan, held, &device));
-                    let others = self.of_others(&waiter, true).contains(&device.uuid);
-                    (is_kept || others) && !waiter.tried.contains(&device.uuid)
-                };
+                let is_held = |device: LeasedDevice| self.is_held(&waiter, device);
                 let of_pools = lacking.iter().flat_map(|pool| self.members(pool));
                 let has_more = waiter.tried.is_empty() || of_pools.into_iter().any(is_held);
                 // Whoever waited in vain might have had it at another time.

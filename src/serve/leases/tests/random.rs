@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..CONTAINERS).prop_map(|container| Step::Served { container }),
         8 => (0..CONTAINERS, prop_oneof![Just(1), Just(3), Just(5)])
             .prop_map(|(container, status)| Step::Unserved { container, status }),
-        2 => (1..25u64).prop_map(|seconds| Step::Time { seconds }),
+        2 => prop_oneof![3 => 1..25u64, 1 => 60..130u64].prop_map(|seconds| Step::Time { seconds }),
         1 => (0..plans().len()).prop_map(|plan| Step::Plan { plan }),
         1 => Just(Step::Restart),
     ]
@@ -224,7 +224,7 @@ impl Run {
         let until = self.model.waiters.iter().filter_map(|waiter| {
             let queue = waiter.queue?;
             let tried = waiter.tried.iter().filter(|_| queue.is_for_pools);
-            let again = tried.filter_map(|uuid| self.model.avoided.get(uuid).copied());
+            let again = tried.map(|uuid| self.model.avoided.get(uuid).copied().unwrap_or(0));
             again.chain([queue.until]).min()
         });
         let until = until.min();

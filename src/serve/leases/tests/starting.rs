@@ -114,6 +114,48 @@ fn no_try_begins_when_a_start_has_had_its_time() {
 }
 
 #[test]
+fn who_has_had_its_time_waits_for_what_is_held() {
+    let tries = "ask 1 m-2 -> 1 has m-2
+                 served 1 ->
+                 ask 2 m -> 2 has m-0
+                 at 119 ->
+                 unserved 2 1 -> 2 has nothing, 2 has m-1
+                 at 130 ->\n";
+    let three = "m*1:mps | m*1:mps | m*1:mps";
+    history(plan(three), &format!("{tries} unserved 2 1 -> 2 has nothing, 2 refused 3"));
+    // What is about to end is no more than held.
+    history(plan(three), &format!("{tries} first 1 -> \n unserved 2 1 -> 2 has nothing, 2 refused 3"));
+    history(
+        plan(three).wait(60),
+        &format!(
+            "{tries}
+             unserved 2 1 -> 2 has nothing, 2 queues for 300 s behind 0
+             at 178 ->
+             gone 1 -> 1 ends, 2 has m-2
+             unserved 2 5 -> 2 has nothing, 2 refused 1"
+        ),
+    );
+    // Or for what refused it more than a minute ago.
+    let late = "at 238 -> \n unserved 2 1 -> 2 has nothing, 2 queues for 300 s behind 0";
+    let mut world = history(plan(three).wait(60), &format!("{tries} {late}"));
+    assert!(world.leases.next_deadline() <= Some(Duration::from_secs(238)));
+    assert_eq!(world.does("at 238"), ["2 has m-0"]);
+    // It is tried on nothing else, though something is free.
+    for (held, status) in [("", 1), ("ask 3 m-2 -> 3 has m-2 \n", 3)] {
+        history(
+            plan(&format!("{three} | m*1:mps")).wait(60),
+            &format!(
+                "ask 2 m -> 2 has m-0
+                 at 119 ->
+                 unserved 2 1 -> 2 has nothing, 2 has m-1
+                 {held} at 238 ->
+                 unserved 2 1 -> 2 has nothing, 2 refused {status}"
+            ),
+        );
+    }
+}
+
+#[test]
 fn who_may_queue_waits_for_a_share_of_another_device() {
     history(
         plan("m*1:mps | m*1:mps").wait(600),
@@ -255,7 +297,10 @@ fn a_hook_is_told_how_long_all_tries_may_take() {
     assert_eq!(told(two(1), "m-0"), 120);
     assert_eq!(told(plan("m*2:mps"), "m"), 120);
     assert_eq!(told(two(1), "m"), 240);
-    assert_eq!(told(plan("m*1:mps | m*1:mps | m*1:mps").wait(60), "m"), 300);
+    assert_eq!(told(two(1).wait(60), "m"), 300);
+    assert_eq!(told(plan("m*1:mps | m*1:mps | m*1:mps"), "m"), 240);
+    // After two that were in vain it may queue for the third.
+    assert_eq!(told(plan("m*1:mps | m*1:mps | m*1:mps").wait(60), "m"), 420);
 }
 
 #[test]
