@@ -21,7 +21,7 @@ pub fn block(beginning: &str) -> String {
 
 /// Whether it says this.
 pub fn has(words: &str) -> bool {
-    README.contains(words)
+    README.split_whitespace().collect::<Vec<_>>().join(" ").contains(words)
 }
 
 /// Puts that `nvidia-smi` in its place, in one step: containers of other trials start meanwhile. With `--loop` it
