@@ -69,7 +69,7 @@ impl Daemon {
             fs::set_permissions(dir.path().join(name), Permissions::from_mode(0o755)).unwrap();
         }
         if server == Server::StandIn {
-            fs::copy(stand_in(), dir.path().join("bin/nvidia-cuda-mps-server")).unwrap();
+            crate::support::copy_program(stand_in().as_ref(), &dir.path().join("bin/nvidia-cuda-mps-server"));
             for name in ["bin/received", "bin/behaviour"] {
                 fs::write(dir.path().join(name), "").unwrap();
             }

@@ -47,8 +47,8 @@ impl Driver {
         mock_nvml(&library);
         let (control, server) =
             (root.join("usr/bin/nvidia-cuda-mps-control"), root.join("usr/sbin/nvidia-cuda-mps-server"));
-        fs::copy(files.control(), &control).unwrap();
-        fs::copy(stand_in_server(), &server).unwrap();
+        crate::support::copy_program(files.control().as_ref(), &control);
+        crate::support::copy_program(stand_in_server().as_ref(), &server);
         // Servers run as their users.
         for path in [&control, &server] {
             fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();

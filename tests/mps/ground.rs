@@ -59,9 +59,9 @@ impl Ground {
         for directory in ["bin", "modes", "state", &library_dir()] {
             fs::create_dir_all(ground.path(directory)).unwrap();
         }
-        fs::copy(files.control(), ground.path("bin/nvidia-cuda-mps-control")).unwrap();
-        fs::copy(programs().join("nvidia-cuda-mps-server"), ground.path("bin/nvidia-cuda-mps-server"))
-            .unwrap();
+        crate::support::copy_program(&files.control(), &ground.path("bin/nvidia-cuda-mps-control"));
+        let server = "nvidia-cuda-mps-server";
+        crate::support::copy_program(&programs().join(server), &ground.path("bin").join(server));
         // A server runs as its client's user.
         for file in ["bin/received", "bin/behaviour"] {
             fs::write(ground.path(file), "").unwrap();
@@ -300,7 +300,7 @@ pub fn programs() -> &'static Path {
         fs::create_dir(&directory).unwrap();
         let built = Path::new(env!("CARGO_BIN_EXE_divvy"));
         for name in ["divvy", "nvidia-cuda-mps-server", "libdivvy_mps_guard.so"] {
-            fs::copy(built.with_file_name(name), directory.join(name)).unwrap();
+            crate::support::copy_program(&built.with_file_name(name), &directory.join(name));
         }
         directory
     })

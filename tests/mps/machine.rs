@@ -77,7 +77,7 @@ fn who_only_looks_like_mps_is_left_alone(files: &MpsFiles) {
     let fake = |program: &str, name: &str, words: &[&str], uid: u32, pipe: &Path| {
         let path = ground.path("fake").join(name);
         if !path.exists() {
-            fs::copy(program, &path).unwrap();
+            crate::support::copy_program(Path::new(program), &path);
         }
         let mut command = Command::new(path);
         command.args(words).uid(uid).env("CUDA_MPS_PIPE_DIRECTORY", pipe).stdin(Stdio::null());

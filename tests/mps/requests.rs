@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -12,7 +13,7 @@ use crate::Test;
 use crate::ground::{DEFAULT, EXCLUSIVE_PROCESS, Ground, PROHIBITED, is_alive, wait_until};
 use crate::peer::{Peer, greeted, is_turned_away};
 use crate::support::mps::MpsFiles;
-use crate::support::run;
+use crate::support::{copy_program, run};
 
 pub const TRIALS: [Test; 9] = [
     ("other_limits_begin_when_nobody_has_a_share", other_limits_begin_when_nobody_has_a_share),
@@ -259,7 +260,7 @@ fn everybody_sees_how_it_is(files: &MpsFiles) {
 /// The same command as a user without rights.
 fn as_nobody(ground: &Ground, args: &[&str]) -> (i32, String, String) {
     let program = ground.path("divvy");
-    fs::copy(env!("CARGO_BIN_EXE_divvy"), &program).unwrap();
+    copy_program(Path::new(env!("CARGO_BIN_EXE_divvy")), &program);
     let mut command = Command::new(program);
     run(command.args(args).arg("--state-dir").arg(ground.path("state")).uid(65534).gid(65534))
 }

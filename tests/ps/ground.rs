@@ -155,7 +155,7 @@ pub fn user() -> String {
 /// The same command as a user without rights.
 pub fn as_nobody(ground: &Ground, command: &Command) -> (i32, String, String) {
     let program = ground.place.path("divvy");
-    fs::copy(env!("CARGO_BIN_EXE_divvy"), &program).unwrap();
+    crate::support::copy_program(env!("CARGO_BIN_EXE_divvy").as_ref(), &program);
     let mut nobody = Command::new(program);
     nobody.args(command.get_args()).uid(65534).gid(65534);
     for (name, value) in command.get_envs() {

@@ -28,6 +28,16 @@ pub fn run(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap_or(-1), text(stdout), text(stderr))
 }
 
+/// Copies a program that is run next. Only `cp` has it open for writing: what another thread starts meanwhile would have it
+/// too, if this process had, and a program that somebody may write to is not run (ETXTBSY, execve(2)).
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(
+        Command::new("cp").arg(from).arg(to).status().unwrap().success(),
+        "cannot copy {}",
+        from.display()
+    );
+}
+
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
