@@ -19,7 +19,6 @@ use super::place::Place;
 pub const CONTROL: &str = "control";
 /// The first that a control daemon says.
 const GREETING: &[u8] = b"OUTBHELL\0";
-
 /// As many as may wait to be turned away.
 const BACKLOG: i32 = 64;
 
@@ -134,19 +133,24 @@ impl Front {
     /// Puts what was made beside it there, in the place of whatever is there.
     fn put(&self) -> io::Result<()> {
         match fs::rename(&self.beside, &self.socket) {
-            // Of somebody who mounted the front writable. It may be full: it is not removed, but out of everybody's way.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 renameat2(AT_FDCWD, &self.beside, AT_FDCWD, &self.socket, RenameFlags::RENAME_EXCHANGE)?;
-                let found = fs::symlink_metadata(&self.beside)?.ino();
-                fs::rename(&self.beside, self.beside.with_file_name(format!(".found-{found}")))
+                self.clear()
             }
             renamed => renamed,
         }
     }
 
-    /// What was left beside it by a supervisor that was killed.
+    /// What was left beside it by a supervisor that was killed, or came out of the front: a directory of somebody who
+    /// mounted that writable. It may be full, so it is not removed, but out of everybody's way.
     fn clear(&self) -> io::Result<()> {
-        remove(&self.beside)
+        match remove(&self.beside) {
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                let found = fs::symlink_metadata(&self.beside)?.ino();
+                fs::rename(&self.beside, self.beside.with_file_name(format!(".found-{found}")))
+            }
+            removed => removed,
+        }
     }
 }
 
@@ -202,6 +206,15 @@ mod tests {
         }
         let names = fs::read_dir(place.front()).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(names.collect::<Vec<_>>(), [CONTROL]);
+        // Whatever somebody put there, or a supervisor that was killed left halfway out of it.
+        for directory in [&control, &place.directory().join(".control.new")] {
+            let _ = fs::remove_file(&control);
+            fs::create_dir_all(directory.join("full")).unwrap();
+            front.close().unwrap();
+            assert!(front.is_closed() && !front.is_open());
+            front.link().unwrap();
+            assert!(front.is_open());
+        }
         front.remove().unwrap();
         assert!(!control.exists() && place.front().exists());
     }

@@ -442,3 +442,31 @@ fn answer(mut caller: &UnixStream, answer: &Answer) {
         debug!("an answer is not heard: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn who_knocks_at_the_tombstone_has_nothing_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path(), "GPU-0");
+        fs::create_dir_all(place.pipe()).unwrap();
+        let mut keeper = Keeper::new(dir.path(), "GPU-0").unwrap();
+        keeper.front.close().unwrap();
+        let listener = UnixListener::bind(place.socket()).unwrap();
+        let mut supervisor =
+            Supervisor { keeper, listener, waiting: Vec::new(), stopping: Vec::new(), written: None };
+        let caller = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
+        connect(caller.as_raw_fd(), &UnixAddr::new(&place.front().join("control")).unwrap()).unwrap();
+        assert!(!supervisor.wait().unwrap());
+        supervisor.keeper.next_look = Some(Instant::now());
+        assert!(supervisor.wait().unwrap(), "it is time");
+        supervisor.keeper.next_look = None;
+        let _caller = UnixStream::connect(place.socket()).unwrap();
+        assert!(supervisor.wait().unwrap(), "somebody asks");
+    }
+}
