@@ -186,11 +186,11 @@ fn stop(args: &MpsDeviceArgs) -> Result<Status> {
         [] => say("note", format_args!("{device}: MPS has ended, and the compute mode is that of before")),
         _ => say(
             "note",
-            format_args!("{device}: MPS has ended; until they have ended too, nobody gets the GPU"),
+            format_args!("{device}: MPS has ended, and nobody gets the GPU until they have ended too"),
         ),
     }
     if !at_boot {
-        say("note", "MPS begins again when another container asks for a share");
+        say("note", "another container that asks for a share begins MPS again");
         return Ok(Status::Done);
     }
     let when = match holders[..] {

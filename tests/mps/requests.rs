@@ -205,7 +205,8 @@ fn by_hand_as_by_a_supervisor(files: &MpsFiles) {
     let (status, _, errors) = ground.run(&["mps", "stop", "0", "--force"]);
     assert_eq!(status, 0, "{errors}");
     let warning = "warning: CUDA fails in podman container web from now on (error 805)\n\
-        note: GPU 0: MPS has ended; until they have ended too, nobody gets the GPU\n";
+        note: GPU 0: MPS has ended, and nobody gets the GPU until they have ended too\n\
+        note: another container that asks for a share begins MPS again\n";
     assert!(errors.starts_with(warning), "{errors}");
     ground.is_closed_to_web();
     let (_, _, errors) = ground.run(&["mps"]);
